@@ -1,0 +1,351 @@
+"""Every setting of a run: typed, bounded, and described once; file, command line and `--help` all read it from here.
+
+    config = load_config(file=Path("configs/quickstart.toml"), overrides={"train.lr": "1e-5"})
+
+A file (TOML or YAML) holds some of the keys below under their section; `overrides` are dotted names with text values.
+Both go through the same validation, so a bad value gets the same sentence wherever it came from.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from biencoder.errors import ConfigError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+_strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class DataConfig:
+    root: Annotated[
+        str,
+        Field(
+            description="Corpus: a folder in the ArguAna layout, a folder with train/validation/test files, or one "
+            "JSONL/CSV/Parquet file of pairs."
+        ),
+    ] = "examples/debates"
+    clean: Annotated[
+        bool, Field(description="Resolve HTML entities, drop footnote marks and trailing reference lists.")
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class ModelConfig:
+    name: Annotated[
+        str,
+        Field(
+            description="Pretrained encoder: a folder, a Hugging Face name, or `minilm` for the one that a Python "
+            "package carries (needs no network)."
+        ),
+    ] = "bert-base-uncased"
+    max_length: Annotated[int, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")
+    ] = 0.1
+    attention_dropout: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."),
+    ] = 0.0
+    pooling: Annotated[
+        Literal["auto", "cls", "pooler", "mean"],
+        Field(
+            description="How token vectors become one vector. auto: what the model folder states "
+            "(sentence-transformers models do), else BERT's pooler."
+        ),
+    ] = "auto"
+    embedding_dim: Annotated[
+        int, Field(ge=0, le=8192, description="Size of the similarity embedding; 0: the encoder's hidden size.")
+    ] = 128
+    normalize: Annotated[
+        bool, Field(description="Scale similarity embeddings to length 1, so that distances lie in 0..2.")
+    ] = False
+    classifier_features: Annotated[
+        Literal["both", "embedding", "pooled"],
+        Field(description="What the pair classifier sees: similarity embeddings, pooled vectors, or both."),
+    ] = "both"
+    classifier_norm: Annotated[
+        bool, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")
+    ] = False
+    separate_weights: Annotated[
+        bool, Field(description="One encoder for queries (points) and another for candidates, from the same start.")
+    ] = False
+    freeze_encoder: Annotated[bool, Field(description="Train only the projection and the pair classifier.")] = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class LossConfig:
+    margin: Annotated[float, Field(gt=0, le=100, description="Margin of the triplet loss, a Euclidean distance.")] = 1.0
+    triplet_weight: Annotated[float, Field(ge=0, description="Weight of the triplet loss.")] = 1.0
+    classification_weight: Annotated[
+        float, Field(ge=0, description="Weight of the pair classifier's two cross-entropies.")
+    ] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class MiningConfig:
+    index: Annotated[
+        Literal["balltree", "faiss"],
+        Field(description="Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."),
+    ] = "faiss"
+    random_rate: Annotated[
+        float, Field(ge=0, le=1, description="Share of negatives drawn at random in epoch 0; the rest are nearest.")
+    ] = 0.8
+    random_rate_decay: Annotated[
+        float, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
+    ] = 0.02
+
+    def random_rate_at(self, epoch: int) -> float:
+        """max(0, random_rate - random_rate_decay * epoch), a probability."""
+        return max(0.0, self.random_rate - self.random_rate_decay * epoch)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class EvalConfig:
+    every_epochs: Annotated[int, Field(ge=1, description="Measure retrieval after every so many epochs.")] = 1
+    top_k: Annotated[
+        int, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
+    ] = 10
+    batch_tokens: Annotated[
+        int, Field(ge=64, description="Tokens, padding included, in one forward while texts are embedded.")
+    ] = 16384
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class TrainConfig:
+    epochs: Annotated[int, Field(ge=1, description="Passes over the training triplets.")] = 10
+    max_steps: Annotated[
+        int, Field(ge=0, description="Stop after so many optimizer steps, whatever the epoch; 0: no limit.")
+    ] = 0
+    global_batch_size: Annotated[
+        int, Field(ge=1, description="Triplets in one optimizer step, summed over ranks and accumulation.")
+    ] = 8
+    micro_batch_size: Annotated[
+        int, Field(ge=0, description="Triplets in one forward on one rank; 0: global_batch_size / ranks.")
+    ] = 0
+    optimizer: Annotated[
+        Literal["adam", "adamw"], Field(description="adam: as in the reference; adamw: decoupled weight decay.")
+    ] = "adam"
+    lr: Annotated[
+        float, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")
+    ] = 3e-6
+    lr_scaling: Annotated[
+        Literal["linear", "sqrt", "none"],
+        Field(description="How lr grows with global_batch_size / 8; none: lr is used as it stands."),
+    ] = "linear"
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"], Field(description="Decay of the learning rate after warm-up.")
+    ] = "constant"
+    warmup_ratio: Annotated[
+        float, Field(ge=0, le=1, description="Share of all steps in which the learning rate rises from 0.")
+    ] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay (not on biases and LayerNorms).")] = 0.0
+    clip_norm: Annotated[
+        float, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
+    ] = 1.0
+    log_every: Annotated[int, Field(ge=1, description="Write step metrics every so many optimizer steps.")] = 10
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up, scaled to the global batch (reference batch: 8)."""
+        ratio = self.global_batch_size / 8
+        return self.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling]
+
+    def micro_batch(self, world_size: int) -> int:
+        """Triplets in one forward on one rank."""
+        return self.micro_batch_size or self.global_batch_size // world_size
+
+    def accumulation(self, world_size: int) -> int:
+        """Forwards in one optimizer step on one rank."""
+        return self.global_batch_size // (self.micro_batch(world_size) * world_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class RunConfig:
+    dir: Annotated[str, Field(description="Folder of this run; empty: runs/<date>-<time>.")] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of every random stream.")] = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class TrackingConfig:
+    wandb: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        Field(description="Weights & Biases; auto: online if you are logged in, else offline in run.dir."),
+    ] = "auto"
+    project: Annotated[str, Field(min_length=1, description="Weights & Biases project.")] = "counter-argument-retrieval"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class DistributedConfig:
+    timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds after which a collective of the training step counts as hung.")
+    ] = 600.0
+    control_timeout_s: Annotated[
+        float, Field(gt=0, description="Seconds that the ranks wait for rank 0 to mine, evaluate or save.")
+    ] = 86400.0
+    silence_s: Annotated[
+        float, Field(gt=5, description="Seconds without a heartbeat after which a rank is given up, and named.")
+    ] = 120.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class Config:
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    mining: MiningConfig = Field(default_factory=MiningConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
+    deepspeed_config: Annotated[
+        str, Field(description="DeepSpeed's own JSON: ZeRO stage and precision; batch sizes and clipping stay `auto`.")
+    ] = "ds_configs/zero1_fp32.json"
+
+    def check(self, world_size: int) -> None:
+        """Raise one ConfigError that lists every contradiction between keys, for this number of ranks."""
+        problems = []
+        train = self.train
+        micro = train.micro_batch(world_size)
+        if micro == 0 or train.global_batch_size % (micro * world_size):
+            per_step = f"{micro or 1} x {world_size}"
+            problems.append(
+                f"train.global_batch_size {train.global_batch_size} is not a multiple of micro_batch_size x ranks "
+                f"({per_step} = {(micro or 1) * world_size}); choose a multiple, or another number of ranks"
+            )
+        if self.loss.triplet_weight == self.loss.classification_weight == 0:
+            problems.append("loss.triplet_weight and loss.classification_weight are both 0; set one above 0")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def check_data(self, num_training_pairs: int) -> None:
+        """Raise a ConfigError if the training split does not fill one global batch."""
+        if num_training_pairs < self.train.global_batch_size:
+            raise ConfigError(
+                f"train.global_batch_size {self.train.global_batch_size} is more than the {num_training_pairs} training "
+                "pairs; choose a smaller batch"
+            )
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key → value, in the order of the sections."""
+        return dict(_flatten(dataclasses.asdict(self)))
+
+
+_adapter = TypeAdapter(Config)
+
+
+def load_config(*, file: Path | None = None, overrides: Mapping[str, str] | None = None) -> Config:
+    """Defaults, then the file, then the overrides (dotted names, text values), validated together.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key is unknown, of the wrong type or out of range; all such faults of
+            file and overrides are named in one message.
+    """
+    values = _read(file) if file else {}
+    for name, text in (overrides or {}).items():
+        *sections, key = name.split(".")
+        target = values
+        for section in sections:
+            if not isinstance(target.get(section), dict):
+                target[section] = {}
+            target = target[section]
+        target[key] = text
+    try:
+        return _adapter.validate_python(values)
+    except ValidationError as error:
+        where = f" in {file}" if file else ""
+        raise ConfigError("; ".join(_sentence(fault) for fault in error.errors()) + where) from None
+
+
+def describe() -> dict[str, tuple[str, str, Any]]:
+    """Dotted key → (description, allowed values, default), as `--help` and the documentation show them."""
+    schema = _adapter.json_schema()
+    defaults = Config().flat()
+
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str, str, Any]]]:
+        for name, field in node["properties"].items():
+            if "$ref" in field:
+                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[1]], f"{prefix}{name}.")
+            else:
+                yield prefix + name, (field["description"], _allowed(field), defaults[prefix + name])
+
+    return dict(walk(schema, ""))
+
+
+def find_file(path: str) -> Path:
+    """A path as the user typed it: against the working folder first, then against the project's own folder."""
+    given = Path(path).expanduser()
+    shipped = PROJECT_ROOT / given
+    return shipped if not given.exists() and shipped.exists() else given
+
+
+def nearest_key(name: str) -> str:
+    """The valid dotted key that resembles `name` most."""
+    keys = list(Config().flat())
+    return (difflib.get_close_matches(name, keys, n=1, cutoff=0.0) or keys)[0]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    path = find_file(str(file))
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            values = tomllib.loads(text)
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            values = yaml.safe_load(text) or {}
+        else:
+            raise ConfigError(f"the configuration file {file} must end in .toml, .yaml or .yml")
+    except OSError as error:
+        raise ConfigError(f"the configuration file {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration file {file} is not UTF-8 text") from None
+    except ValueError as error:  # a TOML syntax error; YAML's own error is caught below
+        raise ConfigError(f"the configuration file {file} is not valid TOML: {error}") from None
+    except Exception as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"the configuration file {file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"the configuration file {file} must hold sections of keys, not a {type(values).__name__}")
+    return values
+
+
+def _sentence(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`"
+    found = json.dumps(fault["input"], default=str)
+    description, allowed, _ = describe().get(name, ("", "a section of keys", None))
+    return f"`{name}` is {found}, expected {allowed}" + (f" ({description.rstrip('.')})" if description else "")
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return "one of " + ", ".join(field["enum"])
+    kind = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}[field["type"]]
+    bounds = [
+        f"{sign} {field[key]:g}" if field[key] < 1e6 else f"{sign} {field[key]:.0f}"
+        for key, sign in (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
+        if key in field
+    ]
+    return f"{kind} {' and '.join(bounds)}".rstrip()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

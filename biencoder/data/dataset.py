@@ -1,0 +1,111 @@
+"""From records to what training and evaluation compute on: distinct texts, and pairs of text ids for each split."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from biencoder.config import find_file
+from biencoder.data.cleaning import clean as clean_text
+from biencoder.data.cleaning import normalise
+from biencoder.data.readers import Records, read_records
+from biencoder.data.records import Findings, Pair, pair_up
+from biencoder.errors import DataError
+
+SPLITS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The pairs of one split; `*_text_P` hold text ids, P = number of pairs."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    point_text_P: npt.NDArray[np.int64]
+    counter_text_P: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def text_ids(self) -> npt.NDArray[np.int64]:
+        """The distinct text ids of this split, ascending."""
+        return np.unique(np.concatenate([self.point_text_P, self.counter_text_P]))
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    texts: tuple[str, ...]
+    splits: dict[str, Split]
+    findings: Findings
+    fingerprint: str
+    """SHA-256 over splits, keys and texts (after cleaning): equal exactly when training sees the same corpus."""
+
+
+def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Dataset:
+    """Read, clean, check and pair a corpus.
+
+    Raises:
+        DataError: the corpus is missing, broken or too small; oddities do not raise, they are counted in `findings`.
+    """
+    findings = Findings()
+    path = find_file(root)
+    records = _cleaned(read_records(path, findings), clean=clean, findings=findings)
+    pairs = {split: pair_up(records.get(split, []), findings) for split in SPLITS}
+    if not any(pairs.values()):
+        raise DataError(f"data.root {root} holds no pair of a point and its counter in any split")
+    if needs_training and len(pairs["training"]) < 2:
+        raise DataError(f"data.root {root} holds {len(pairs['training'])} training pairs; at least 2 are needed")
+    for split in SPLITS:
+        if not pairs[split]:
+            findings.add("split without pairs (skipped)", split)
+    text_id: dict[str, int] = {}
+    splits = {
+        split: Split(
+            split,
+            tuple(pairs[split]),
+            np.array([text_id.setdefault(pair.point.text, len(text_id)) for pair in pairs[split]], dtype=np.int64),
+            np.array([text_id.setdefault(pair.counter.text, len(text_id)) for pair in pairs[split]], dtype=np.int64),
+        )
+        for split in SPLITS
+        if pairs[split]
+    }
+    _count_duplicates(splits, findings)
+    return Dataset(tuple(text_id), splits, findings, _fingerprint(splits))
+
+
+def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
+    tidy = clean_text if clean else normalise
+    kept: Records = {}
+    for split, found in records.items():
+        kept[split] = []
+        for record in found:
+            text = tidy(record.text)
+            if text:
+                kept[split].append(replace(record, text=text))
+            else:
+                findings.add(f"empty {record.kind} (dropped)", record.source)
+    return kept
+
+
+def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
+    for name, split in splits.items():
+        repeats = 2 * len(split) - len(split.text_ids)
+        if repeats:
+            findings.add("text repeated within a split", name, count=repeats)
+    names = list(splits)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = np.intersect1d(splits[first].text_ids, splits[second].text_ids)
+            if len(shared):
+                findings.add("text that stands in two splits", f"{first} and {second}", count=len(shared))
+
+
+def _fingerprint(splits: dict[str, Split]) -> str:
+    digest = hashlib.sha256()
+    for split in splits.values():
+        for pair in split.pairs:
+            for field in (split.name, *pair.point.key, pair.point.text, pair.counter.text):
+                digest.update(field.encode() + b"\x00")
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""What a corpus consists of before anything is computed: records, the pairs they form, and what was odd about them."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One argument: a point, or the counter that answers the point of the same (domain, topic, utterance_id, stance)."""
+
+    domain: str
+    topic: str
+    stance: str
+    utterance_id: str
+    kind: Literal["point", "counter"]
+    text: str
+    source: str
+    """Where it was read, for messages: a path, or `file:line`."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.domain, self.topic, self.utterance_id, self.stance)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    point: Record
+    counter: Record
+
+
+@dataclass(slots=True)
+class Findings:
+    """Oddities of a corpus, counted by kind; each keeps a few sources so that a person can look."""
+
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: str, source: str, *, count: int = 1) -> None:
+        self.counts[kind] += count
+        if len(self.examples[kind]) < 3:
+            self.examples[kind].append(source)
+
+    def rows(self) -> list[tuple[str, int, list[str]]]:
+        """(oddity, count, up to three sources), in the order in which the kinds were first seen."""
+        return [(kind, count, self.examples[kind]) for kind, count in self.counts.items()]
+
+
+def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
+    """Join points and counters of the same key; what stays alone is dropped and counted. Sorted by key."""
+    points, counters = {}, {}
+    for record in records:
+        side = points if record.kind == "point" else counters
+        if record.key in side:
+            findings.add(f"second {record.kind} of the same argument (dropped)", record.source)
+        else:
+            side[record.key] = record
+    pairs = []
+    for key in sorted(points.keys() | counters.keys()):
+        point, counter = points.get(key), counters.get(key)
+        if point is None or counter is None:
+            alone = point or counter
+            assert alone is not None
+            missing = "point without a counter" if point else "counter without a point"
+            findings.add(f"{missing} (dropped)", alone.source)
+        elif point.text == counter.text:
+            findings.add("point and counter are the same text (pair dropped)", point.source)
+        else:
+            pairs.append(Pair(point, counter))
+    return pairs

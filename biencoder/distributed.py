@@ -1,0 +1,183 @@
+"""All knowledge of ranks: one frozen `World`, built by the launcher, passed to whoever needs it, identity on one process.
+
+Two groups of processes stand behind it. The training group (nccl on GPUs, gloo on CPUs) has a short time limit, so that a
+real hang is found. The control group (gloo) has a long one: the other ranks wait on it while rank 0 mines, evaluates or
+saves. No other module imports torch.distributed.
+"""
+
+import datetime
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from biencoder.errors import BiencoderError, ConfigError, PeerError
+from biencoder.watch import Watch
+
+T = TypeVar("T")
+
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    _control: Any = None
+    _watch: Watch | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def doing(self, phase: str) -> None:
+        """Name the work at hand, for the message that the others get should this rank fall silent."""
+        if self._watch:
+            self._watch.doing(phase)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank; if it fails on any, every rank raises that rank's error. Every rank takes part."""
+        result, failure = _attempt(work, self.rank)
+        if self.size == 1:
+            if failure:
+                raise failure
+            return result  # type: ignore[return-value]  # no failure: work returned
+        failures: list[Any] = [None] * self.size
+        dist.all_gather_object(failures, failure, group=self._control)
+        first = next((f for f in failures if f), None)
+        if first:
+            raise first
+        return result  # type: ignore[return-value]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 and hand its (small) result to every rank, or its error. Every rank takes part."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            outcome = list(_attempt(work, self.rank))
+        if self.size > 1:
+            dist.broadcast_object_list(outcome, src=0, group=self._control)
+        result, failure = outcome
+        if failure:
+            raise failure
+        return result  # type: ignore[no-any-return]
+
+    def broadcast_ids(self, ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rank 0's ids on every rank; the others pass an array of the same length to fill. Every rank takes part."""
+        if self.size > 1:
+            dist.broadcast(torch.from_numpy(ids_N), src=0, group=self._control)
+        return ids_N
+
+    def gather_rows(self, rows_RD: torch.Tensor) -> list[torch.Tensor] | None:
+        """Every rank's rows (equal shapes) on rank 0, in rank order; None elsewhere. Every rank takes part."""
+        rows_RD = rows_RD.cpu()
+        if self.size == 1:
+            return [rows_RD]
+        gathered = [torch.empty_like(rows_RD) for _ in range(self.size)] if self.is_main else None
+        dist.gather(rows_RD, gathered, dst=0, group=self._control)
+        return gathered
+
+    def mean(self, values_K: torch.Tensor) -> torch.Tensor:
+        """Mean over ranks. Every rank takes part."""
+        if self.size > 1:
+            dist.all_reduce(values_K)
+            values_K /= self.size
+        return values_K
+
+
+@contextmanager
+def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> Iterator[World]:
+    """Join the other ranks (as torchrun, DeepSpeed or nobody has set the environment) and leave them cleanly.
+
+    Raises:
+        ConfigError: the launcher's environment is incomplete or asks for a GPU that does not exist.
+    """
+    rank, size, local_rank = _ranks_from_environment()
+    device = _device(local_rank)
+    limit = datetime.timedelta(seconds=timeout_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    watch = control = None
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
+    else:
+        dist.init_process_group(backend, timeout=limit)
+        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s))
+        watch = _start_watch(rank, size, control, silence_s)
+    try:
+        yield World(rank, size, local_rank, device, control, watch)
+        if watch:
+            dist.barrier(group=control)  # without it rank 0 could close the store that a slower rank still beats in
+    except PeerError:
+        raise  # every rank has it: nobody waits for anybody
+    except BaseException as error:
+        if watch:
+            if _is_broken_collective(error):
+                watch.wait_for_verdict()
+            message = f"rank {rank}: {type(error).__name__}: {error}"
+            watch.fail(message, exit_code=1, said=True)
+        raise
+    finally:
+        if watch:
+            watch.close()
+        dist.destroy_process_group()
+
+
+def _ranks_from_environment() -> tuple[int, int, int]:
+    """(rank, size, local rank); fills in what DeepSpeed expects to find when no launcher has set it."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if given and len(given) < len(names):
+        missing = ", ".join(name for name in names if name not in given)
+        raise ConfigError(f"{', '.join(given)} is set but {missing} is not; start with torchrun or deepspeed, or set all")
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs, but local rank {local_rank} was started")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _start_watch(rank: int, size: int, control: Any, silence_s: float) -> Watch:
+    """A store of its own, served by rank 0: a blocking call on the training group's store must not hold up heartbeats."""
+    address = os.environ["MASTER_ADDR"]
+    server = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+    port = [server.port if server else 0]
+    dist.broadcast_object_list(port, src=0, group=control)
+    store = server or dist.TCPStore(address, port[0], is_master=False)
+    hosts: list[Any] = [None] * size
+    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    return Watch(store, rank=rank, hosts=hosts, silence_s=silence_s)
+
+
+def _attempt(work: Callable[[], T], rank: int) -> tuple[T | None, PeerError | None]:
+    try:
+        return work(), None
+    except BiencoderError as error:
+        return None, PeerError(str(error), error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return None, PeerError(f"rank {rank}: {type(error).__name__}: {error}")
+
+
+def _is_broken_collective(error: BaseException) -> bool:
+    """Whether a collective failed under this rank because another one went away."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection closed by peer"))
+    )

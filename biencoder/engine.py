@@ -1,0 +1,181 @@
+"""The DeepSpeed engine behind four verbs: call it, `backward`, `step`, and read `report`. Nothing else imports deepspeed.
+
+ZeRO stage and precision come from the user's DeepSpeed JSON; batch sizes, accumulation and clipping from ours, and a JSON
+that says otherwise is refused, so that every number has one owner.
+"""
+
+import copy
+import json
+import logging
+import math
+import os
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from biencoder.config import Config, TrainConfig, find_file
+from biencoder.distributed import World
+from biencoder.errors import ConfigError
+from biencoder.model import BiEncoder, PairClassifier, Scores, Side, TripletBatch, Vectors
+from biencoder.optim import build_optimizer, schedule
+from biencoder.tokens import Tokens
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping; inf or NaN where a step overflowed."""
+    clip_coef: float
+    """Factor that clipping applied to the gradient, 1 where it did nothing."""
+    lr: float
+    loss_scale: float
+    """1 unless the precision is fp16."""
+    skipped_steps: int
+    """Steps so far whose gradient was not finite in fp16, and which changed nothing."""
+
+
+def read_settings(config: Config, world_size: int) -> Settings:
+    """The user's DeepSpeed JSON with our batch sizes and clipping filled in.
+
+    Raises:
+        ConfigError: the file is missing or no JSON, sets what another key owns, or asks for what does not work.
+    """
+    path = find_file(config.deepspeed_config)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} must hold a JSON object")
+    train = config.train
+    owned = {
+        "train_batch_size": ("train.global_batch_size", train.global_batch_size),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch(world_size)),
+        "gradient_accumulation_steps": ("train.micro_batch_size", train.accumulation(world_size)),
+        "gradient_clipping": ("train.clip_norm", train.clip_norm),
+    }
+    for key, (owner, value) in owned.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            raise ConfigError(
+                f"deepspeed_config {config.deepspeed_config} sets {key} to {settings[key]}, but {owner} makes it {value}; "
+                'write "auto" there'
+            )
+        settings[key] = value
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise ConfigError(f"deepspeed_config {config.deepspeed_config} sets {key}, which train.* decides; remove it")
+    zero = settings.setdefault("zero_optimization", {"stage": 0})
+    if settings.get("fp16", {}).get("enabled") and zero.get("stage", 0) == 0:
+        raise ConfigError(
+            f"deepspeed_config {config.deepspeed_config} asks for fp16 with ZeRO stage 0, where DeepSpeed applies updates "
+            "divided by the loss scale; use stage 1 (same memory for one rank) or bf16"
+        )
+    if "offload_optimizer" in zero:
+        settings["zero_force_ds_cpu_optimizer"] = False  # our torch optimizer runs on the CPU as well
+    return settings
+
+
+class Engine:
+    """A model under DeepSpeed. Calls, `backward` and `step` are collective: every rank makes them equally often."""
+
+    def __init__(self, model: BiEncoder, config: TrainConfig, settings: Settings, world: World, total_steps: int) -> None:
+        deepspeed = _import_deepspeed()
+        self.model = model
+        self.device = world.device
+        self._is_main = world.is_main
+        self._clip_norm = config.clip_norm
+        self._stage = settings["zero_optimization"].get("stage", 0)
+        optimizer = build_optimizer(model, config)
+        self._engine, _, _, self._schedule = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=settings,
+            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config, total_steps)),
+        )
+        self._plain_norm: torch.Tensor | None = None
+
+    def score(self, batch: TripletBatch) -> Scores:
+        scores: Scores = self._engine(batch)
+        return scores
+
+    @torch.no_grad()
+    def encode(self, tokens: Tokens, side: Side) -> Vectors:
+        """Vectors of texts as one side, fp32, without graph and without dropout."""
+        self._engine.eval()
+        vectors = self._engine(tokens.to(self.device), side)
+        self._engine.train()
+        return Vectors(vectors.embedding.float(), vectors.pooled.float())
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Accumulate, or at the last micro-batch of a step: clip and update."""
+        if self._engine.is_gradient_accumulation_boundary() and self._stage == 0:
+            # DeepSpeed tells no norm at stage 0 in fp32; here the gradients are already averaged over the ranks.
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._plain_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+        self._engine.step()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far."""
+        return int(self._engine.global_steps)
+
+    def report(self) -> StepReport:
+        """What the last step did. Reads values off the device: call it when they are logged, not at every step."""
+        norm = self._engine.get_global_grad_norm()
+        norm = float(self._plain_norm if norm is None else norm)
+        clip = self._clip_norm / norm if self._clip_norm and math.isfinite(norm) and norm > self._clip_norm else 1.0
+        optimizer = self._engine.optimizer
+        return StepReport(
+            grad_norm=norm,
+            clip_coef=clip,
+            lr=float(self._schedule.get_last_lr()[0]),
+            loss_scale=float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))),
+            skipped_steps=int(self._engine.skipped_steps),
+        )
+
+    def classifier_copy(self) -> PairClassifier:
+        """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""
+        with self._gathered(self.model.classifier):
+            return copy.deepcopy(self.model.classifier).float().cpu().eval()
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part."""
+        with self._gathered(self.model):
+            if not self._is_main:
+                return None
+            return {
+                name: weight.detach().to("cpu", torch.float32, copy=True)
+                for name, weight in self.model.state_dict().items()
+            }
+
+    def _gathered(self, module: torch.nn.Module) -> Any:
+        """Within this context the module's parameters are whole on every rank; only ZeRO-3 has work to do."""
+        if self._stage < 3:
+            return nullcontext()
+        return _import_deepspeed().zero.GatheredParameters(list(module.parameters()))
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed without its chatter, and without the C++ compilation that it would start on a CPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed 0.19 calls collectives by names that newer PyTorch renames; both work.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed

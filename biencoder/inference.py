@@ -1,0 +1,85 @@
+"""A trained model in one process: embed texts, and search a corpus for the best counter-arguments of a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from biencoder.config import ModelConfig
+from biencoder.data.cleaning import normalise
+from biencoder.embedding import EmbeddedTexts, plan_batches
+from biencoder.evaluation.protocol import nearest_candidates, pair_probability
+from biencoder.export import load_model
+from biencoder.model import BiEncoder, PairClassifier, Side, Vectors
+from biencoder.tokens import TokenizedTexts, tokenize
+
+_BATCH_TOKENS = 16384
+
+
+class Hit(NamedTuple):
+    text: str
+    distance: float
+    """Euclidean distance of the similarity embeddings; the hits are ordered by it."""
+    probability: float
+    """Of the pair classifier that the text is a counter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    model: BiEncoder
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: str) -> "Inference":
+        """Load an exported model onto the GPU if there is one.
+
+        Raises:
+            ModelError: the folder holds no model of this program.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, tokenizer, config = load_model(Path(folder).expanduser())
+        return cls(model.to(device), tokenizer, config, device)
+
+    @property
+    def classifier(self) -> PairClassifier:
+        return self.model.classifier.cpu()
+
+    def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
+        return tokenize(texts, self.tokenizer, max_length=self.config.max_length)
+
+    def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids."""
+        sides: list[Side] = ["query"] if self.model.shared else ["query", "candidate"]
+        vectors = [self._embed_side(tokens, text_ids_N, side) for side in sides]
+        return EmbeddedTexts(text_ids_N, vectors[0], vectors[-1])
+
+    def search(self, query: str, corpus: EmbeddedTexts, texts: Sequence[str], *, top_k: int) -> list[Hit]:
+        """The nearest texts of the corpus, without the query's own text."""
+        query = normalise(query)
+        queries = self.embed(self.tokenize([query]), np.array([0])).query
+        own = np.array([texts.index(query)]) if query in texts else None
+        ranked_1k = nearest_candidates(queries, corpus, corpus.text_ids_N, own, k=top_k)
+        probability_k = pair_probability(queries, corpus.candidate, ranked_1k, self.classifier)[0]
+        distance_k = torch.linalg.vector_norm(corpus.candidate.embedding[ranked_1k[0]] - queries.embedding, dim=1)
+        return [
+            Hit(texts[row], float(distance), float(probability))
+            for row, distance, probability in zip(ranked_1k[0], distance_k, probability_k, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _embed_side(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64], side: Side) -> Vectors:
+        embeddings, pooled, order = [], [], []
+        for batch in plan_batches(tokens.lengths_N[text_ids_N], _BATCH_TOKENS):
+            vectors = self.model(tokens.batch(text_ids_N[batch]).to(self.device), side)
+            embeddings.append(vectors.embedding.cpu())
+            pooled.append(vectors.pooled.cpu())
+            order.append(batch)
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        return Vectors(torch.cat(embeddings)[back], torch.cat(pooled)[back])

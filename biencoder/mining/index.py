@@ -1,0 +1,88 @@
+"""What mining asks of a nearest-neighbour index, and how one is built by name.
+
+An index may round distances in its own way. `nearest` therefore measures what the index returned once more, exactly, and
+orders it by (distance, row); it asks for more neighbours while the index's rounding could hide a nearer row. So any two
+exact indexes give the same answer, ties included.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+_ROUNDING = 1e-5
+"""Relative error that an index's own squared distances may have: float32 by ||x||^2 + ||y||^2 - 2xy, with room to spare."""
+_CHUNK_BYTES = 64 * 2**20
+
+
+class NegativeIndex(Protocol):
+    """Nearest rows by Euclidean distance."""
+
+    def search(self, queries_QD: Vectors, k: int) -> Rows:
+        """Row numbers (Q, k) of the k nearest vectors, nearest first; k is at most the number of vectors."""
+
+
+def build_index(kind: Literal["balltree", "faiss"], vectors_ND: Vectors) -> NegativeIndex:
+    """Index these vectors; rows are numbered in their order."""
+    if kind == "balltree":
+        from biencoder.mining.ball_tree import BallTreeIndex
+
+        return BallTreeIndex(vectors_ND)
+    from biencoder.mining.faiss_index import FaissIndex
+
+    return FaissIndex(vectors_ND)
+
+
+def nearest_allowed(
+    index: NegativeIndex,
+    vectors_ND: Vectors,
+    queries_QD: Vectors,
+    allowed: Callable[[Rows, Rows], npt.NDArray[np.bool_]],
+    *,
+    at_first: int = 8,
+) -> tuple[Rows, npt.NDArray[np.float64]]:
+    """For each query the nearest row that is allowed, ties broken by the lower row, and its distance.
+
+    Args:
+        allowed: given query numbers (Q,) and rows (Q, k), which of the rows each query may have (Q, k).
+        at_first: neighbours asked for in the first search; more follow for queries that need them.
+
+    Returns:
+        Rows (Q,), -1 where no row is allowed, and exact distances (Q,), inf there.
+    """
+    best_Q = np.full(len(queries_QD), -1, dtype=np.int64)
+    distance_Q = np.full(len(queries_QD), np.inf)
+    open_queries, k = np.arange(len(queries_QD)), min(at_first, len(vectors_ND))
+    while len(open_queries):
+        undecided = []
+        chunk = max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))
+        for start in range(0, len(open_queries), chunk):
+            some = open_queries[start : start + chunk]
+            rows_Qk = index.search(queries_QD[some], k)
+            exact_Qk = _distances(vectors_ND, queries_QD[some], rows_Qk)
+            measured_Qk = np.where(allowed(some, rows_Qk), exact_Qk, np.inf)
+            order_Qk = np.lexsort((rows_Qk, measured_Qk), axis=1)
+            first_Q1 = order_Qk[:, :1]
+            distance = np.take_along_axis(measured_Qk, first_Q1, axis=1)[:, 0]
+            found = np.isfinite(distance)
+            best_Q[some] = np.where(found, np.take_along_axis(rows_Qk, first_Q1, axis=1)[:, 0], -1)
+            distance_Q[some] = distance
+            # Settled: everything the index did not return is farther than the best, its rounding granted.
+            scale_Q = np.square(queries_QD[some].astype(np.float64)).sum(1) + np.square(exact_Qk).max(1)
+            slack_Q = np.sqrt(np.square(distance) + _ROUNDING * scale_Q)
+            settled = (exact_Qk.max(axis=1) > slack_Q) & found
+            undecided.append(some[~settled])
+        if k == len(vectors_ND):
+            break
+        open_queries, k = np.concatenate(undecided), min(4 * k, len(vectors_ND))
+    return best_Q, distance_Q
+
+
+def _distances(vectors_ND: Vectors, queries_QD: Vectors, rows_Qk: Rows) -> npt.NDArray[np.float64]:
+    difference_QkD = vectors_ND[rows_Qk].astype(np.float64) - queries_QD[:, None, :].astype(np.float64)
+    distances: npt.NDArray[np.float64] = np.sqrt(np.square(difference_QkD).sum(-1))
+    return distances

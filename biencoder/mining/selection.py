@@ -1,0 +1,101 @@
+"""Which negative each sample gets: a random text or the nearest one, as a function of (seed, epoch, sample).
+
+P: samples (pairs of the training split), N: distinct texts of the split, D: dimension.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from biencoder.data import Split
+from biencoder.errors import DataError
+from biencoder.mining.index import NegativeIndex, Vectors, nearest_allowed
+from biencoder.rng import uniforms
+
+Ids = npt.NDArray[np.int64]
+_MAX_DRAWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """For each text the texts that may not be its negative: itself and every counter it is paired with."""
+
+    codes: Ids
+    """point text * number of texts + forbidden text, sorted."""
+    num_texts: int
+
+    @classmethod
+    def of(cls, split: Split, num_texts: int) -> "Forbidden":
+        """Texts are compared, not samples: what stands under several themes is forbidden under all of them."""
+        pairs = np.concatenate([split.point_text_P * num_texts + other for other in (split.point_text_P, split.counter_text_P)])
+        return cls(np.unique(pairs), num_texts)
+
+    def allows(self, points: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
+        """Elementwise (with broadcasting): may `texts` be negatives of the point texts `points`?"""
+        return ~np.isin(points * self.num_texts + texts, self.codes)
+
+
+def draws_random(*, seed: int, epoch: int, num_samples: int, random_rate: float) -> npt.NDArray[np.bool_]:
+    """Which samples (P,) take a random negative in this epoch."""
+    positions_P = np.arange(num_samples)
+    return uniforms(seed=seed, purpose="random or nearest", epoch=epoch, positions_N=positions_P) < random_rate
+
+
+def random_negatives(samples: Ids, split: Split, forbidden: Forbidden, *, seed: int, epoch: int) -> Ids:
+    """For each of these samples a text drawn from all points and counters, redrawn while it is forbidden.
+
+    Raises:
+        DataError: a sample has no text that it may have as a negative.
+    """
+    pool = np.concatenate([split.point_text_P, split.counter_text_P])
+    chosen = np.full(len(samples), -1, dtype=np.int64)
+    for draw in range(_MAX_DRAWS):
+        left = np.flatnonzero(chosen < 0)
+        if not len(left):
+            return chosen
+        u = uniforms(seed=seed, purpose="random negative", epoch=epoch, positions_N=samples[left], draw=draw)
+        texts = pool[(u * len(pool)).astype(np.int64)]
+        good = forbidden.allows(split.point_text_P[samples[left]], texts)
+        chosen[left[good]] = texts[good]
+    for i in np.flatnonzero(chosen < 0):  # a tiny corpus, or one text nearly everywhere: take the first that is allowed
+        points = np.full(len(pool), split.point_text_P[samples[i]])
+        allowed = pool[forbidden.allows(points, pool)]
+        if not len(allowed):
+            raise DataError(f"{split.pairs[samples[i]].point.source} has no possible negative: the corpus is too small")
+        chosen[i] = allowed.min()
+    return chosen
+
+
+def nearest_negatives(
+    samples: Ids,
+    split: Split,
+    forbidden: Forbidden,
+    index: NegativeIndex,
+    text_ids_N: Ids,
+    vectors_ND: Vectors,
+    queries_QD: Vectors,
+) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """For each of these samples the nearest allowed text and its distance; ties go to the lower text id.
+
+    The reference keeps one index of points and one of counters and takes the nearer answer of the two; one index over
+    both gives the same.
+
+    Args:
+        text_ids_N: ascending text ids of the index's rows.
+        queries_QD: embeddings of the samples' points, as queries.
+
+    Raises:
+        DataError: a sample has no text that it may have as a negative.
+    """
+    points_Q = split.point_text_P[samples]
+    rows_Q, distance_Q = nearest_allowed(
+        index,
+        vectors_ND,
+        queries_QD,
+        lambda queries, rows: forbidden.allows(points_Q[queries][:, None], text_ids_N[rows]),
+    )
+    if (rows_Q < 0).any():
+        sample = samples[int(np.argmax(rows_Q < 0))]
+        raise DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
+    return text_ids_N[rows_Q], distance_Q

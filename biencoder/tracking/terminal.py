@@ -1,0 +1,135 @@
+"""What a person sees on rank 0: a progress bar (plain lines where there is no terminal), one table per evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from biencoder.config import Config
+from biencoder.data import Dataset
+from biencoder.data.records import Findings
+from biencoder.distributed import World
+from biencoder.inference import Hit
+from biencoder.tracking.names import Metrics, accuracy
+
+
+class Terminal:
+    def __init__(self, *, is_main: bool) -> None:
+        self.console = Console(quiet=not is_main, highlight=False)
+        self._rows: list[tuple[str, Metrics]] = []
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def findings(self, findings: Findings) -> None:
+        """The data check's oddities; nothing where there are none."""
+        if not findings.counts:
+            return
+        table = Table(title="Data check", title_justify="left", box=None, pad_edge=False)
+        table.add_column("count", justify="right")
+        table.add_column("oddity", no_wrap=True)
+        table.add_column("for example", overflow="fold")
+        for kind, count, examples in findings.rows():
+            table.add_row(str(count), kind, examples[0])
+        self.console.print(table)
+
+    def opening(self, config: Config, dataset: Dataset, world: World, folder: Path) -> None:
+        """What is about to happen, in four lines."""
+        train = config.train
+        pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+        micro, accumulation = train.micro_batch(world.size), train.accumulation(world.size)
+        self.say(f"corpus   {pairs} pairs, {len(dataset.texts)} distinct texts, fingerprint {dataset.fingerprint[:12]}")
+        self.say(f"model    {config.model.name}, texts cut at {config.model.max_length} tokens")
+        self.say(
+            f"steps    {world.size} ranks x {accumulation} x {micro} = {train.global_batch_size} triplets; peak learning "
+            f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} on {world.device.type}"
+        )
+        self.say(f"run      {folder}")
+
+    def closing(self, folder: Path, config: Config) -> None:
+        """Where the model is, and what to do next."""
+        best = folder / "model" / "best"
+        self.say(
+            f"The best model is in {best}. Try it: python launcher/search.py --model {best} "
+            f'--data.root {config.data.root} "your argument"'
+        )
+
+    def epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Start the bar of an epoch."""
+        if not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn(f"epoch {epoch + 1}/{epochs}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._progress.add_task("", total=steps, note="")
+        self._progress.start()
+
+    def advance(self) -> None:
+        if self._progress:
+            self._progress.advance(self._progress.task_ids[0])
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """The latest step metrics: beside the bar, or as a line."""
+        note = (
+            f"loss {metrics['train/loss']:.4f}  grad norm {metrics['train/grad_norm']:.3g}  "
+            f"{metrics['train/triplets_per_s']:.1f} triplets/s"
+        )
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], note=note)
+        else:
+            self.say(f"step {step}  {note}")
+
+    def end_epoch(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def evaluation(self, row: str, metrics: Metrics) -> None:
+        """The table of all evaluations so far, the newest last."""
+        self._rows.append((row, metrics))
+        self.say("accuracy@1 in %, in brackets with identical texts counted as one")
+        self.console.print(evaluation_table(self._rows))
+
+
+    def found(self, query: str, hits: Sequence[Hit]) -> None:
+        """A query and its hits, nearest first."""
+        table = Table(title=query, title_justify="left", box=None, show_lines=True)
+        table.add_column("distance", justify="right")
+        table.add_column("is a counter", justify="right")
+        table.add_column("text", overflow="fold")
+        for hit in hits:
+            table.add_row(f"{hit.distance:.3f}", f"{100 * hit.probability:.0f} %", hit.text)
+        self.console.print(table)
+
+
+def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
+    """accuracy@1 in percent: strict, and in brackets with identical texts counted as one."""
+    splits = list(dict.fromkeys(name.split("/")[1] for _, metrics in rows for name in metrics if name.count("/") > 1))
+    table = Table(box=None)
+    table.add_column("")
+    for split in splits:
+        table.add_column(f"{split}\nembedding", justify="right")
+        table.add_column("\nre-ranked", justify="right")
+    for name, metrics in rows:
+        cells = [
+            _cell(metrics, accuracy(split, ranking), accuracy(split, ranking, text=True))
+            for split in splits
+            for ranking in ("embedding", "rerank")
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def _cell(metrics: Metrics, strict: str, text: str) -> str:
+    if strict not in metrics:
+        return "–"
+    return f"{100 * metrics[strict]:.1f} ({100 * metrics[text]:.1f})"

@@ -1,0 +1,113 @@
+"""Heartbeats between ranks: a rank that fails or stops answering is named, and ends the others within seconds.
+
+A collective cannot tell why a peer is silent. Beside the collectives, a thread on every rank therefore keeps a counter
+moving in a store that rank 0 serves; rank 0 looks at all counters, and everybody looks for a verdict. A verdict is set
+
+- by a rank that fails, before it leaves: its peers may wait in a collective that will never end;
+- by rank 0, when a counter has not moved for `silence_s`, or for `SUSPICION_S` once some rank has reported that a
+  collective broke: a killed process breaks its peers' collectives at once, and the only question left is who it was.
+
+Whoever reads a verdict ends its process at once, from the thread, since the main thread may be stuck. Only one rank prints.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+INTERVAL_S = 1.0
+SUSPICION_S = 5.0
+
+
+class Store(Protocol):
+    """The part of `torch.distributed.Store` that is used here."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    rank: int
+    message: str
+    exit_code: int
+    said: bool
+    """Whether the rank itself has already printed the message."""
+
+
+class Watch:
+    """One rank's side of the heartbeats; `doing(...)` tells the others what it is at."""
+
+    def __init__(self, store: Store, *, rank: int, hosts: list[str], silence_s: float) -> None:
+        self._store, self._rank, self._hosts, self._silence_s = store, rank, hosts, silence_s
+        self._phase = "start"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
+        self._thread.start()
+
+    def doing(self, phase: str) -> None:
+        """What this rank works on from now on, for the message about it should it fall silent."""
+        self._phase = phase
+
+    def fail(self, message: str, *, exit_code: int, said: bool) -> None:
+        """Tell every other rank to end; returns after the verdict is visible to them."""
+        verdict = {"rank": self._rank, "message": message, "exit_code": exit_code, "said": said}
+        with contextlib.suppress(Exception):  # the store may be gone already: then so is rank 0, which ends the others
+            if not self._store.check(["verdict"]):
+                self._store.set("verdict", json.dumps(verdict))
+            time.sleep(2 * INTERVAL_S if self._rank == 0 else 0)  # rank 0 serves the store: let the others read
+
+    def wait_for_verdict(self) -> None:
+        """After a broken collective: report it, and give rank 0 the time to find out whose fault it was."""
+        with contextlib.suppress(Exception):
+            self._store.set("suspicion", str(self._rank))
+            time.sleep(SUSPICION_S + 3 * INTERVAL_S)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        beats, seen = 0, {rank: ("", time.monotonic()) for rank in range(len(self._hosts)) if rank != self._rank}
+        while not self._stop.wait(INTERVAL_S):
+            beats += 1
+            try:
+                self._store.set(f"beat/{self._rank}", json.dumps([beats, self._phase]))
+                if self._rank == 0:
+                    self._look_for_silence(seen)
+                if self._store.check(["verdict"]):
+                    verdict = Verdict(**json.loads(self._store.get("verdict")))
+                    if not (verdict.rank == self._rank and verdict.said):  # its own: the main thread is on its way out
+                        self._end(verdict)
+            except RuntimeError:  # every error of the store's client derives from it
+                if self._stop.is_set():
+                    return
+                self._end(Verdict(0, f"rank 0 ({self._hosts[0]}) has stopped answering", 1, said=self._rank != 1))
+
+    def _look_for_silence(self, seen: dict[int, tuple[str, float]]) -> None:
+        now = time.monotonic()
+        limit_s = SUSPICION_S if self._store.check(["suspicion"]) else self._silence_s
+        for rank, (last, since) in seen.items():
+            beat = self._store.get(f"beat/{rank}").decode() if self._store.check([f"beat/{rank}"]) else ""
+            if beat != last:
+                seen[rank] = (beat, now)
+            elif now - since > limit_s:
+                phase = json.loads(last)[1] if last else "start"
+                message = f"rank {rank} ({self._hosts[rank]}) has not answered for {now - since:.0f} s (last: {phase})"
+                self._store.set("verdict", json.dumps({"rank": rank, "message": message, "exit_code": 1, "said": False}))
+                return
+
+    def _end(self, verdict: Verdict) -> None:
+        speaker = 0 if self._hosts and verdict.rank != 0 else 1
+        if not verdict.said and self._rank == speaker:
+            print(f"error: {verdict.message}", file=sys.stderr, flush=True)
+        if self._rank == 0:
+            time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
+        os._exit(verdict.exit_code)
+
+

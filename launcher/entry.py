@@ -1,0 +1,91 @@
+"""What all commands share: arguments, quiet libraries, and one readable sentence for each error.
+
+Exit codes: 0 done, 1 a failure while running (the traceback says where), 2 wrong input (one sentence says what to mend),
+130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from biencoder.config import Config, describe, load_config, nearest_key
+from biencoder.errors import BiencoderError, ConfigError, PeerError
+
+_LET_RANK_0_SPEAK_S = 3.0
+"""Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
+    """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`."""
+    parser = _Parser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML or YAML file with any of the keys below")
+    # Launchers add these two; DeepSpeed's own convention is `--deepspeed --deepspeed_config FILE`.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    keys = describe()
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, (text, allowed, default) in keys.items():
+        section = name.split(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        shown = str(default).lower() if isinstance(default, bool) else default
+        summary = f"{text}\n[{allowed}; default: {shown if shown != '' else 'empty'}]".replace("%", "%%")
+        groups[section].add_argument(f"--{name}", dest=name, metavar="VALUE", help=summary, default=argparse.SUPPRESS)
+    known, unknown = parser.parse_known_args(argv)
+    for token in unknown:
+        name = token.split("=")[0].lstrip("-")
+        if not token.startswith("-"):
+            raise ConfigError(f"unexpected argument {token!r}; settings are given as --section.key VALUE")
+        raise ConfigError(f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`")
+    overrides = {name: value for name, value in vars(known).items() if name in keys}
+    return load_config(file=known.config, overrides=overrides)
+
+
+def parse_model_command(
+    argv: Sequence[str], *, prog: str, description: str, with_queries: bool = False
+) -> argparse.Namespace:
+    """Arguments of the commands that use a trained model: model, data_root, clean, top_k, and queries where wanted."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    defaults = Config()
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    parser.add_argument("--data.root", dest="data_root", default=defaults.data.root, metavar="PATH", help="the corpus")
+    parser.add_argument("--no-clean", dest="clean", action="store_false", help="take the texts as they stand")
+    parser.add_argument("--top-k", type=int, default=defaults.eval.top_k, metavar="K", help="candidates to re-rank or show")
+    if with_queries:
+        parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
+    arguments = parser.parse_args(argv)
+    if arguments.top_k < 1:
+        raise ConfigError(f"--top-k is {arguments.top_k}, expected an integer >= 1")
+    return arguments
+
+
+def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command and leave the process with its exit code; user errors are one sentence, printed once per job."""
+    try:
+        command(sys.argv[1:])
+    except BiencoderError as error:
+        speaks = os.environ.get("RANK", "0") == "0"
+        if speaks:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_LET_RANK_0_SPEAK_S)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:  # noqa: BLE001 - the last resort: say where it happened, once, and leave
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # threads of broken collectives must not hold up the exit
+    sys.exit(0)

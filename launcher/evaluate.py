@@ -1,0 +1,36 @@
+"""Measure a trained model on every split of a corpus.
+
+    python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR
+"""
+
+from collections.abc import Sequence
+
+from launcher.entry import parse_model_command, run
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = parse_model_command(argv, prog="evaluate.py", description="Measure a trained model on a corpus.")
+    from biencoder.data import load_dataset
+    from biencoder.evaluation import evaluate_split
+    from biencoder.inference import Inference
+    from biencoder.tracking.names import eval_metrics
+    from biencoder.tracking.terminal import Terminal
+
+    terminal = Terminal(is_main=True)
+    dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
+    model = Inference.load(arguments.model)
+    terminal.findings(dataset.findings)
+    tokens = model.tokenize(dataset.texts)
+    results = [
+        evaluate_split(split, model.embed(tokens, split.text_ids), model.classifier, top_k=arguments.top_k)
+        for split in dataset.splits.values()
+    ]
+    terminal.evaluation(arguments.model, eval_metrics(results))
+
+
+def command() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

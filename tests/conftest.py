@@ -1,0 +1,77 @@
+"""Shared fixtures: a tiny BERT with a tokenizer of its own, and small corpora in the ArguAna layout."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+WriteCorpus = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers and 32 dimensions with random weights, saved as a transformers folder."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    texts = ["the quick brown fox argues against a lazy dog", "taxes rise and fall with votes", "0123456789"]
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{f"{name[1:-1].lower()}_token": name for name in special},
+        model_max_length=64,
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> WriteCorpus:
+    """A function that writes {(split, theme, debate, stance, number, kind): text} as an ArguAna folder."""
+
+    def write(arguments: dict[tuple[str, str, str, str, int, str], str], folder: str = "corpus") -> Path:
+        root = tmp_path / folder
+        for (split, theme, debate, stance, number, kind), text in arguments.items():
+            letter = "a" if kind == "point" else "b"
+            path = root / split / theme / debate / stance / f"{stance}{number:02d}{letter}-{kind}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return root
+
+    return write
+
+
+def numbered_corpus(*, training: int, validation: int = 4) -> dict[tuple[str, str, str, str, int, str], str]:
+    """Pairs of short distinct texts, for `write_corpus`."""
+    words = "fox dog taxes votes quick lazy brown argues".split()
+    return {
+        (split, "theme", f"debate-{i // 6}", "pro", i % 6, kind): f"{words[i % 8]} {words[i // 8 % 8]} {kind} {i}"
+        for split, count in (("training", training), ("validation", validation))
+        for i in range(count)
+        for kind in ("point", "counter")
+    }

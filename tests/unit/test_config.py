@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+
+from biencoder.config import Config, TrainConfig, describe, load_config
+from biencoder.errors import ConfigError
+from launcher.entry import parse_config
+
+PUBLIC = """data.root model.name model.max_length model.dropout run.dir run.seed train.epochs train.max_steps
+train.global_batch_size train.micro_batch_size train.lr train.clip_norm loss.margin mining.index mining.random_rate
+eval.every_epochs deepspeed_config""".split()
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(argv, prog="train.py", description="")
+
+
+def test_public_names_exist_and_everything_is_described() -> None:
+    keys = describe()
+    assert set(PUBLIC) <= set(keys)
+    assert list(keys) == list(Config().flat())
+    assert all(len(text) > 20 and text.endswith(".") for text, _, _ in keys.values())
+
+
+def test_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nlr = 2e-5\nepochs = 7\n")
+    config = parse("--config", str(file), "--train.lr", "1e-4", "--data.clean=false")
+    assert (config.train.lr, config.train.epochs, config.data.clean) == (1e-4, 7, False)
+    assert config.train.clip_norm == Config().train.clip_norm
+
+
+def test_yaml_says_the_same_as_toml(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[model]\nname = "x"\n[mining]\nrandom_rate = 0.5\n')
+    (tmp_path / "a.yaml").write_text("model: {name: x}\nmining: {random_rate: 0.5}\n")
+    assert load_config(file=tmp_path / "a.toml") == load_config(file=tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--train.lrr", "1"], "unknown key `train.lrr`; the nearest valid one is `train.lr`"),
+        (["--train.lr", "-1"], '`train.lr` is "-1", expected a number > 0 and <= 10'),
+        (["--mining.index", "annoy"], "expected one of balltree, faiss"),
+        (["--train.epochs", "many"], '`train.epochs` is "many", expected an integer >= 1'),
+        (["--train.lr", "0", "--loss.margin", "0"], "`loss.margin` is"),
+        (["--config", "nowhere.toml"], "nowhere.toml cannot be read"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(argv: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(*argv)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("a.toml", "[trian]\nlr = 1\n", "unknown key `trian`"),
+        ("a.toml", "[train\n", "is not valid TOML"),
+        ("a.yaml", "train: [\n", "is not valid YAML"),
+        ("a.yaml", "- 1\n", "must hold sections"),
+        ("a.ini", "", "must end in .toml"),
+        ("a.toml", "train = 3\n", "`train` is 3, expected a section of keys"),
+    ],
+)
+def test_wrong_files_get_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(file=tmp_path / name)
+    assert sentence in str(error.value)
+    assert name in str(error.value)
+
+
+def test_launchers_may_add_their_own_arguments() -> None:
+    assert parse("--local_rank=1", "--deepspeed", "--deepspeed_config", "x.json").deepspeed_config == "x.json"
+
+
+@pytest.mark.parametrize(("world_size", "micro", "good"), [(2, 0, True), (3, 0, False), (2, 2, True), (2, 3, False), (16, 0, False)])
+def test_batch_must_divide_over_ranks(world_size: int, micro: int, good: bool) -> None:
+    config = Config(train=TrainConfig(global_batch_size=8, micro_batch_size=micro))
+    if good:
+        config.check(world_size)
+        assert config.train.micro_batch(world_size) * config.train.accumulation(world_size) * world_size == 8
+    else:
+        with pytest.raises(ConfigError, match="global_batch_size 8 is not a multiple"):
+            config.check(world_size)
+
+
+@pytest.mark.parametrize(("rule", "peak"), [("linear", 4e-6), ("sqrt", 2e-6), ("none", 1e-6)])
+def test_learning_rate_grows_with_the_batch(rule: str, peak: float) -> None:
+    config = load_config(overrides={"train.lr": "1e-6", "train.global_batch_size": "32", "train.lr_scaling": rule})
+    assert config.train.peak_lr == pytest.approx(peak)
+
+
+def test_random_rate_decays_to_zero() -> None:
+    mining = load_config(overrides={"mining.random_rate": "0.8", "mining.random_rate_decay": "0.3"}).mining
+    assert [mining.random_rate_at(epoch) for epoch in range(4)] == pytest.approx([0.8, 0.5, 0.2, 0.0])

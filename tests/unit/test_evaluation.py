@@ -1,0 +1,105 @@
+"""The evaluation protocol on vectors made by hand, so that every rank is known beforehand."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from biencoder.config import ModelConfig
+from biencoder.data import Split
+from biencoder.embedding import EmbeddedTexts
+from biencoder.evaluation import evaluate_split
+from biencoder.evaluation.metrics import ranking_metrics
+from biencoder.evaluation.protocol import nearest_candidates
+from biencoder.model import PairClassifier, Vectors
+
+
+def make_split(points: list[int], counters: list[int]) -> Split:
+    return Split("test", (None,) * len(points), np.array(points), np.array(counters))  # type: ignore[arg-type]
+
+
+def embed(values: npt.ArrayLike) -> EmbeddedTexts:
+    rows = torch.tensor(np.asarray(values, dtype=np.float32).reshape(len(np.asarray(values)), -1))
+    vectors = Vectors(rows, rows)
+    return EmbeddedTexts(np.arange(len(rows)), vectors, vectors)
+
+
+class Likeness(PairClassifier):
+    """A pair is the likelier the nearer its vectors: what an untrained reader would see."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelConfig(), embedding_dim=1, hidden=1)
+
+    def forward(self, u: Vectors, v: Vectors) -> torch.Tensor:
+        likeness = -(u.embedding - v.embedding).norm(dim=-1)
+        return torch.stack([torch.zeros_like(likeness), likeness], dim=-1)
+
+
+def test_metrics_of_known_ranks() -> None:
+    ranked = np.array([[7, 1, 2], [1, 7, 2], [1, 2, 7], [1, 2, 3]])
+    metrics = ranking_metrics(ranked, np.array([7, 7, 7, 7]))
+    assert metrics["accuracy@1"] == 0.25
+    assert metrics["accuracy@5"] == metrics["accuracy@10"] == 0.75
+    assert metrics["mrr@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+    assert metrics["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
+
+
+def test_the_point_itself_is_no_candidate_but_other_points_are() -> None:
+    # Texts on a line: points 0 and 1 are each other's nearest, counters 2 and 3 lie farther off.
+    result = evaluate_split(make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.5, -4.0]), None, top_k=10)
+    assert result.num_candidates == 3
+    assert result.metrics["embedding/accuracy@1"] == 0.0
+    assert result.metrics["embedding/mrr@10"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert "rerank/accuracy@1" not in result.metrics
+
+
+def test_the_reranker_sees_the_query_and_not_the_gold_text() -> None:
+    """With `Likeness` a reader of the gold text instead of the query would put the gold first every time.
+
+    Each point has a distractor nearer than its counter, so a scorer that sees the point must be wrong on all of them,
+    while one that is handed the counter's vector finds distance 0 and is right on all of them.
+    """
+    points, counters, distractors = np.arange(0, 60, 10), np.arange(0, 60, 10) + 3.0, np.arange(0, 60, 10) - 1.0
+    values = np.concatenate([points, counters, distractors, distractors + 0.1])
+    split = make_split([*range(6), *range(12, 18)], [*range(6, 12), *range(18, 24)])
+    # Pairs 6..11 are (distractor, near copy of it): their counters are nearest, so they are right under both.
+    result = evaluate_split(split, embed(values), Likeness(), top_k=10)
+    assert result.metrics["rerank/accuracy@1"] == 0.5
+    assert result.metrics["embedding/accuracy@1"] == 0.5
+
+
+def test_reranking_reorders_only_the_top() -> None:
+    class Far(Likeness):
+        def forward(self, u: Vectors, v: Vectors) -> torch.Tensor:
+            return -super().forward(u, v)
+
+    # From point 0 the others stand at 1, 2 (its counter), 3; Far prefers what is farthest within the top k.
+    split, embedded = make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.0, 3.0])
+    assert evaluate_split(split, embedded, Far(), top_k=2).metrics["rerank/accuracy@1"] == 0.5
+    assert evaluate_split(split, embedded, Far(), top_k=3).metrics["rerank/accuracy@1"] == 0.5
+    assert evaluate_split(split, embedded, Far(), top_k=1).metrics["rerank/accuracy@1"] == 0.0
+
+
+def test_identical_texts_are_rivals_in_the_strict_figure_and_one_in_the_other() -> None:
+    # Pairs 0 and 1 are the same two texts under two themes; pair 2 has a text to itself.
+    split = make_split([0, 0, 3], [1, 1, 2])
+    result = evaluate_split(split, embed([0.0, 1.0, 9.0, 10.0]), None, top_k=10)
+    # Strict: the copy of the point comes first for pairs 0 and 1; as one text, counter 1 comes first.
+    assert result.metrics["embedding/accuracy@1"] == pytest.approx(1 / 3)
+    assert result.metrics["embedding/accuracy@1_text"] == 1.0
+
+
+def test_ties_keep_the_order_of_the_candidates_however_many() -> None:
+    embedded = embed([0.0, *[1.0] * 99])
+    ranked = nearest_candidates(embedded.query.rows(torch.tensor([0])), embedded, np.arange(100), np.array([0]), k=10)
+    assert ranked.tolist() == [list(range(1, 11))]
+
+
+def test_ranking_equals_a_plain_sort() -> None:
+    rng = np.random.default_rng(0)
+    embedded = embed(rng.standard_normal((200, 8)))
+    queries = embedded.query.rows(torch.arange(50))
+    ranked = nearest_candidates(queries, embedded, np.arange(200), np.arange(50), k=10)
+    exact = torch.cdist(queries.embedding.double(), embedded.candidate.embedding.double())
+    exact[torch.arange(50), torch.arange(50)] = torch.inf
+    assert ranked.tolist() == exact.argsort(dim=1)[:, :10].tolist()

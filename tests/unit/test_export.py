@@ -1,0 +1,122 @@
+"""An exported model gives the same embeddings in sentence-transformers and in this program."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from biencoder.config import ModelConfig
+from biencoder.errors import ModelError
+from biencoder.export import load_model, save_model
+from biencoder.inference import Inference
+from biencoder.model import BiEncoder, build_model
+from biencoder.pretrained import load_pretrained
+from biencoder.tokens import tokenize
+
+TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
+
+
+def export(tiny_bert: Path, folder: Path, **settings: Any) -> BiEncoder:
+    config = ModelConfig(name=str(tiny_bert), max_length=16, **{"embedding_dim": 8, **settings})
+    pretrained = load_pretrained(config)
+    model = build_model(config, pretrained, seed=0).eval()
+    with torch.no_grad():  # away from the starting point, and the sides away from each other
+        for i, parameter in enumerate(model.parameters()):
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    save_model(folder, model, model.state_dict(), pretrained.tokenizer, config, card="# card")
+    return model
+
+
+def embeddings(model: BiEncoder, tiny_bert: Path, side: Any) -> torch.Tensor:
+    tokenizer = load_pretrained(ModelConfig(name=str(tiny_bert), max_length=16)).tokenizer
+    with torch.no_grad():
+        vectors: torch.Tensor = model(tokenize(TEXTS, tokenizer, max_length=16).batch(np.arange(3)), side).embedding
+    return vectors
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [{"pooling": "mean"}, {"pooling": "cls", "normalize": True}, {"pooling": "pooler"}, {"embedding_dim": 0}],
+    ids=str,
+)
+def test_sentence_transformers_gives_the_same_embeddings(tiny_bert: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = export(tiny_bert, tmp_path / "model", **settings)
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert theirs.max_seq_length == 16
+    encoded = theirs.encode(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(encoded, embeddings(model, tiny_bert, "query"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_sentence_transformers_knows_both_sides(tiny_bert: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = export(tiny_bert, tmp_path / "model", separate_weights=True, pooling="mean")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    queries = theirs.encode_query(TEXTS, convert_to_tensor=True)
+    documents = theirs.encode_document(TEXTS, convert_to_tensor=True)
+    torch.testing.assert_close(queries, embeddings(model, tiny_bert, "query"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(documents, embeddings(model, tiny_bert, "candidate"), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(queries, documents, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": "pooler", "classifier_norm": True},
+        {"pooling": "mean", "separate_weights": True},
+        {"pooling": "cls", "normalize": True, "classifier_features": "embedding"},
+    ],
+    ids=str,
+)
+def test_loading_gives_back_every_weight(tiny_bert: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = export(tiny_bert, tmp_path / "model", **settings)
+    loaded, _, config = load_model(tmp_path / "model")
+    assert config.pooling == settings["pooling"]
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight)
+
+
+def test_saving_again_replaces_the_whole_folder(tiny_bert: Path, tmp_path: Path) -> None:
+    export(tiny_bert, tmp_path / "model", normalize=True, pooling="mean")
+    export(tiny_bert, tmp_path / "model", pooling="mean")
+    assert not list((tmp_path / "model").glob("*_Normalize"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("damage", ["missing", "foreign", "truncated", "another shape"])
+def test_a_damaged_model_gets_one_sentence(tiny_bert: Path, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    if damage == "foreign":
+        folder = tiny_bert
+    elif damage != "missing":
+        export(tiny_bert, folder)
+        weights = folder / "classifier.safetensors"
+        if damage == "truncated":
+            weights.write_bytes(weights.read_bytes()[:-8])
+        else:
+            export(tiny_bert, tmp_path / "other", classifier_features="embedding")
+            weights.write_bytes((tmp_path / "other/classifier.safetensors").read_bytes())
+    with pytest.raises(ModelError) as error:
+        load_model(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp_path: Path) -> None:
+    model = export(tiny_bert, tmp_path / "model")
+    inference = Inference.load(str(tmp_path / "model"))
+    corpus = inference.embed(inference.tokenize(TEXTS), np.arange(3))
+    hits = inference.search(TEXTS[1], corpus, TEXTS, top_k=5)
+    vectors = embeddings(model, tiny_bert, "query")
+    distances = {TEXTS[i]: (vectors[i] - vectors[1]).norm().item() for i in (0, 2)}
+    assert [hit.text for hit in hits] == sorted(distances, key=lambda text: distances[text])
+    assert [hit.distance for hit in hits] == pytest.approx(sorted(distances.values()), rel=1e-4)
+    assert all(0 < hit.probability < 1 for hit in hits)

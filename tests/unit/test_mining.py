@@ -1,0 +1,121 @@
+"""Both indexes mine the same negatives, ties included; negatives are never the point, its counter, or a copy of them."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from biencoder.data import Split
+from biencoder.errors import DataError
+from biencoder.mining.index import build_index, nearest_allowed
+from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives
+
+KINDS = ("balltree", "faiss")
+
+
+def split_of(points: list[int], counters: list[int]) -> Split:
+    class AnyPair:
+        class point:  # noqa: N801 - stands for a record
+            source = "somewhere"
+
+    return Split("training", (AnyPair,) * len(points), np.array(points), np.array(counters))  # type: ignore[arg-type]
+
+
+def vectors(kind: str, size: int = 300, dimension: int = 16) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(7)
+    match kind:
+        case "gaussian":
+            return rng.standard_normal((size, dimension), dtype=np.float32)
+        case "ties":  # every vector occurs about 10 times, so that nearest neighbours tie exactly
+            return rng.integers(0, 2, (size, 5)).astype(np.float32)
+        case "collapsed":  # all but equal: far below what float32 products can tell apart
+            return (100 + 1e-6 * rng.standard_normal((size, dimension))).astype(np.float32)
+        case _:
+            return np.ones((size, dimension), dtype=np.float32)
+
+
+def brute_force(vectors_ND: npt.NDArray[np.float32], queries: npt.NDArray[np.int64], allowed: npt.NDArray[np.bool_]) -> list[int]:
+    exact = vectors_ND.astype(np.float64)
+    found = []
+    for query, may in zip(queries, allowed, strict=True):
+        distance = np.sqrt(np.square(exact - exact[query]).sum(1))
+        distance[~may] = np.inf
+        found.append(int(np.lexsort((np.arange(len(exact)), distance))[0]))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ties", "collapsed", "equal"])
+@pytest.mark.parametrize("index_kind", KINDS)
+def test_an_exact_index_mines_what_brute_force_mines(kind: str, index_kind: str) -> None:
+    vectors_ND = vectors(kind)
+    rng = np.random.default_rng(1)
+    points, counters = np.arange(150), rng.permutation(np.arange(150, 300))
+    split = split_of(list(points), list(counters))
+    forbidden = Forbidden.of(split, 300)
+    allowed = forbidden.allows(points[:, None], np.arange(300)[None])
+    mined, distance = nearest_negatives(
+        np.arange(150), split, forbidden, build_index(index_kind, vectors_ND), np.arange(300), vectors_ND, vectors_ND[points]  # type: ignore[arg-type]
+    )
+    assert mined.tolist() == brute_force(vectors_ND, points, allowed)
+    assert not np.any(mined == points)
+    assert not np.any(mined == counters)
+    np.testing.assert_allclose(
+        distance, np.sqrt(np.square(vectors_ND[mined].astype(float) - vectors_ND[points]).sum(1)), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("index_kind", KINDS)
+def test_search_goes_on_while_everything_near_is_forbidden(index_kind: str) -> None:
+    vectors_ND = np.arange(100, dtype=np.float32)[:, None]
+    rows, distance = nearest_allowed(
+        build_index(index_kind, vectors_ND),  # type: ignore[arg-type]
+        vectors_ND,
+        vectors_ND[:1],
+        lambda _, rows: rows >= 90,
+    )
+    assert (rows.tolist(), distance.tolist()) == ([90], [90.0])
+
+
+def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
+    split = split_of([0, 0, 1], [2, 3, 2])
+    forbidden = Forbidden.of(split, 5)
+    assert forbidden.allows(np.array([[0]]), np.arange(5)[None]).tolist() == [[False, True, False, False, True]]
+    assert forbidden.allows(np.array([[1]]), np.arange(5)[None]).tolist() == [[True, False, False, True, True]]
+
+
+def test_random_negatives_depend_on_seed_epoch_and_sample_only() -> None:
+    split = split_of(list(range(50)), list(range(50, 100)))
+    forbidden = Forbidden.of(split, 100)
+    everything = random_negatives(np.arange(50), split, forbidden, seed=3, epoch=2)
+    some = random_negatives(np.array([40, 7, 11]), split, forbidden, seed=3, epoch=2)
+    assert some.tolist() == everything[[40, 7, 11]].tolist()
+    for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}):
+        assert (random_negatives(np.arange(50), split, forbidden, **other) != everything).mean() > 0.8
+
+
+def test_random_negatives_cover_points_and_counters_and_obey_what_is_forbidden() -> None:
+    split = split_of([0, 0, 1, 4], [2, 3, 2, 5])
+    forbidden = Forbidden.of(split, 6)
+    seen: set[tuple[int, int]] = set()
+    for epoch in range(200):
+        drawn = random_negatives(np.arange(4), split, forbidden, seed=0, epoch=epoch)
+        seen |= set(enumerate(drawn.tolist()))
+    allowed = {(s, t) for s in range(4) for t in range(6) if forbidden.allows(split.point_text_P[[s]], np.array([t]))[0]}
+    assert seen == allowed
+
+
+def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
+    split = split_of([0], [1])
+    forbidden = Forbidden.of(split, 2)
+    with pytest.raises(DataError, match="somewhere has no possible negative"):
+        random_negatives(np.array([0]), split, forbidden, seed=0, epoch=0)
+    vectors_ND = np.eye(2, dtype=np.float32)
+    with pytest.raises(DataError, match="somewhere has no possible negative"):
+        nearest_negatives(
+            np.array([0]), split, forbidden, build_index("faiss", vectors_ND), np.arange(2), vectors_ND, vectors_ND[:1]
+        )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_share_of_random_draws(rate: float) -> None:
+    share = draws_random(seed=0, epoch=0, num_samples=20_000, random_rate=rate).mean()
+    assert share == pytest.approx(rate, abs=0.012)  # 3.7 standard deviations at 0.3

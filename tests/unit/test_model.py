@@ -1,0 +1,199 @@
+"""Model and loss: shapes and features of the paper, pooling, both sides, and the loss against PyTorch's own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from biencoder.batch import triplet_batch
+from biencoder.config import LossConfig, ModelConfig, TrainConfig
+from biencoder.data import Split
+from biencoder.errors import ModelError
+from biencoder.loss import combined_loss
+from biencoder.model import BiEncoder, Scores, Vectors, build_model
+from biencoder.optim import build_optimizer, schedule
+from biencoder.pretrained import load_pretrained
+from biencoder.tokens import TokenizedTexts, Tokens, tokenize
+
+TEXTS = ["the quick fox", "a lazy dog argues", "taxes rise", "votes fall with taxes and dogs", "brown"]
+
+
+def make(tiny_bert: Path, **settings: Any) -> tuple[BiEncoder, TokenizedTexts]:
+    config = ModelConfig(name=str(tiny_bert), max_length=32, **{"embedding_dim": 8, **settings})
+    pretrained = load_pretrained(config)
+    return build_model(config, pretrained, seed=0).eval(), tokenize(TEXTS, pretrained.tokenizer, max_length=32)
+
+
+def scores_of(B: int = 4, D: int = 6, *, seed: int = 0) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = [torch.randn(B, D, generator=generator) for _ in range(3)]
+    logits = [torch.randn(B, 2, generator=generator) for _ in range(2)]
+    return Scores(*vectors, *logits)
+
+
+def test_loss_is_the_sum_of_pytorchs_own_losses() -> None:
+    scores = scores_of()
+    parts = combined_loss(scores, LossConfig(margin=0.7, triplet_weight=2.0, classification_weight=0.5))
+    triplet = F.triplet_margin_loss(scores.point_BD, scores.counter_BD, scores.negative_BD, margin=0.7)
+    positive = F.cross_entropy(scores.counter_logits_B2, torch.ones(4, dtype=torch.long))
+    negative = F.cross_entropy(scores.negative_logits_B2, torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(parts.triplet, triplet)
+    torch.testing.assert_close(parts.ce_positive, positive)
+    torch.testing.assert_close(parts.ce_negative, negative)
+    torch.testing.assert_close(parts.total, 2.0 * triplet + 0.5 * (positive + negative))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_loss_and_gradient_are_finite_when_all_vectors_are_equal(dtype: torch.dtype) -> None:
+    vectors = [torch.full((3, 5), 200.0, dtype=dtype, requires_grad=True) for _ in range(3)]
+    parts = combined_loss(Scores(*vectors, torch.zeros(3, 2, dtype=dtype), torch.zeros(3, 2, dtype=dtype)), LossConfig())
+    parts.total.backward()
+    assert all(torch.isfinite(part).all() and part.dtype == torch.float32 for part in parts)
+    assert all(torch.isfinite(v.grad).all() for v in vectors if v.grad is not None)
+    assert parts.triplet.item() == pytest.approx(1.0)
+    assert parts.active_triplets.item() == 1.0
+
+
+@pytest.mark.parametrize(("features", "width"), [("both", 3 * 8 + 3 * 32), ("embedding", 3 * 8), ("pooled", 3 * 32)])
+@pytest.mark.parametrize("norm", [False, True])
+def test_classifier_features(tiny_bert: Path, features: str, width: int, norm: bool) -> None:
+    model, tokens = make(tiny_bert, classifier_features=features, classifier_norm=norm)
+    assert model.classifier.layers[-1].in_features == width
+    vectors = model(tokens.batch(np.arange(5)))
+    u, v = vectors.rows(torch.tensor([0, 1])), vectors.rows(torch.tensor([2, 3]))
+    parts = {
+        "embedding": [u.embedding, v.embedding, (u.embedding - v.embedding).abs()],
+        "pooled": [u.pooled, v.pooled, (u.pooled - v.pooled).abs()],
+    }
+    wanted = torch.cat([t for name in ("embedding", "pooled") if features in (name, "both") for t in parts[name]], dim=1)
+    torch.testing.assert_close(model.classifier(u, v), model.classifier.layers(wanted))
+
+
+def test_reference_classifier_of_bert_base_has_2688_inputs() -> None:
+    from biencoder.model import PairClassifier
+
+    assert PairClassifier(ModelConfig(), embedding_dim=128, hidden=768).layers[-1].in_features == 2688
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+def test_pooling_ignores_padding(tiny_bert: Path, pooling: str) -> None:
+    model, tokens = make(tiny_bert, pooling=pooling)
+    together = model(tokens.batch(np.array([0, 3])))
+    alone = model(tokens.batch(np.array([0])))
+    torch.testing.assert_close(together.pooled[:1], alone.pooled, rtol=1e-5, atol=1e-6)
+    states = model.towers[0].encoder(**as_inputs(tokens.batch(np.array([0]))))
+    length = tokens.lengths_N[0]
+    expected = {
+        "cls": states.last_hidden_state[:, 0],
+        "mean": states.last_hidden_state[:, :length].mean(1),
+        "pooler": states.pooler_output,
+    }[pooling]
+    torch.testing.assert_close(alone.pooled, expected)
+
+
+def as_inputs(tokens: Tokens) -> dict[str, torch.Tensor]:
+    return {"input_ids": tokens.input_ids_UL, "attention_mask": tokens.attention_mask_UL}
+
+
+def test_embeddings_are_projected_and_normalised_where_configured(tiny_bert: Path) -> None:
+    model, tokens = make(tiny_bert)
+    vectors = model(tokens.batch(np.arange(5)))
+    torch.testing.assert_close(vectors.embedding, vectors.pooled @ model.towers[0].projection.weight.T)
+    unit, tokens = make(tiny_bert, normalize=True)
+    torch.testing.assert_close(unit(tokens.batch(np.arange(5))).embedding.norm(dim=1), torch.ones(5))
+
+
+def test_without_a_dimension_the_embedding_starts_as_the_pooled_vector(tiny_bert: Path) -> None:
+    model, tokens = make(tiny_bert, embedding_dim=0)
+    vectors = model(tokens.batch(np.arange(5)))
+    torch.testing.assert_close(vectors.embedding, vectors.pooled)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, separate: bool) -> None:
+    model, tokens = make(tiny_bert, separate_weights=separate)
+    if separate:  # twins start equal: make the sides differ
+        with torch.no_grad():
+            model.towers[1].projection.weight.mul_(2.0)
+    split = Split("training", (), np.array([0, 1, 0]), np.array([2, 3, 4]))
+    batch = triplet_batch(
+        np.array([0, 1, 2]), split, np.array([3, 0, 1]), tokens, shared=model.shared, device=torch.device("cpu")
+    )
+    assert len(batch.queries.input_ids_UL) == (2 if separate else 5)
+    scores = model(batch)
+    everything = tokens.batch(np.arange(5))
+    queries, candidates = model(everything, "query"), model(everything, "candidate")
+    point, counter = queries.rows(torch.tensor([0, 1, 0])), candidates.rows(torch.tensor([2, 3, 4]))
+    negative = candidates.rows(torch.tensor([3, 0, 1]))
+    torch.testing.assert_close(scores.point_BD, point.embedding, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.counter_BD, counter.embedding, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.negative_BD, negative.embedding, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.counter_logits_B2, model.classifier(point, counter), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.negative_logits_B2, model.classifier(point, negative), rtol=1e-4, atol=1e-5)
+
+
+def test_separate_sides_start_equal_and_share_nothing(tiny_bert: Path) -> None:
+    model, tokens = make(tiny_bert, separate_weights=True)
+    query, candidate = (dict(tower.encoder.named_parameters()) for tower in model.towers)
+    for name, weight in query.items():
+        torch.testing.assert_close(weight, candidate[name])
+        assert weight.data_ptr() != candidate[name].data_ptr()
+
+
+def test_a_frozen_encoder_gets_no_gradient(tiny_bert: Path) -> None:
+    model, tokens = make(tiny_bert, freeze_encoder=True)
+    names = {name.split(".")[2] if "towers" in name else "classifier" for name, p in model.named_parameters() if p.requires_grad}
+    assert names == {"projection", "classifier"}
+
+
+def test_dropout_is_what_the_configuration_says(tiny_bert: Path) -> None:
+    model, _ = make(tiny_bert, dropout=0.3, attention_dropout=0.05)
+    settings = model.towers[0].encoder.config
+    assert (settings.hidden_dropout_prob, settings.attention_probs_dropout_prob) == (0.3, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "/no/such/folder"}, "does not exist"),
+        ({"name": "./models/none"}, "does not exist"),
+        ({"name": "not-a-model-anywhere"}, "nor to be had from the hub"),
+        ({"max_length": 512}, "more than the 64 tokens"),
+    ],
+)
+def test_a_wrong_model_gets_one_sentence(tiny_bert: Path, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load_pretrained(ModelConfig(**{"name": str(tiny_bert), "max_length": 32, **settings}))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_packaged_model_needs_no_network() -> None:
+    pretrained = load_pretrained(ModelConfig(name="minilm"))
+    assert pretrained.pooling == "mean"
+    assert pretrained.encoder.config.hidden_size == 384
+
+
+def test_norms_and_biases_are_not_decayed(tiny_bert: Path) -> None:
+    model, _ = make(tiny_bert)
+    decayed, plain = build_optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.1)).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("constant", [0.5, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.5, 0]), ("cosine", [0.5, 1, 1, 0.5, 0])],
+)
+def test_schedules(kind: str, expected: list[float]) -> None:
+    factor = schedule(TrainConfig(schedule=kind, warmup_ratio=0.2), total_steps=10)  # type: ignore[arg-type]
+    assert [factor(step) for step in (0, 1, 2, 6, 10)] == pytest.approx(expected)
+
+
+def test_vectors_rows() -> None:
+    vectors = Vectors(torch.arange(3.0)[:, None], torch.arange(3.0)[:, None] * 10)
+    assert vectors.rows(torch.tensor([2, 0])).pooled.ravel().tolist() == [20, 0]
