@@ -102,6 +102,7 @@ class Engine:
             lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config, total_steps)),
         )
         self._plain_norm: torch.Tensor | None = None
+        self._lr = 0.0
 
     def score(self, batch: TripletBatch) -> Scores:
         scores: Scores = self._engine(batch)
@@ -124,6 +125,7 @@ class Engine:
             # DeepSpeed tells no norm at stage 0 in fp32; here the gradients are already averaged over the ranks.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             self._plain_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+        self._lr = float(self._schedule.get_last_lr()[0])  # of this step; stepping moves the schedule on
         self._engine.step()
 
     @property
@@ -140,7 +142,7 @@ class Engine:
         return StepReport(
             grad_norm=norm,
             clip_coef=clip,
-            lr=float(self._schedule.get_last_lr()[0]),
+            lr=self._lr,
             loss_scale=float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))),
             skipped_steps=int(self._engine.skipped_steps),
         )

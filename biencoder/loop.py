@@ -83,6 +83,7 @@ def fit(run: Run) -> Progress:
             epoch=progress.epoch,
         )
         run.tracker.log("mine", step=progress.step, epoch=progress.epoch, metrics=mine_metrics(mined, encode_s))
+        run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
         run_epoch(run, progress, mined, last)
         progress.epoch += 1
         done = progress.step >= last

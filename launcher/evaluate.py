@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.entry import parse_model_command, run
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         evaluate_split(split, model.embed(tokens, split.text_ids), model.classifier, top_k=arguments.top_k)
         for split in dataset.splits.values()
     ]
-    terminal.evaluation(arguments.model, eval_metrics(results))
+    terminal.evaluation(Path(arguments.model).name, eval_metrics(results))
 
 
 def command() -> None:

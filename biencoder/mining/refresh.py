@@ -1,5 +1,6 @@
 """Mining as one collective act: rank 0 indexes the fresh embeddings and selects, every rank receives the same text ids."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Mined:
     """Mean distance from a point to its nearest negative; NaN where all are random."""
     index_s: float
     search_s: float
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal negatives: two runs or two indexes that mined the same print the same."""
+        return hashlib.sha256(self.negative_text_P.tobytes()).hexdigest()[:16]
 
 
 def mine_negatives(

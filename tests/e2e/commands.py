@@ -1,0 +1,54 @@
+"""Run the commands as a user types them, and read what they leave."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.ranks.launch import ROOT, free_port
+
+Launcher = Literal["python", "torchrun", "deepspeed"]
+BIN = Path(sys.executable).parent
+
+
+def train(
+    *arguments: str, launcher: Launcher = "python", ranks: int = 2, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """`launcher/train.py` under one of the three launchers; `python` is one process."""
+    port = str(free_port())
+    start = {
+        "python": [sys.executable],
+        "torchrun": [str(BIN / "torchrun"), f"--nproc_per_node={ranks}", f"--master_port={port}"],
+        "deepspeed": [str(BIN / "deepspeed"), f"--num_accelerators={ranks}", f"--master_port={port}"],
+    }[launcher]
+    return run([*start, "launcher/train.py", *arguments], timeout_s=timeout_s)
+
+
+def run(command: list[str], *, timeout_s: float = 240, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, input=stdin, check=False)
+
+
+def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The records of one kind from a run's metrics.jsonl."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def small_run(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) -> list[str]:
+    """Arguments of a run of seconds: the tiny BERT without dropout, every step logged."""
+    settings = {
+        "model.name": tiny_bert,
+        "model.max_length": 32,
+        "model.embedding_dim": 16,
+        "model.dropout": 0.0,
+        "data.root": corpus,
+        "run.dir": run_dir,
+        "train.epochs": 2,
+        "train.global_batch_size": 8,
+        "train.lr": 1e-3,
+        "train.log_every": 1,
+        "mining.random_rate": 0.5,
+        **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]

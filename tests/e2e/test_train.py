@@ -1,0 +1,203 @@
+"""The main job as a user runs it: one process, torchrun, deepspeed; what it leaves; what uses the result."""
+
+import json
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from biencoder.config import load_config
+from tests.conftest import WriteCorpus, numbered_corpus
+from tests.e2e.commands import records, run, small_run, train
+
+pytestmark = pytest.mark.e2e
+
+STEP_METRICS = """train/loss train/loss_triplet train/loss_ce_positive train/loss_ce_negative train/active_triplets
+train/grad_norm train/clip_coef train/lr train/loss_scale train/skipped_steps train/triplets_per_s""".split()
+
+
+def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
+    corpus, run_dir = write_corpus(numbered_corpus(training=33, validation=12)), tmp_path / "run"
+    arguments = small_run(tiny_bert, corpus, run_dir, train__warmup_ratio=0.5)
+    done = train(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("The best model is in ")
+
+    config = load_config(file=run_dir / "config.toml")
+    assert config == load_config(overrides=dict(zip((a[2:] for a in arguments[::2]), arguments[1::2], strict=True)))
+    facts = json.loads((run_dir / "run.json").read_text())
+    assert facts["data"]["pairs"] == {"training": 33, "validation": 12}
+    assert len(facts["data"]["fingerprint"]) == 64
+    assert facts["packages"]["torch"]
+
+    steps = records(run_dir, "step")
+    assert [(r["step"], r["epoch"]) for r in steps] == [(s, (s - 1) // 4) for s in range(1, 9)]
+    assert all(set(STEP_METRICS) <= set(r) for r in steps)
+    assert [r["train/lr"] for r in steps] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
+    for r in steps:
+        assert r["train/loss"] == pytest.approx(
+            r["train/loss_triplet"] + r["train/loss_ce_positive"] + r["train/loss_ce_negative"], rel=1e-5
+        )
+        assert r["train/clip_coef"] == pytest.approx(min(1.0, 1.0 / r["train/grad_norm"]))
+    assert [r["epoch"] for r in records(run_dir, "mine")] == [0, 1]
+    evaluations = records(run_dir, "eval")
+    assert [r["step"] for r in evaluations] == [0, 4, 8]
+    assert "eval/validation/rerank/accuracy@1" not in evaluations[0]
+    assert evaluations[1]["eval/validation/candidates"] == 23
+
+    for name in ("best", "last"):
+        assert "| validation | 12 |" in (run_dir / "model" / name / "README.md").read_text()
+    assert not list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pkl"))
+
+    last = str(run_dir / "model" / "last")
+    again = run([sys.executable, "launcher/evaluate.py", "--model", last, "--data.root", str(corpus)])
+    assert again.returncode == 0, again.stderr
+    assert row_of(again.stdout)[-4:] == row_of(done.stdout, "epoch 2")[-4:]
+
+    search = [sys.executable, "launcher/search.py", "--model", last, "--data.root", str(corpus), "--top-k", "3"]
+    found = run([*search, "fox fox point 0"])
+    assert found.returncode == 0, found.stderr
+    assert len([line for line in found.stdout.splitlines() if "%" in line]) == 3
+    assert "fox fox point 0" not in "\n".join(found.stdout.splitlines()[1:])
+    assert run(search, stdin="fox fox point 0\n").stdout == found.stdout
+
+    before = sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*"))
+    second = train(*arguments)
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert "holds a run already" in second.stderr
+    assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*")) == before
+
+
+def row_of(output: str, name: str = " last ") -> list[str]:
+    """The cells of the last table row that starts with a name."""
+    return [line for line in output.splitlines() if name in line and "(" in line][-1].split()
+
+
+def comparable(run_dir: Path) -> tuple[list[str], list[list[float]], list[dict[str, Any]]]:
+    negatives = [r["detail"] for r in records(run_dir, "event") if r["event"] == "negatives"]
+    losses = [[r[name] for name in STEP_METRICS[:6]] for r in records(run_dir, "step")]
+    evaluations = [{k: v for k, v in r.items() if k.startswith("eval/") and "seconds" not in k} for r in records(run_dir, "eval")]
+    return negatives, losses, evaluations
+
+
+def test_number_of_ranks_and_micro_batches_change_nothing(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    """Same batches, negatives and metrics on 1, 2 and 4 ranks, for a corpus that none of them divides.
+
+    The losses may differ by the order in which fp32 gradients are summed: 1e-7 relative in a step, amplified by Adam
+    over the run; 1e-4 is a hundred times less than what one swapped sample changes.
+    """
+    corpus = write_corpus(numbered_corpus(training=101, validation=13))
+    runs = {
+        "one": train(*small_run(tiny_bert, corpus, tmp_path / "one")),
+        "micro": train(*small_run(tiny_bert, corpus, tmp_path / "micro", train__micro_batch_size=2)),
+        "two": train(*small_run(tiny_bert, corpus, tmp_path / "two"), launcher="torchrun", ranks=2),
+        "four": train(
+            *small_run(tiny_bert, corpus, tmp_path / "four", train__micro_batch_size=1), launcher="deepspeed", ranks=4
+        ),
+    }
+    for name, done in runs.items():
+        assert done.returncode == 0, (name, done.stderr)
+    negatives, losses, evaluations = comparable(tmp_path / "one")
+    assert len(losses) == 24
+    for name in ("micro", "two", "four"):
+        other = comparable(tmp_path / name)
+        assert other[0] == negatives, name
+        for mine, theirs in zip(losses, other[1], strict=True):
+            assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-5), name
+        assert other[2] == evaluations, name
+
+
+def test_both_indexes_and_separate_weights_train(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
+    corpus = write_corpus(numbered_corpus(training=24))
+    shared = {"mining__random_rate": 0.0, "train__epochs": 1, "model__separate_weights": "true"}
+    for index in ("balltree", "faiss"):
+        done = train(*small_run(tiny_bert, corpus, tmp_path / index, mining__index=index, **shared))
+        assert done.returncode == 0, done.stderr
+    assert comparable(tmp_path / "balltree") == comparable(tmp_path / "faiss")
+    assert (tmp_path / "faiss/model/last/router_config.json").is_file()
+
+
+def spoilt(name: str, corpus: Path, tmp_path: Path) -> dict[str, Any]:
+    match name:
+        case "no folder":
+            return {"data__root": tmp_path / "nowhere"}
+        case "empty folder":
+            (tmp_path / "empty").mkdir()
+            return {"data__root": tmp_path / "empty"}
+        case "bytes":
+            bad = tmp_path / "bad"
+            shutil.copytree(corpus, bad)
+            next(bad.rglob("*a-point.txt")).write_bytes(b"caf\xe9 is not utf-8")
+            return {"data__root": bad}
+        case "misspelt":
+            return {"train__lrr": 1}
+        case "range":
+            return {"train__lr": -1}
+        case "batch":
+            return {"train__global_batch_size": 7, "train__micro_batch_size": 2}
+        case "big batch":
+            return {"train__global_batch_size": 4096}
+        case "no model":
+            return {"model__name": tmp_path / "no-model"}
+        case "stage 0 fp16":
+            (tmp_path / "ds.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 0}}')
+            return {"deepspeed_config": tmp_path / "ds.json"}
+        case "two owners":
+            (tmp_path / "ds.json").write_text('{"train_batch_size": 999}')
+            return {"deepspeed_config": tmp_path / "ds.json"}
+    raise AssertionError(name)
+
+
+SENTENCES = {
+    "no folder": "nowhere does not exist",
+    "empty folder": "holds no corpus",
+    "bytes": "is not UTF-8 text",
+    "misspelt": "the nearest valid one is `train.lr`",
+    "range": "expected a number > 0",
+    "batch": "is not a multiple of micro_batch_size x ranks",
+    "big batch": "is more than the 12 training pairs",
+    "no model": "no-model does not exist",
+    "stage 0 fp16": "fp16 with ZeRO stage 0",
+    "two owners": "sets train_batch_size to 999, but train.global_batch_size makes it 8",
+}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [("python", name) for name in SENTENCES]
+    + [("torchrun", name) for name in ("no folder", "misspelt", "batch", "no model")]
+    + [("deepspeed", name) for name in ("bytes", "range")],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, launcher: Any, name: str
+) -> None:
+    corpus = write_corpus(numbered_corpus(training=12))
+    run_dir = tmp_path / "run"
+    done = train(
+        *small_run(tiny_bert, corpus, run_dir, **spoilt(name, corpus, tmp_path)), launcher=launcher, timeout_s=60
+    )
+    assert done.returncode == (1 if launcher == "torchrun" else 2)  # torchrun makes every failure a 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert SENTENCES[name] in errors[0]
+    assert "entry.py" not in done.stderr  # no traceback of ours
+    assert not run_dir.exists()
+
+
+def test_help_explains_every_key_at_once() -> None:
+    done = run([sys.executable, "launcher/train.py", "--help"], timeout_s=20)
+    assert done.returncode == 0
+    for text in ("--train.lr ", "[a number > 0 and <= 10; default: 3e-06]", "--mining.index", "one of balltree, faiss"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.toml")), ids=lambda file: file.name)
+def test_recipes_are_valid(file: Path) -> None:
+    load_config(file=file).check(world_size=1)
+    assert tomllib.loads(file.read_text())
