@@ -35,7 +35,7 @@ def triplet_batch(
         candidate_texts_U, candidate_row_2B = np.unique(candidates_2B, return_inverse=True)
         queries, candidates = tokens.batch(query_texts_U), tokens.batch(candidate_texts_U)
         row_3B = np.concatenate([point_row_B, candidate_row_2B])
-    point_row, counter_row, negative_row = torch.from_numpy(row_3B).to(device).split(B)
+    point_row, counter_row, negative_row = torch.from_numpy(row_3B).to(device).reshape(3, B)
     return TripletBatch(
         queries.to(device), candidates.to(device) if candidates else None, point_row, counter_row, negative_row
     )

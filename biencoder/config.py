@@ -49,9 +49,7 @@ class ModelConfig:
         ),
     ] = "bert-base-uncased"
     max_length: Annotated[int, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
-    dropout: Annotated[
-        float, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")
-    ] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")] = 0.1
     attention_dropout: Annotated[
         float,
         Field(ge=0, lt=1, description="Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."),
@@ -73,9 +71,9 @@ class ModelConfig:
         Literal["both", "embedding", "pooled"],
         Field(description="What the pair classifier sees: similarity embeddings, pooled vectors, or both."),
     ] = "both"
-    classifier_norm: Annotated[
-        bool, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")
-    ] = False
+    classifier_norm: Annotated[bool, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")] = (
+        False
+    )
     separate_weights: Annotated[
         bool, Field(description="One encoder for queries (points) and another for candidates, from the same start.")
     ] = False
@@ -135,9 +133,7 @@ class TrainConfig:
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam: as in the reference; adamw: decoupled weight decay.")
     ] = "adam"
-    lr: Annotated[
-        float, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")
-    ] = 3e-6
+    lr: Annotated[float, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")] = 3e-6
     lr_scaling: Annotated[
         Literal["linear", "sqrt", "none"],
         Field(description="How lr grows with global_batch_size / 8; none: lr is used as it stands."),

@@ -26,7 +26,6 @@ from biencoder.watch import Watch
 T = TypeVar("T")
 
 
-
 @dataclass(frozen=True, slots=True)
 class World:
     rank: int
@@ -170,7 +169,7 @@ def _attempt(work: Callable[[], T], rank: int) -> tuple[T | None, PeerError | No
         return work(), None
     except BiencoderError as error:
         return None, PeerError(str(error), error.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
         traceback.print_exc()
         sys.stderr.flush()
         return None, PeerError(f"rank {rank}: {type(error).__name__}: {error}")

@@ -135,8 +135,8 @@ class Engine:
 
     def report(self) -> StepReport:
         """What the last step did. Reads values off the device: call it when they are logged, not at every step."""
-        norm = self._engine.get_global_grad_norm()
-        norm = float(self._plain_norm if norm is None else norm)
+        told = self._engine.get_global_grad_norm()
+        norm = float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
         clip = self._clip_norm / norm if self._clip_norm and math.isfinite(norm) and norm > self._clip_norm else 1.0
         optimizer = self._engine.optimizer
         return StepReport(

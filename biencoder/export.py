@@ -61,7 +61,12 @@ def save_model(
         _write_router(fresh)
     _write_json(
         fresh / "config_sentence_transformers.json",
-        {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None, "similarity_fn_name": "euclidean"},
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "euclidean",
+        },
     )
     classifier = {n.removeprefix("classifier."): w for n, w in weights.items() if n.startswith("classifier.")}
     save_file(classifier, fresh / "classifier.safetensors")
@@ -89,7 +94,10 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
         config = TypeAdapter(ModelConfig).validate_python(json.loads(description.read_text(encoding="utf-8")))
         shared = not config.separate_weights
         places = [folder] if shared else [folder / side for side in _SIDES]
-        encoders = [AutoModel.from_config(AutoConfig.from_pretrained(place)) for place in places]
+        encoders = [
+            AutoModel.from_config(AutoConfig.from_pretrained(place))  # type: ignore[no-untyped-call]
+            for place in places
+        ]
         tokenizer = AutoTokenizer.from_pretrained(places[0])
         if config.pooling != "pooler":
             for encoder in encoders:
@@ -105,9 +113,7 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
     return model.eval(), tokenizer, config
 
 
-def _save_tower(
-    place: Path, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int
-) -> list[dict[str, Any]]:
+def _save_tower(place: Path, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> list[dict[str, Any]]:
     """Encoder, pooling and projection of one tower as sentence-transformers modules; returns modules.json's content."""
     encoder_weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     tower.encoder.config.save_pretrained(place)
@@ -124,7 +130,9 @@ def _save_tower(
             "pooling_mode_mean_tokens": tower.pooling == "mean",
         },
     )
-    denses = [("projection.weight", None, hidden, dimension, "torch.nn.modules.linear.Identity")]
+    denses: list[tuple[str, str | None, int, int, str]] = [
+        ("projection.weight", None, hidden, dimension, "torch.nn.modules.linear.Identity")
+    ]
     if tower.pooling == "pooler":  # BERT's pooler is the first token through a dense layer and tanh
         dense = "encoder.pooler.dense."
         denses.insert(0, (f"{dense}weight", f"{dense}bias", hidden, hidden, "torch.nn.modules.activation.Tanh"))
@@ -155,7 +163,8 @@ def _load_tower(place: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
 
 def _write_router(folder: Path) -> None:
     """Let sentence-transformers encode queries and documents with their own side (encode_query, encode_document)."""
-    structure, types = {}, {}
+    structure: dict[str, list[str]] = {}
+    types: dict[str, str] = {}
     for side, route in zip(_SIDES, ("query", "document"), strict=True):
         modules = json.loads((folder / side / "modules.json").read_text(encoding="utf-8"))
         names = [str(Path(side) / module["path"]) if module["path"] else side for module in modules]

@@ -189,15 +189,11 @@ def due(run: Run, progress: Progress, done: bool) -> bool:
 def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
     """The split's texts with the current weights (on rank 0), and the seconds it took. Every rank takes part."""
     start = time.perf_counter()
-    embedded = embed_texts(
-        run.engine, run.tokens, split.text_ids, run.world, batch_tokens=run.config.eval.batch_tokens
-    )
+    embedded = embed_texts(run.engine, run.tokens, split.text_ids, run.world, batch_tokens=run.config.eval.batch_tokens)
     return embedded, time.perf_counter() - start
 
 
-def evaluate(
-    run: Run, progress: Progress, training: EmbeddedTexts | None, *, zero_shot: bool = False
-) -> Metrics:
+def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, zero_shot: bool = False) -> Metrics:
     """Retrieval accuracy on every split, logged and shown. Every rank takes part.
 
     Args:

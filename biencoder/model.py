@@ -164,7 +164,7 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
     if config.separate_weights:
         twin = type(pretrained.encoder)(pretrained.encoder.config)
         if pretrained.pooling != "pooler" and hasattr(twin, "pooler"):
-            twin.pooler = None
+            twin.pooler = None  # type: ignore[assignment]  # BERT takes it for "no pooler"
         twin.load_state_dict(pretrained.encoder.state_dict())
         encoders.append(twin)
     return BiEncoder(config, encoders, pretrained.pooling)

@@ -1,6 +1,6 @@
 """Where a pretrained encoder comes from: a folder, the Hugging Face hub or its cache, or a Python package.
 
-    encoder, tokenizer, pooling = load_pretrained(ModelConfig(name="minilm"))
+encoder, tokenizer, pooling = load_pretrained(ModelConfig(name="minilm"))
 """
 
 import importlib.util
@@ -35,8 +35,8 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         ModelError: there is no such folder, package or hub model, or it is no encoder with a fast tokenizer.
     """
     source = locate(config.name)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         settings = AutoConfig.from_pretrained(source)
         _set_dropout(settings, config)

@@ -1,10 +1,10 @@
 """The folder that a run leaves, and the model card.
 
-    config.toml      every setting as resolved, readable by --config
-    run.json         versions, dataset fingerprint, ranks, command, time
-    metrics.jsonl    one JSON object a line, see tracking/names.py
-    model/best       the model that was best on validation, model/last the last one (see export.py)
-    wandb/           the offline run, where W&B was not logged in
+config.toml      every setting as resolved, readable by --config
+run.json         versions, dataset fingerprint, ranks, command, time
+metrics.jsonl    one JSON object a line, see tracking/names.py
+model/best       the model that was best on validation, model/last the last one (see export.py)
+wandb/           the offline run, where W&B was not logged in
 """
 
 import dataclasses
@@ -54,7 +54,9 @@ def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int)
         for split in dataset.splits
     )
     encode = "encode_query / encode_document" if config.model.separate_weights else "encode"
-    distance = "length-1 embeddings, so cosine and Euclidean order agree" if config.model.normalize else "Euclidean distance"
+    distance = (
+        "length-1 embeddings, so cosine and Euclidean order agree" if config.model.normalize else "Euclidean distance"
+    )
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity

@@ -9,9 +9,7 @@ import numpy.typing as npt
 from biencoder.rng import permutation
 
 
-def global_batches(
-    *, num_samples: int, global_batch_size: int, seed: int, epoch: int
-) -> npt.NDArray[np.int64]:
+def global_batches(*, num_samples: int, global_batch_size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Sample positions (S, G) of one epoch, shuffled; the incomplete last batch is dropped."""
     steps = num_samples // global_batch_size
     order_N = permutation(seed=seed, purpose="sample order", epoch=epoch, size=num_samples)
@@ -23,4 +21,5 @@ def rank_share(
 ) -> npt.NDArray[np.int64]:
     """This rank's micro-batches (A, M) of a global batch; over all ranks every sample occurs exactly once."""
     shares_RAM = batch_G.reshape(world_size, -1, micro_batch_size)
-    return shares_RAM[rank]
+    mine_AM: npt.NDArray[np.int64] = shares_RAM[rank]
+    return mine_AM

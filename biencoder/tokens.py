@@ -20,9 +20,7 @@ class Tokens:
     attention_mask_UL: torch.Tensor
 
     def to(self, device: torch.device) -> "Tokens":
-        return Tokens(
-            self.input_ids_UL.to(device, non_blocking=True), self.attention_mask_UL.to(device, non_blocking=True)
-        )
+        return Tokens(self.input_ids_UL.to(device, non_blocking=True), self.attention_mask_UL.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True)

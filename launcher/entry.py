@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from biencoder.config import Config, describe, load_config, nearest_key
-from biencoder.errors import BiencoderError, ConfigError, PeerError
+from biencoder.errors import BiencoderError, ConfigError
 
 _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
@@ -27,9 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
     """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`."""
-    parser = _Parser(
-        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML or YAML file with any of the keys below")
     # Launchers add these two; DeepSpeed's own convention is `--deepspeed --deepspeed_config FILE`.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

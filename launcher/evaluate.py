@@ -1,6 +1,6 @@
 """Measure a trained model on every split of a corpus.
 
-    python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR
+python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR
 """
 
 from collections.abc import Sequence

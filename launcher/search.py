@@ -1,6 +1,6 @@
 """Find the best counter-arguments in a corpus for arguments from the command line or, one a line, from stdin.
 
-    python launcher/search.py --model runs/RUN/model/best --data.root DIR "an argument"
+python launcher/search.py --model runs/RUN/model/best --data.root DIR "an argument"
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Train a counter-argument bi-encoder.
 
-    python launcher/train.py --config configs/quickstart.toml
-    torchrun --nproc_per_node=2 launcher/train.py --config configs/quickstart.toml --train.lr 1e-5
-    deepspeed launcher/train.py --deepspeed_config ds_configs/zero2_bf16.json --data.root DIR
+python launcher/train.py --config configs/quickstart.toml
+torchrun --nproc_per_node=2 launcher/train.py --config configs/quickstart.toml --train.lr 1e-5
+deepspeed launcher/train.py --deepspeed_config ds_configs/zero2_bf16.json --data.root DIR
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.distributed import world
 
     limits = config.distributed
-    with world(
-        timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s
-    ) as ranks:
+    with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
         train(config, ranks)
 
 

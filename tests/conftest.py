@@ -68,7 +68,7 @@ def write_corpus(tmp_path: Path) -> WriteCorpus:
 
 def numbered_corpus(*, training: int, validation: int = 4) -> dict[tuple[str, str, str, str, int, str], str]:
     """Pairs of short distinct texts, for `write_corpus`."""
-    words = "fox dog taxes votes quick lazy brown argues".split()
+    words = ["fox", "dog", "taxes", "votes", "quick", "lazy", "brown", "argues"]
     return {
         (split, "theme", f"debate-{i // 6}", "pro", i % 6, kind): f"{words[i % 8]} {words[i // 8 % 8]} {kind} {i}"
         for split, count in (("training", training), ("validation", validation))

@@ -1,7 +1,7 @@
 r"""What gives a match away without meaning: HTML entities, footnote marks, and the reference list at the end of a text.
 
-    >>> clean("Taxes &amp; tariffs raise prices.[1]\n\n[1] A. Author, 'On prices', 2009")
-    'Taxes & tariffs raise prices.'
+>>> clean("Taxes &amp; tariffs raise prices.[1]\n\n[1] A. Author, 'On prices', 2009")
+'Taxes & tariffs raise prices.'
 """
 
 import html

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from biencoder.data.records import Findings, Record
+from biencoder.data.records import Findings, Kind, Record
 from biencoder.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
             findings.add("file that is no argument (ignored)", str(path))
             continue
         theme, debate, stance, _ = parts
-        kind = "point" if match["kind"] == "point" else "counter"
+        kind: Kind = "point" if match["kind"] == "point" else "counter"
         yield Record(theme, debate, stance, match["number"], kind, _read_text(path), str(path))
 
 
@@ -90,11 +90,11 @@ def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
                 raise DataError(f"{source}: split is {row['split']!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
             common = {key: _cell(row, key) for key in ("domain", "topic", "stance")}
             utterance_id = _cell(row, "id") or f"{line:09d}"
-            for kind in ("point", "counter"):
+            for kind in get_args(Kind):
                 text = _cell(row, kind)
                 if text:
                     records.setdefault(name, []).append(
-                        Record(**common, utterance_id=utterance_id, kind=kind, text=text, source=source)  # type: ignore[arg-type]  # kind is one of the two literals
+                        Record(**common, utterance_id=utterance_id, kind=kind, text=text, source=source)
                     )
                 else:
                     findings.add(f"empty {kind} (dropped)", source)
@@ -116,8 +116,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     missing = {"point", "counter"} - set(table.columns)
     if missing:
         raise DataError(f"{path} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    rows: list[dict[str, Any]] = table.to_dict("records")
-    return rows
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def _cell(row: dict[str, Any], key: str) -> str:

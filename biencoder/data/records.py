@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+Kind = Literal["point", "counter"]
+_Key = tuple[str, str, str, str]
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -14,13 +17,13 @@ class Record:
     topic: str
     stance: str
     utterance_id: str
-    kind: Literal["point", "counter"]
+    kind: Kind
     text: str
     source: str
     """Where it was read, for messages: a path, or `file:line`."""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> "_Key":
         return (self.domain, self.topic, self.utterance_id, self.stance)
 
 
@@ -49,7 +52,8 @@ class Findings:
 
 def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
     """Join points and counters of the same key; what stays alone is dropped and counted. Sorted by key."""
-    points, counters = {}, {}
+    points: dict[_Key, Record] = {}
+    counters: dict[_Key, Record] = {}
     for record in records:
         side = points if record.kind == "point" else counters
         if record.key in side:

@@ -36,9 +36,7 @@ class SplitResult:
     metrics: dict[str, float]
 
 
-def evaluate_split(
-    split: Split, embedded: EmbeddedTexts, classifier: PairClassifier | None, *, top_k: int
-) -> SplitResult:
+def evaluate_split(split: Split, embedded: EmbeddedTexts, classifier: PairClassifier | None, *, top_k: int) -> SplitResult:
     """Rank all candidates of a split for all its points. `classifier` None: no re-ranking (nothing is trained yet)."""
     queries = embedded.queries(split.point_text_P)
     P = len(split)
@@ -46,7 +44,10 @@ def evaluate_split(
     listed = {
         # Candidate c < P is the counter of pair c, candidate P + p the point of pair p.
         "": (np.concatenate([split.counter_text_P, split.point_text_P]), np.arange(P), P + np.arange(P)),
-        "_text": (split.text_ids, *(np.searchsorted(split.text_ids, t) for t in (split.counter_text_P, split.point_text_P))),
+        "_text": (
+            split.text_ids,
+            *(np.searchsorted(split.text_ids, t) for t in (split.counter_text_P, split.point_text_P)),
+        ),
     }
     for suffix, (candidate_text_C, gold_Q, self_Q) in listed.items():
         ranked_Qk = nearest_candidates(queries, embedded, candidate_text_C, self_Q, k=max(10, top_k))

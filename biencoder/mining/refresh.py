@@ -35,7 +35,14 @@ class Mined:
 
 
 def mine_negatives(
-    embedded: EmbeddedTexts | None, split: Split, num_texts: int, world: World, config: MiningConfig, *, seed: int, epoch: int
+    embedded: EmbeddedTexts | None,
+    split: Split,
+    num_texts: int,
+    world: World,
+    config: MiningConfig,
+    *,
+    seed: int,
+    epoch: int,
 ) -> Mined:
     """Select a negative for every sample of the training split. Every rank takes part; only rank 0 has embeddings."""
     world.doing(f"mining negatives for epoch {epoch}")
@@ -44,9 +51,7 @@ def mine_negatives(
     def on_rank_0() -> tuple[float, float, float, float]:
         assert embedded is not None
         forbidden = Forbidden.of(split, num_texts)
-        is_random_P = draws_random(
-            seed=seed, epoch=epoch, num_samples=len(split), random_rate=config.random_rate_at(epoch)
-        )
+        is_random_P = draws_random(seed=seed, epoch=epoch, num_samples=len(split), random_rate=config.random_rate_at(epoch))
         at_random, by_distance = np.flatnonzero(is_random_P), np.flatnonzero(~is_random_P)
         negative_text_P[at_random] = random_negatives(at_random, split, forbidden, seed=seed, epoch=epoch)
         if not len(by_distance):

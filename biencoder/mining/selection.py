@@ -28,7 +28,9 @@ class Forbidden:
     @classmethod
     def of(cls, split: Split, num_texts: int) -> "Forbidden":
         """Texts are compared, not samples: what stands under several themes is forbidden under all of them."""
-        pairs = np.concatenate([split.point_text_P * num_texts + other for other in (split.point_text_P, split.counter_text_P)])
+        pairs = np.concatenate(
+            [split.point_text_P * num_texts + other for other in (split.point_text_P, split.counter_text_P)]
+        )
         return cls(np.unique(pairs), num_texts)
 
     def allows(self, points: Ids, texts: Ids) -> npt.NDArray[np.bool_]:

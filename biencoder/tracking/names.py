@@ -1,26 +1,26 @@
 """The one list of metric names: what stands here is what metrics.jsonl and Weights & Biases get.
 
-    train/loss                   combined loss, mean over the global batches since the last record
-    train/loss_triplet           its parts, before their weights
-    train/loss_ce_positive
-    train/loss_ce_negative
-    train/active_triplets        share of triplets whose triplet loss is above 0
-    train/grad_norm              global L2 norm before clipping
-    train/clip_coef              factor applied by clipping, 1 where it did nothing
-    train/lr                     learning rate of the step
-    train/loss_scale             fp16 only; 1 otherwise
-    train/skipped_steps          steps so far that fp16 overflow made void
-    train/triplets_per_s         over all ranks, since the last record
-    mine/encode_s                seconds to embed the training texts (shared with the evaluation of the training split)
-    mine/index_s                 seconds to build the index
-    mine/search_s                seconds to search it
-    mine/random_rate             probability of a random negative in this epoch
-    mine/nearest_share           share of samples that got the nearest text
-    mine/nearest_distance        mean distance from a point to its nearest negative
-    eval/{split}/embedding/...   accuracy@1 accuracy@5 accuracy@10 mrr@10 ndcg@10, and each with _text (see evaluation)
-    eval/{split}/rerank/...      accuracy@1, accuracy@1_text
-    eval/{split}/candidates      candidates of each query
-    eval/seconds                 seconds to embed and rank all splits
+train/loss                   combined loss, mean over the global batches since the last record
+train/loss_triplet           its parts, before their weights
+train/loss_ce_positive
+train/loss_ce_negative
+train/active_triplets        share of triplets whose triplet loss is above 0
+train/grad_norm              global L2 norm before clipping
+train/clip_coef              factor applied by clipping, 1 where it did nothing
+train/lr                     learning rate of the step
+train/loss_scale             fp16 only; 1 otherwise
+train/skipped_steps          steps so far that fp16 overflow made void
+train/triplets_per_s         over all ranks, since the last record
+mine/encode_s                seconds to embed the training texts (shared with the evaluation of the training split)
+mine/index_s                 seconds to build the index
+mine/search_s                seconds to search it
+mine/random_rate             probability of a random negative in this epoch
+mine/nearest_share           share of samples that got the nearest text
+mine/nearest_distance        mean distance from a point to its nearest negative
+eval/{split}/embedding/...   accuracy@1 accuracy@5 accuracy@10 mrr@10 ndcg@10, and each with _text (see evaluation)
+eval/{split}/rerank/...      accuracy@1, accuracy@1_text
+eval/{split}/candidates      candidates of each query
+eval/seconds                 seconds to embed and rank all splits
 """
 
 from typing import Literal

@@ -45,7 +45,8 @@ class Terminal:
         self.say(f"model    {config.model.name}, texts cut at {config.model.max_length} tokens")
         self.say(
             f"steps    {world.size} ranks x {accumulation} x {micro} = {train.global_batch_size} triplets; peak learning "
-            f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} on {world.device.type}"
+            f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} on "
+            f"{world.device.type}"
         )
         self.say(f"run      {folder}")
 
@@ -98,7 +99,6 @@ class Terminal:
         self._rows.append((row, metrics))
         self.say("accuracy@1 in %, in brackets with identical texts counted as one")
         self.console.print(evaluation_table(self._rows))
-
 
     def found(self, query: str, hits: Sequence[Hit]) -> None:
         """A query and its hits, nearest first."""

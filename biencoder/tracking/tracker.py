@@ -65,9 +65,7 @@ class FileAndWandb:
         self._file.flush()
 
 
-def open_tracker(
-    config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, is_main: bool
-) -> Tracker:
+def open_tracker(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, is_main: bool) -> Tracker:
     """The tracker of this rank; `settings` (flat, no secrets) become the W&B run's configuration."""
     if not is_main:
         return Silent()

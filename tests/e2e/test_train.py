@@ -80,7 +80,9 @@ def row_of(output: str, name: str = " last ") -> list[str]:
 def comparable(run_dir: Path) -> tuple[list[str], list[list[float]], list[dict[str, Any]]]:
     negatives = [r["detail"] for r in records(run_dir, "event") if r["event"] == "negatives"]
     losses = [[r[name] for name in STEP_METRICS[:6]] for r in records(run_dir, "step")]
-    evaluations = [{k: v for k, v in r.items() if k.startswith("eval/") and "seconds" not in k} for r in records(run_dir, "eval")]
+    evaluations = [
+        {k: v for k, v in r.items() if k.startswith("eval/") and "seconds" not in k} for r in records(run_dir, "eval")
+    ]
     return negatives, losses, evaluations
 
 
@@ -179,9 +181,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 ) -> None:
     corpus = write_corpus(numbered_corpus(training=12))
     run_dir = tmp_path / "run"
-    done = train(
-        *small_run(tiny_bert, corpus, run_dir, **spoilt(name, corpus, tmp_path)), launcher=launcher, timeout_s=60
-    )
+    done = train(*small_run(tiny_bert, corpus, run_dir, **spoilt(name, corpus, tmp_path)), launcher=launcher, timeout_s=60)
     assert done.returncode == (1 if launcher == "torchrun" else 2)  # torchrun makes every failure a 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

@@ -78,7 +78,9 @@ def test_launchers_may_add_their_own_arguments() -> None:
     assert parse("--local_rank=1", "--deepspeed", "--deepspeed_config", "x.json").deepspeed_config == "x.json"
 
 
-@pytest.mark.parametrize(("world_size", "micro", "good"), [(2, 0, True), (3, 0, False), (2, 2, True), (2, 3, False), (16, 0, False)])
+@pytest.mark.parametrize(
+    ("world_size", "micro", "good"), [(2, 0, True), (3, 0, False), (2, 2, True), (2, 3, False), (16, 0, False)]
+)
 def test_batch_must_divide_over_ranks(world_size: int, micro: int, good: bool) -> None:
     config = Config(train=TrainConfig(global_batch_size=8, micro_batch_size=micro))
     if good:

@@ -44,13 +44,15 @@ def texts_of(dataset: Dataset, split: str) -> list[tuple[str, str]]:
 
 def test_arguana_layout(write_corpus: WriteCorpus) -> None:
     root = write_corpus(
-        TWO
-        | {("training", "t", "d", "con", 2, "point"): "a point alone", ("test", "t", "d", "pro", 1, "counter"): "alone"}
+        TWO | {("training", "t", "d", "con", 2, "point"): "a point alone", ("test", "t", "d", "pro", 1, "counter"): "alone"}
     )
     (root / "training/t/d/thesis.txt").write_text("no argument")
     (root / "training/t/d/pro/notes.txt").write_text("who knows")
     dataset = load_dataset(str(root), clean=True)
-    assert texts_of(dataset, "training") == [("second point", "second counter"), ("Title\nfirst point", "first counter")]
+    assert texts_of(dataset, "training") == [
+        ("second point", "second counter"),
+        ("Title\nfirst point", "first counter"),
+    ]
     assert list(dataset.splits) == ["training"]
     counts = dataset.findings.counts
     assert counts["point without a counter (dropped)"] == 1

@@ -33,7 +33,9 @@ def vectors(kind: str, size: int = 300, dimension: int = 16) -> npt.NDArray[np.f
             return np.ones((size, dimension), dtype=np.float32)
 
 
-def brute_force(vectors_ND: npt.NDArray[np.float32], queries: npt.NDArray[np.int64], allowed: npt.NDArray[np.bool_]) -> list[int]:
+def brute_force(
+    vectors_ND: npt.NDArray[np.float32], queries: npt.NDArray[np.int64], allowed: npt.NDArray[np.bool_]
+) -> list[int]:
     exact = vectors_ND.astype(np.float64)
     found = []
     for query, may in zip(queries, allowed, strict=True):
@@ -53,7 +55,13 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, index_kind: str)
     forbidden = Forbidden.of(split, 300)
     allowed = forbidden.allows(points[:, None], np.arange(300)[None])
     mined, distance = nearest_negatives(
-        np.arange(150), split, forbidden, build_index(index_kind, vectors_ND), np.arange(300), vectors_ND, vectors_ND[points]  # type: ignore[arg-type]
+        np.arange(150),
+        split,
+        forbidden,
+        build_index(index_kind, vectors_ND),
+        np.arange(300),
+        vectors_ND,
+        vectors_ND[points],  # type: ignore[arg-type]
     )
     assert mined.tolist() == brute_force(vectors_ND, points, allowed)
     assert not np.any(mined == points)

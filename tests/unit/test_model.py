@@ -136,7 +136,7 @@ def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, sepa
 
 
 def test_separate_sides_start_equal_and_share_nothing(tiny_bert: Path) -> None:
-    model, tokens = make(tiny_bert, separate_weights=True)
+    model, _ = make(tiny_bert, separate_weights=True)
     query, candidate = (dict(tower.encoder.named_parameters()) for tower in model.towers)
     for name, weight in query.items():
         torch.testing.assert_close(weight, candidate[name])
@@ -144,8 +144,10 @@ def test_separate_sides_start_equal_and_share_nothing(tiny_bert: Path) -> None:
 
 
 def test_a_frozen_encoder_gets_no_gradient(tiny_bert: Path) -> None:
-    model, tokens = make(tiny_bert, freeze_encoder=True)
-    names = {name.split(".")[2] if "towers" in name else "classifier" for name, p in model.named_parameters() if p.requires_grad}
+    model, _ = make(tiny_bert, freeze_encoder=True)
+    names = {
+        name.split(".")[2] if "towers" in name else "classifier" for name, p in model.named_parameters() if p.requires_grad
+    }
     assert names == {"projection", "classifier"}
 
 

@@ -1,0 +1,46 @@
+# Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
+#   make train   train on the embedded corpus            make test       all tests
+#   make lint    format, lint and types                  make test-fast  those without several processes
+#   make bench   the benchmarks, as tables
+# Settings go through ARGS:  make train ARGS="--train.epochs 1 --run.dir runs/first"
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+# PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: train test test-fast lint format bench
+
+train: .venv/run-ready
+	$(BIN)/python launcher/train.py --config configs/quickstart.toml $(ARGS)
+
+test: .venv/dev-ready
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: .venv/dev-ready
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: .venv/dev-ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev-ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/dev-ready
+	$(BIN)/python benchmarks/mining.py $(ARGS)
+
+.venv/run-ready: pyproject.toml constraints.txt
+	@echo "setting up .venv (a minute or two, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if ! command -v nvidia-smi >/dev/null && curl -sfI --max-time 3 $(CPU_INDEX)/torch/ >/dev/null 2>&1; then \
+		$(INSTALL) --index-url $(CPU_INDEX) torch; fi
+	$(INSTALL) --editable '.[minilm]'
+	touch $@
+
+.venv/dev-ready: .venv/run-ready
+	$(INSTALL) --editable '.[dev]'
+	touch $@
