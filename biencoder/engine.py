@@ -79,6 +79,13 @@ def read_settings(config: Config, world_size: int) -> Settings:
             f"deepspeed_config {config.deepspeed_config} asks for fp16 with ZeRO stage 0, where DeepSpeed applies updates "
             "divided by the loss scale; use stage 1 (same memory for one rank) or bf16"
         )
+    device = _import_deepspeed().get_accelerator()
+    for precision, supported in (("fp16", device.is_fp16_supported), ("bf16", device.is_bf16_supported)):
+        if settings.get(precision, {}).get("enabled") and not supported():
+            raise ConfigError(
+                f"deepspeed_config {config.deepspeed_config} asks for {precision}, which this machine's {device.device_name()} "
+                f"does not compute; take a file with another precision, say ds_configs/zero{zero.get('stage', 0)}_fp32.json"
+            )
     if "offload_optimizer" in zero:
         settings["zero_force_ds_cpu_optimizer"] = False  # our torch optimizer runs on the CPU as well
     return settings

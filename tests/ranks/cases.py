@@ -1,15 +1,30 @@
 """What the ranks of a test run; each function runs in every process."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+import biencoder.engine
+from biencoder.batch import triplet_batch
+from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
+from biencoder.data import Split
 from biencoder.distributed import World, world
+from biencoder.embedding import embed_texts
+from biencoder.engine import Engine, _import_deepspeed, read_settings
 from biencoder.errors import DataError
+from biencoder.loss import combined_loss
+from biencoder.model import BiEncoder, build_model
+from biencoder.pretrained import load_pretrained
+from biencoder.sampler import rank_share
+from biencoder.tokens import TokenizedTexts, tokenize
 from launcher.entry import run
 
 
@@ -107,3 +122,110 @@ def main_works_longer_than_the_training_limit() -> None:
         print(ranks.on_main(lambda: time.sleep(8) or "mined"))
 
     _in_world(work, timeout_s=3)
+
+
+def _let_any_cpu_compute_fp16() -> None:
+    """DeepSpeed refuses fp16 on CPUs without instructions for it; PyTorch computes it on all, if slowly."""
+    accelerator = _import_deepspeed().get_accelerator()
+    if accelerator.device_name() == "cpu":
+        accelerator.is_fp16_supported = lambda: True
+
+
+STEPS, BATCH, TEXTS_IN_USE = 20, 8, 24
+
+
+def training_setup(tiny_bert: str) -> tuple[BiEncoder, TokenizedTexts, Split, npt.NDArray[np.int64]]:
+    """A model with fixed weights, texts, pairs and negatives, equal in every process."""
+    config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=0.0, pooling="mean")
+    pretrained = load_pretrained(config)
+    words = "fox dog taxes votes quick lazy brown argues rise fall".split()
+    texts = [" ".join(words[(i * k) % 10] for k in range(1, 3 + i % 5)) + f" {i}" for i in range(TEXTS_IN_USE)]
+    tokens = tokenize(texts, pretrained.tokenizer, max_length=32)
+    split = Split("training", (), np.arange(12), np.arange(12, 24))
+    return build_model(config, pretrained, seed=0), tokens, split, (np.arange(12) + 5) % 12 + 12
+
+
+def samples_of(step: int) -> npt.NDArray[np.int64]:
+    return (np.arange(BATCH) * 5 + step) % 12
+
+
+def engine_for(model: BiEncoder, settings_file: str, ranks: World, train: TrainConfig) -> Engine:
+    config = Config(train=train, deepspeed_config=settings_file)
+    return Engine(model, train, read_settings(config, ranks.size), ranks, STEPS)
+
+
+def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split, negatives: Any, step: int) -> float:
+    """A step of the global batch over all ranks in two micro-batches; the mean loss."""
+    losses = []
+    share = rank_share(samples_of(step), rank=ranks.rank, world_size=ranks.size, micro_batch_size=BATCH // ranks.size // 2)
+    for samples in share:
+        batch = triplet_batch(samples, split, negatives, tokens, shared=True, device=ranks.device)
+        loss = combined_loss(engine.score(batch), LossConfig())
+        engine.backward(loss.total)
+        engine.step()
+        losses.append(loss.detached()[0])
+    return ranks.mean(torch.stack(losses).mean()).item()
+
+
+def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
+    """Train the same 20 steps under each DeepSpeed file; rank 0 writes losses, norms and corpus embeddings."""
+
+    def work(ranks: World) -> None:
+        _let_any_cpu_compute_fp16()
+        found = {}
+        for file in files:
+            model, tokens, split, negatives = training_setup(tiny_bert)
+            train = TrainConfig(
+                global_batch_size=BATCH, micro_batch_size=BATCH // ranks.size // 2, lr=1e-3, lr_scaling="none"
+            )
+            engine = engine_for(model, file, ranks, train)
+            losses, reports = [], []
+            for step in range(STEPS):
+                losses.append(one_step(engine, ranks, tokens, split, negatives, step))
+                reports.append(engine.report())
+            embedded = embed_texts(engine, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
+            weights = engine.weights()
+            classifier = engine.classifier_copy()
+            if ranks.is_main:
+                assert embedded is not None
+                assert weights is not None
+                assert torch.equal(classifier.layers[-1].weight, weights["classifier.layers.0.weight"])
+                found[file] = {
+                    "losses": losses,
+                    "norms": [report.grad_norm for report in reports],
+                    "scale": reports[-1].loss_scale,
+                    "skipped": reports[-1].skipped_steps,
+                    "embeddings": embedded.query.embedding.tolist(),
+                }
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
+    """One SGD step at learning rate 1: the weights move by exactly the clipped gradient."""
+
+    def sgd(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def work(ranks: World) -> None:
+        biencoder.engine.build_optimizer = sgd
+        _let_any_cpu_compute_fp16()
+        found = {}
+        for file in files:
+            model, tokens, split, negatives = training_setup(tiny_bert)
+            train = TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH // ranks.size // 2, clip_norm=0.1)
+            config = Config(train=train, deepspeed_config=file)
+            settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
+            engine = Engine(model, train, settings, ranks, STEPS)
+            before = engine.weights()
+            one_step(engine, ranks, tokens, split, negatives, 0)
+            after, report = engine.weights(), engine.report()
+            if ranks.is_main and before and after:
+                moved = torch.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in before))  # type: ignore[arg-type]
+                found[file] = {"moved": moved.item(), "norm": report.grad_norm, "coef": report.clip_coef}
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
