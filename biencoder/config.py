@@ -101,6 +101,12 @@ class MiningConfig:
     random_rate_decay: Annotated[
         float, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
     ] = 0.02
+    faiss_kind: Annotated[
+        Literal["flat", "ivf", "hnsw"],
+        Field(description="flat: exact. ivf, hnsw: approximate and faster on large corpora; their recall is reported."),
+    ] = "flat"
+    ivf_probes: Annotated[int, Field(ge=1, description="Cells that an ivf search visits, of about 4 sqrt(texts).")] = 32
+    hnsw_ef: Annotated[int, Field(ge=8, description="Size of the candidate list of an hnsw search.")] = 64
 
     def random_rate_at(self, epoch: int) -> float:
         """max(0, random_rate - random_rate_decay * epoch), a probability."""

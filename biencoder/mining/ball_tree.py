@@ -9,6 +9,8 @@ from biencoder.mining.index import Rows, Vectors
 class BallTreeIndex:
     """leaf_size 2, as in the reference system."""
 
+    exact = True
+
     def __init__(self, vectors_ND: Vectors) -> None:
         self._tree = BallTree(vectors_ND, leaf_size=2)
 

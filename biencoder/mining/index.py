@@ -6,10 +6,12 @@ exact indexes give the same answer, ties included.
 """
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from biencoder.config import MiningConfig
 
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -22,19 +24,22 @@ _CHUNK_BYTES = 64 * 2**20
 class NegativeIndex(Protocol):
     """Nearest rows by Euclidean distance."""
 
+    exact: bool
+    """Whether `search` never misses a nearer vector, but for rounding."""
+
     def search(self, queries_QD: Vectors, k: int) -> Rows:
-        """Row numbers (Q, k) of the k nearest vectors, nearest first; k is at most the number of vectors."""
+        """Row numbers (Q, k) of the k nearest vectors; k is at most their number. An inexact one may return -1 for "none"."""
 
 
-def build_index(kind: Literal["balltree", "faiss"], vectors_ND: Vectors) -> NegativeIndex:
+def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
     """Index these vectors; rows are numbered in their order."""
-    if kind == "balltree":
+    if config.index == "balltree":
         from biencoder.mining.ball_tree import BallTreeIndex
 
         return BallTreeIndex(vectors_ND)
     from biencoder.mining.faiss_index import FaissIndex
 
-    return FaissIndex(vectors_ND)
+    return FaissIndex(vectors_ND, config)
 
 
 def nearest_allowed(
@@ -63,7 +68,7 @@ def nearest_allowed(
         for start in range(0, len(open_queries), chunk):
             some = open_queries[start : start + chunk]
             rows_Qk = index.search(queries_QD[some], k)
-            exact_Qk = _distances(vectors_ND, queries_QD[some], rows_Qk)
+            exact_Qk = np.where(rows_Qk >= 0, _distances(vectors_ND, queries_QD[some], rows_Qk), np.inf)
             measured_Qk = np.where(allowed(some, rows_Qk), exact_Qk, np.inf)
             order_Qk = np.lexsort((rows_Qk, measured_Qk), axis=1)
             first_Q1 = order_Qk[:, :1]
@@ -74,7 +79,7 @@ def nearest_allowed(
             # Settled: everything the index did not return is farther than the best, its rounding granted.
             scale_Q = np.square(queries_QD[some].astype(np.float64)).sum(1) + np.square(exact_Qk).max(1)
             slack_Q = np.sqrt(np.square(distance) + _ROUNDING * scale_Q)
-            settled = (exact_Qk.max(axis=1) > slack_Q) & found
+            settled = found & (not index.exact or exact_Qk.max(axis=1) > slack_Q)
             undecided.append(some[~settled])
         if k == len(vectors_ND):
             break

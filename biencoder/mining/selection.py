@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.errors import DataError
-from biencoder.mining.index import NegativeIndex, Vectors, nearest_allowed
+from biencoder.mining.index import NegativeIndex, Vectors, build_index, nearest_allowed
 from biencoder.rng import uniforms
 
 Ids = npt.NDArray[np.int64]
@@ -87,6 +88,9 @@ def nearest_negatives(
         text_ids_N: ascending text ids of the index's rows.
         queries_QD: embeddings of the samples' points, as queries.
 
+    Returns:
+        Text ids, -1 where an approximate index found nothing that is allowed, and distances, inf there.
+
     Raises:
         DataError: a sample has no text that it may have as a negative.
     """
@@ -97,7 +101,23 @@ def nearest_negatives(
         queries_QD,
         lambda queries, rows: forbidden.allows(points_Q[queries][:, None], text_ids_N[rows]),
     )
-    if (rows_Q < 0).any():
+    if index.exact and (rows_Q < 0).any():
         sample = samples[int(np.argmax(rows_Q < 0))]
         raise DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
-    return text_ids_N[rows_Q], distance_Q
+    return np.where(rows_Q < 0, -1, text_ids_N[rows_Q]), distance_Q
+
+
+def recall(
+    mined: Ids,
+    samples: Ids,
+    split: Split,
+    forbidden: Forbidden,
+    text_ids_N: Ids,
+    vectors_ND: Vectors,
+    queries_QD: Vectors,
+) -> float:
+    """Share of these samples whose mined negative is the truly nearest allowed text, from up to 500 of them."""
+    some = np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64)
+    exact_index = build_index(vectors_ND, MiningConfig(index="faiss", faiss_kind="flat"))
+    truth, _ = nearest_negatives(samples[some], split, forbidden, exact_index, text_ids_N, vectors_ND, queries_QD[some])
+    return float((mined[some] == truth).mean())

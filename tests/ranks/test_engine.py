@@ -66,8 +66,9 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_ber
             torch.testing.assert_close(torch.tensor(run["embeddings"]), embeddings, rtol=1e-3, atol=1e-4)
         else:
             # 16-bit weights: 8 (bf16) or 11 (fp16) significant bits; the curve is the same one, not the same numbers.
-            assert run["losses"] == pytest.approx(losses, rel=0.08), file
-            assert run["norms"][:5] == pytest.approx(norms[:5], rel=0.1), file  # later the margin's kinks part them
+            tolerance = 0.01 if "fp16" in file else 0.15
+            assert run["losses"] == pytest.approx(losses, rel=tolerance), file
+            assert run["norms"][:5] == pytest.approx(norms[:5], rel=tolerance), file  # later the margin's kinks part them
         assert run["losses"][-1] < 0.6 * run["losses"][0], file
         assert run["skipped"] == 0, file
         assert run["scale"] == (1024.0 if "fp16" in file else 1.0), file

@@ -4,12 +4,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.errors import DataError
 from biencoder.mining.index import build_index, nearest_allowed
-from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives
+from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
 
-KINDS = ("balltree", "faiss")
+KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]
 
 
 def split_of(points: list[int], counters: list[int]) -> Split:
@@ -46,8 +47,8 @@ def brute_force(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "ties", "collapsed", "equal"])
-@pytest.mark.parametrize("index_kind", KINDS)
-def test_an_exact_index_mines_what_brute_force_mines(kind: str, index_kind: str) -> None:
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.index)
+def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningConfig) -> None:
     vectors_ND = vectors(kind)
     rng = np.random.default_rng(1)
     points, counters = np.arange(150), rng.permutation(np.arange(150, 300))
@@ -58,7 +59,7 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, index_kind: str)
         np.arange(150),
         split,
         forbidden,
-        build_index(index_kind, vectors_ND),
+        build_index(vectors_ND, config),
         np.arange(300),
         vectors_ND,
         vectors_ND[points],  # type: ignore[arg-type]
@@ -71,11 +72,11 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, index_kind: str)
     )
 
 
-@pytest.mark.parametrize("index_kind", KINDS)
-def test_search_goes_on_while_everything_near_is_forbidden(index_kind: str) -> None:
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.index)
+def test_search_goes_on_while_everything_near_is_forbidden(config: MiningConfig) -> None:
     vectors_ND = np.arange(100, dtype=np.float32)[:, None]
     rows, distance = nearest_allowed(
-        build_index(index_kind, vectors_ND),  # type: ignore[arg-type]
+        build_index(vectors_ND, config),
         vectors_ND,
         vectors_ND[:1],
         lambda _, rows: rows >= 90,
@@ -119,7 +120,13 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
     vectors_ND = np.eye(2, dtype=np.float32)
     with pytest.raises(DataError, match="somewhere has no possible negative"):
         nearest_negatives(
-            np.array([0]), split, forbidden, build_index("faiss", vectors_ND), np.arange(2), vectors_ND, vectors_ND[:1]
+            np.array([0]),
+            split,
+            forbidden,
+            build_index(vectors_ND, MiningConfig()),
+            np.arange(2),
+            vectors_ND,
+            vectors_ND[:1],
         )
 
 
@@ -127,3 +134,32 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
 def test_share_of_random_draws(rate: float) -> None:
     share = draws_random(seed=0, epoch=0, num_samples=20_000, random_rate=rate).mean()
     assert share == pytest.approx(rate, abs=0.012)  # 3.7 standard deviations at 0.3
+
+
+@pytest.mark.parametrize(
+    ("config", "low", "high"),
+    [
+        (MiningConfig(faiss_kind="ivf", ivf_probes=1), 0.2, 0.9),
+        (MiningConfig(faiss_kind="ivf", ivf_probes=10_000), 1.0, 1.0),
+        (MiningConfig(faiss_kind="hnsw", hnsw_ef=200), 0.95, 1.0),
+    ],
+    ids=["one cell", "all cells", "graph"],
+)
+def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConfig, low: float, high: float) -> None:
+    vectors_ND = vectors("gaussian", size=2000)
+    split = split_of(list(range(1000)), list(range(1000, 2000)))
+    forbidden = Forbidden.of(split, 2000)
+    samples, ids = np.arange(1000), np.arange(2000)
+    mined, _ = nearest_negatives(
+        samples, split, forbidden, build_index(vectors_ND, config), ids, vectors_ND, vectors_ND[:1000]
+    )
+    exact, _ = nearest_negatives(
+        samples, split, forbidden, build_index(vectors_ND, MiningConfig()), ids, vectors_ND, vectors_ND[:1000]
+    )
+    agreement = float((mined == exact).mean())
+    assert low <= agreement <= high
+    assert recall(mined, samples, split, forbidden, ids, vectors_ND, vectors_ND[:1000]) == pytest.approx(
+        agreement, abs=0.05
+    )
+    found = mined >= 0
+    assert forbidden.allows(split.point_text_P[found], mined[found]).all()
