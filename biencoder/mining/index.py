@@ -28,7 +28,7 @@ class NegativeIndex(Protocol):
     """Whether `search` never misses a nearer vector, but for rounding."""
 
     def search(self, queries_QD: Vectors, k: int) -> Rows:
-        """Row numbers (Q, k) of the k nearest vectors; k is at most their number. An inexact one may return -1 for "none"."""
+        """Row numbers (Q, k) of the k nearest vectors; an inexact index may return -1 for "none"."""
 
 
 def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:

@@ -17,12 +17,15 @@ mine/search_s                seconds to search it
 mine/random_rate             probability of a random negative in this epoch
 mine/nearest_share           share of samples that got the nearest text
 mine/nearest_distance        mean distance from a point to its nearest negative
+mine/recall                  share of nearest negatives that truly are the nearest; 1 for exact indexes
+mine/shortfalls              samples for which an approximate index found nothing allowed (they got a random text)
 eval/{split}/embedding/...   accuracy@1 accuracy@5 accuracy@10 mrr@10 ndcg@10, and each with _text (see evaluation)
 eval/{split}/rerank/...      accuracy@1, accuracy@1_text
 eval/{split}/candidates      candidates of each query
 eval/seconds                 seconds to embed and rank all splits
 """
 
+import dataclasses
 from typing import Literal
 
 from biencoder.engine import StepReport
@@ -56,11 +59,8 @@ def step_metrics(parts: list[float], report: StepReport, triplets_per_s: float) 
 def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
     return {
         "mine/encode_s": encode_s,
-        "mine/index_s": mined.index_s,
-        "mine/search_s": mined.search_s,
         "mine/random_rate": mined.random_rate,
-        "mine/nearest_share": mined.nearest_share,
-        "mine/nearest_distance": mined.nearest_distance,
+        **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
     }
 
 
