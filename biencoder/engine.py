@@ -84,7 +84,8 @@ def read_settings(config: Config, world_size: int) -> Settings:
         if settings.get(precision, {}).get("enabled") and not supported():
             raise ConfigError(
                 f"deepspeed_config {config.deepspeed_config} asks for {precision}, which this machine's "
-                f"{device.device_name()} does not compute; take a file with another precision, say ds_configs/zero{zero.get('stage', 0)}_fp32.json"
+                f"{device.device_name()} does not compute; take a file with another precision, say "
+                f"ds_configs/zero{zero.get('stage', 0)}_fp32.json"
             )
     if "offload_optimizer" in zero:
         settings["zero_force_ds_cpu_optimizer"] = False  # our torch optimizer runs on the CPU as well

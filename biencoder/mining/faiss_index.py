@@ -32,14 +32,14 @@ class FaissIndex:
 def _empty_index(vectors_ND: Vectors, config: MiningConfig) -> faiss.Index:
     N, D = vectors_ND.shape
     if config.faiss_kind == "hnsw":
-        index = faiss.IndexHNSWFlat(D, 32)
-        index.hnsw.efConstruction = 80
-        index.hnsw.efSearch = config.hnsw_ef
-        return index
+        graph = faiss.IndexHNSWFlat(D, 32)
+        graph.hnsw.efConstruction = 80
+        graph.hnsw.efSearch = config.hnsw_ef
+        return graph
     if config.faiss_kind == "ivf":
         cells = max(1, min(round(4 * math.sqrt(N)), N // 39))  # k-means wants 39 vectors for each cell
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, cells)
-        index.train(vectors_ND)
-        index.nprobe = config.ivf_probes
-        return index
+        lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, cells)
+        lists.train(vectors_ND)
+        lists.nprobe = config.ivf_probes
+        return lists
     return faiss.IndexFlatL2(D)
