@@ -97,7 +97,7 @@ class Terminal:
     def evaluation(self, row: str, metrics: Metrics) -> None:
         """The table of all evaluations so far, the newest last."""
         self._rows.append((row, metrics))
-        self.say("accuracy@1 in %, in brackets with identical texts counted as one")
+        self.say("accuracy@1 in % (after a slash: with identical texts counted as one, where that differs)")
         self.console.print(evaluation_table(self._rows))
 
     def found(self, query: str, hits: Sequence[Hit]) -> None:
@@ -112,13 +112,13 @@ class Terminal:
 
 
 def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
-    """accuracy@1 in percent: strict, and in brackets with identical texts counted as one."""
+    """accuracy@1 in percent: strict, and after a slash with identical texts counted as one, where that differs."""
     splits = list(dict.fromkeys(name.split("/")[1] for _, metrics in rows for name in metrics if name.count("/") > 1))
-    table = Table(box=None)
-    table.add_column("")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
     for split in splits:
-        table.add_column(f"{split}\nembedding", justify="right")
-        table.add_column("\nre-ranked", justify="right")
+        table.add_column(f"{split}\nembedding", justify="right", no_wrap=True)
+        table.add_column("\nre-ranked", justify="right", no_wrap=True)
     for name, metrics in rows:
         cells = [
             _cell(metrics, accuracy(split, ranking), accuracy(split, ranking, text=True))
@@ -132,4 +132,5 @@ def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
 def _cell(metrics: Metrics, strict: str, text: str) -> str:
     if strict not in metrics:
         return "–"
-    return f"{100 * metrics[strict]:.1f} ({100 * metrics[text]:.1f})"
+    shown, as_one = f"{100 * metrics[strict]:.1f}", f"{100 * metrics[text]:.1f}"
+    return shown if shown == as_one else f"{shown}/{as_one}"

@@ -1,6 +1,7 @@
 """Run the commands as a user types them, and read what they leave."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ BIN = Path(sys.executable).parent
 
 
 def train(
-    *arguments: str, launcher: Launcher = "python", ranks: int = 2, timeout_s: float = 240
+    *arguments: str,
+    launcher: Launcher = "python",
+    ranks: int = 2,
+    timeout_s: float = 240,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`launcher/train.py` under one of the three launchers; `python` is one process."""
     port = str(free_port())
@@ -22,11 +27,24 @@ def train(
         "torchrun": [str(BIN / "torchrun"), f"--nproc_per_node={ranks}", f"--master_port={port}"],
         "deepspeed": [str(BIN / "deepspeed"), f"--num_accelerators={ranks}", f"--master_port={port}"],
     }[launcher]
-    return run([*start, "launcher/train.py", *arguments], timeout_s=timeout_s)
+    return run([*start, "launcher/train.py", *arguments], timeout_s=timeout_s, env=env)
 
 
-def run(command: list[str], *, timeout_s: float = 240, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, input=stdin, check=False)
+def run(
+    command: list[str], *, timeout_s: float = 240, stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command in the project's folder; `env` is added to the environment, empty values are taken out of it."""
+    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        input=stdin,
+        check=False,
+    )
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
