@@ -163,3 +163,27 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     )
     found = mined >= 0
     assert forbidden.allows(split.point_text_P[found], mined[found]).all()
+
+
+def test_a_nearer_row_behind_the_index_s_rounding_is_still_found() -> None:
+    """An exact index may order what its rounding cannot tell apart as it likes: here from the highest row down."""
+
+    class Coarse:
+        exact = True
+
+        def search(self, queries_QD: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+            distance_QN = np.square(vectors_ND[None].astype(np.float64) - queries_QD[:, None]).sum(-1).round(5)
+            order: npt.NDArray[np.int64] = np.lexsort(
+                (-np.arange(len(vectors_ND))[None].repeat(len(queries_QD), 0), distance_QN)
+            )
+            return order[:, :k]
+
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((60, 8))
+    # Rows 1 to 40 lie at distance 1 from row 0 but for 1e-7, so that rounding hides which is nearest; the rest far away.
+    shell = directions[:40] / np.linalg.norm(directions[:40], axis=1, keepdims=True) * (1 + 1e-8 * np.arange(40)[:, None])
+    vectors_ND = np.concatenate([np.zeros((1, 8)), shell, 10 * directions[40:]]).astype(np.float32)
+    exact = np.sqrt(np.square(vectors_ND.astype(np.float64)).sum(1))
+    exact[0] = np.inf
+    rows, _ = nearest_allowed(Coarse(), vectors_ND, vectors_ND[:1], lambda _, rows: rows != 0)
+    assert rows.tolist() == [int(np.argmin(exact))]
