@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from biencoder.config import MiningConfig
-from biencoder.mining.index import build_index, nearest_allowed
+from biencoder.mining.build import build_index
+from biencoder.mining.index import nearest_allowed
 
 INDEXES = {
     "balltree": MiningConfig(index="balltree"),

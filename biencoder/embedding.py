@@ -6,6 +6,7 @@ The plan of batches is global, so each rank knows which rows the others hold, an
 N: texts, D: similarity embedding, H: hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,13 +51,24 @@ def plan_batches(lengths_N: npt.NDArray[np.int64], batch_tokens: int) -> list[np
 
 
 def embed_texts(
-    engine: Engine, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64], world: World, *, batch_tokens: int
+    engine: Engine,
+    tokens: TokenizedTexts,
+    text_ids_N: npt.NDArray[np.int64],
+    world: World,
+    *,
+    batch_tokens: int,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedTexts | None:
-    """Vectors of these texts (ascending ids) on rank 0, None elsewhere. Every rank takes part."""
+    """Vectors of these texts (ascending ids) on rank 0, None elsewhere. Every rank takes part.
+
+    Args:
+        advance: called after each round with the number of texts that all ranks have embedded in it.
+    """
     world.doing(f"embedding {len(text_ids_N)} texts")
     batches = plan_batches(tokens.lengths_N[text_ids_N], batch_tokens)
+    rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
     sides: list[Side] = ["query"] if engine.model.shared else ["query", "candidate"]
-    vectors = [_embed_side(engine, tokens, text_ids_N, batches, world, side) for side in sides]
+    vectors = [_embed_side(engine, tokens, text_ids_N, rounds, world, side, advance) for side in sides]
     if vectors[0] is None or vectors[-1] is None:
         return None
     return EmbeddedTexts(text_ids_N, vectors[0], vectors[-1])
@@ -66,28 +78,26 @@ def _embed_side(
     engine: Engine,
     tokens: TokenizedTexts,
     text_ids_N: npt.NDArray[np.int64],
-    batches: list[npt.NDArray[np.int64]],
+    rounds: list[list[npt.NDArray[np.int64]]],
     world: World,
     side: Side,
+    advance: Callable[[int], None],
 ) -> Vectors | None:
-    rows_N: torch.Tensor | None = None
-    for round_ in _rounds(batches, world.size):
-        mine = round_[world.rank] if world.rank < len(round_) else round_[-1]
+    rows_NC: torch.Tensor | None = None
+    for batches in rounds:
+        mine = batches[min(world.rank, len(batches) - 1)]  # in the last round ranks without a batch repeat one
         vectors = engine.encode(tokens.batch(text_ids_N[mine]), side)
         both_RC = torch.cat([vectors.embedding, vectors.pooled], dim=1)
-        longest = max(len(batch) for batch in round_)
+        longest = max(len(batch) for batch in batches)
         padded_RC = torch.nn.functional.pad(both_RC, (0, 0, 0, longest - len(both_RC)))
         gathered = world.gather_rows(padded_RC)
         if gathered is not None:
-            if rows_N is None:
-                rows_N = torch.empty(len(text_ids_N), both_RC.shape[1])
-            for batch, rows in zip(round_, gathered, strict=False):  # ranks past the last batch sent repeats
-                rows_N[torch.from_numpy(batch)] = rows[: len(batch)]
-    if rows_N is None:
+            if rows_NC is None:
+                rows_NC = torch.empty(len(text_ids_N), both_RC.shape[1])
+            for batch, rows in zip(batches, gathered, strict=False):  # what comes from repeats is left over
+                rows_NC[torch.from_numpy(batch)] = rows[: len(batch)]
+        advance(sum(len(batch) for batch in batches))
+    if rows_NC is None:
         return None
     embedding_dim = vectors.embedding.shape[1]
-    return Vectors(rows_N[:, :embedding_dim], rows_N[:, embedding_dim:])
-
-
-def _rounds(batches: list[npt.NDArray[np.int64]], size: int) -> list[list[npt.NDArray[np.int64]]]:
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
+    return Vectors(rows_NC[:, :embedding_dim], rows_NC[:, embedding_dim:])

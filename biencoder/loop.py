@@ -105,7 +105,7 @@ def run_epoch(run: Run, progress: Progress, mined: Mined, last: int) -> None:
         seed=run.config.run.seed,
         epoch=progress.epoch,
     )[: last - progress.step]
-    run.terminal.epoch(progress.epoch, train.epochs, len(batches_SG))
+    run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
     window = Window(run.world.device)
     for batch_G in batches_SG:
         run.world.doing(f"training step {progress.step + 1}")
@@ -115,7 +115,7 @@ def run_epoch(run: Run, progress: Progress, mined: Mined, last: int) -> None:
         run.terminal.advance()
         if progress.step % train.log_every == 0 or progress.step == last:
             report_steps(run, progress, window)  # every rank takes part: means over ranks
-    run.terminal.end_epoch()
+    run.terminal.end()
 
 
 def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.Tensor:
@@ -189,7 +189,16 @@ def due(run: Run, progress: Progress, done: bool) -> bool:
 def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
     """The split's texts with the current weights (on rank 0), and the seconds it took. Every rank takes part."""
     start = time.perf_counter()
-    embedded = embed_texts(run.engine, run.tokens, split.text_ids, run.world, batch_tokens=run.config.eval.batch_tokens)
+    run.terminal.start(f"embedding the {split.name} split", len(split.text_ids))
+    embedded = embed_texts(
+        run.engine,
+        run.tokens,
+        split.text_ids,
+        run.world,
+        batch_tokens=run.config.eval.batch_tokens,
+        advance=run.terminal.advance,
+    )
+    run.terminal.end()
     return embedded, time.perf_counter() - start
 
 

@@ -1,8 +1,8 @@
-"""What mining asks of a nearest-neighbour index, and how one is built by name.
+"""What mining asks of a nearest-neighbour index, and how it makes all exact ones answer alike.
 
-An index may round distances in its own way. `nearest` therefore measures what the index returned once more, exactly, and
-orders it by (distance, row); it asks for more neighbours while the index's rounding could hide a nearer row. So any two
-exact indexes give the same answer, ties included.
+An index may round distances in its own way. `nearest_allowed` therefore measures what the index returned once more,
+exactly, and orders it by (distance, row); it asks for more neighbours while the index's rounding could hide a nearer row.
+So any two exact indexes give the same answer, ties included.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from biencoder.config import MiningConfig
 
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -29,17 +27,6 @@ class NegativeIndex(Protocol):
 
     def search(self, queries_QD: Vectors, k: int) -> Rows:
         """Row numbers (Q, k) of the k nearest vectors; an inexact index may return -1 for "none"."""
-
-
-def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
-    """Index these vectors; rows are numbered in their order."""
-    if config.index == "balltree":
-        from biencoder.mining.ball_tree import BallTreeIndex
-
-        return BallTreeIndex(vectors_ND)
-    from biencoder.mining.faiss_index import FaissIndex
-
-    return FaissIndex(vectors_ND, config)
 
 
 def nearest_allowed(

@@ -12,7 +12,7 @@ from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
-from biencoder.mining.index import build_index
+from biencoder.mining.build import build_index
 from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.errors import DataError
-from biencoder.mining.index import NegativeIndex, Vectors, build_index, nearest_allowed
+from biencoder.mining.build import build_index
+from biencoder.mining.index import NegativeIndex, Vectors, nearest_allowed
 from biencoder.rng import uniforms
 
 Ids = npt.NDArray[np.int64]

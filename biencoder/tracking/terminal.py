@@ -58,12 +58,12 @@ class Terminal:
             f'--data.root {config.data.root} "your argument"'
         )
 
-    def epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        """Start the bar of an epoch."""
-        if not self.console.is_terminal:
+    def start(self, work: str, total: int) -> None:
+        """Start the progress bar of a piece of work."""
+        if not self.console.is_terminal or self.console.quiet:
             return
         self._progress = Progress(
-            TextColumn(f"epoch {epoch + 1}/{epochs}"),
+            TextColumn(work),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
@@ -71,12 +71,12 @@ class Terminal:
             console=self.console,
             transient=True,
         )
-        self._progress.add_task("", total=steps, note="")
+        self._progress.add_task("", total=total, note="")
         self._progress.start()
 
-    def advance(self) -> None:
+    def advance(self, count: int = 1) -> None:
         if self._progress:
-            self._progress.advance(self._progress.task_ids[0])
+            self._progress.advance(self._progress.task_ids[0], count)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """The latest step metrics: beside the bar, or as a line."""
@@ -89,7 +89,7 @@ class Terminal:
         else:
             self.say(f"step {step}  {note}")
 
-    def end_epoch(self) -> None:
+    def end(self) -> None:
         if self._progress:
             self._progress.stop()
             self._progress = None

@@ -7,7 +7,8 @@ import pytest
 from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.errors import DataError
-from biencoder.mining.index import build_index, nearest_allowed
+from biencoder.mining.build import build_index
+from biencoder.mining.index import nearest_allowed
 from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
 
 KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]

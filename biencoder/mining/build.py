@@ -1,0 +1,15 @@
+"""The index that a configuration names. Imports wait until one is built: a run needs scikit-learn or FAISS, not both."""
+
+from biencoder.config import MiningConfig
+from biencoder.mining.index import NegativeIndex, Vectors
+
+
+def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+    """Index these vectors; rows are numbered in their order."""
+    if config.index == "balltree":
+        from biencoder.mining.ball_tree import BallTreeIndex
+
+        return BallTreeIndex(vectors_ND)
+    from biencoder.mining.faiss_index import FaissIndex
+
+    return FaissIndex(vectors_ND, config)
