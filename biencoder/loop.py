@@ -21,7 +21,7 @@ from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.engine import Engine
 from biencoder.evaluation import SplitResult, evaluate_split
-from biencoder.loss import combined_loss
+from biencoder.loss import LossParts, combined_loss
 from biencoder.mining import Mined, mine_negatives
 from biencoder.model import TripletBatch, Vectors
 from biencoder.rng import stream_seed
@@ -86,10 +86,8 @@ def fit(run: Run) -> Progress:
         run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
         run_epoch(run, progress, mined, last)
         progress.epoch += 1
-        done = progress.step >= last
-        if not done or due(run, progress, done):
-            embedded, encode_s = embed_split(run, training)
-        if due(run, progress, done):
+        embedded, encode_s = embed_split(run, training)
+        if progress.step >= last or progress.epoch % run.config.eval.every_epochs == 0:
             metrics = evaluate(run, progress, embedded)
             keep_best(run, progress, metrics)
     run.save("last", metrics)
@@ -107,13 +105,13 @@ def run_epoch(run: Run, progress: Progress, mined: Mined, last: int) -> None:
     )[: last - progress.step]
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
     window = Window(run.world.device)
-    for batch_G in batches_SG:
+    for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
         run.world.doing(f"training step {progress.step + 1}")
         parts = train_step(run, micro_batches(run, batch_G, mined), progress.step)
         progress.step += 1
         window.add(parts, len(batch_G))
         run.terminal.advance()
-        if progress.step % train.log_every == 0 or progress.step == last:
+        if progress.step % train.log_every == 0 or left == 0:
             report_steps(run, progress, window)  # every rank takes part: means over ranks
     run.terminal.end()
 
@@ -161,7 +159,7 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        self.parts = torch.zeros(5, device=self._device)
+        self.parts = torch.zeros(len(LossParts._fields), device=self._device)
         self.steps = self.triplets = 0
         self.start = time.perf_counter()
 
@@ -179,11 +177,6 @@ def report_steps(run: Run, progress: Progress, window: Window) -> None:
     run.tracker.log("step", step=progress.step, epoch=progress.epoch, metrics=metrics)
     run.terminal.step(progress.step, metrics)
     window.clear()
-
-
-def due(run: Run, progress: Progress, done: bool) -> bool:
-    """Whether retrieval is measured after this epoch: as configured, and always at the end."""
-    return done or progress.epoch % run.config.eval.every_epochs == 0
 
 
 def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:

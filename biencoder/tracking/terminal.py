@@ -1,5 +1,7 @@
 """What a person sees on rank 0: a progress bar (plain lines where there is no terminal), one table per evaluation."""
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,8 +55,9 @@ class Terminal:
     def closing(self, folder: Path, config: Config) -> None:
         """Where the model is, and what to do next."""
         best = folder / "model" / "best"
+        python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
         self.say(
-            f"The best model is in {best}. Try it: python launcher/search.py --model {best} "
+            f"The best model is in {best}. Try it: {python} launcher/search.py --model {best} "
             f'--data.root {config.data.root} "your argument"'
         )
 
