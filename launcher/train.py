@@ -48,6 +48,7 @@ def train(config: "Config", world: "World") -> None:
     folder = world.on_main(lambda: create_run_folder(config, dataset, world_size=world.size))
 
     terminal.findings(dataset.findings)
+    terminal.opening(config, dataset, world, folder)
     tokens = tokenize(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, total_steps(dataset, config))
@@ -66,7 +67,6 @@ def train(config: "Config", world: "World") -> None:
             )
         )
 
-    terminal.opening(config, dataset, world, folder)
     fit(Run(config, world, dataset, tokens, engine, tracker, terminal, save))
     tracker.close()
     terminal.closing(folder, config)
