@@ -1,93 +1,176 @@
-"""How long mining takes with each index, side by side on the same vectors and queries, and how many negatives agree.
+"""What mining takes with each index and placement: seconds, recall, and rank 0's memory, through the code that training runs.
 
-    python benchmarks/mining.py --sizes 5000 50000 --queries 1000
+    python benchmarks/mining.py                                  # 10k and 100k texts
+    python benchmarks/mining.py --sizes 10000 100000 1000000     # half an hour on two cores
 
-Vectors: clusters of about 50 around random centres, 128 dimensions, length 1, as embeddings of a debate portal are. Every
-index answers the same queries through the same selection that training uses; `agree` is the share of negatives equal to
-the exact ones. Prints a table, and writes benchmarks/results/mining.json.
+Vectors: clusters of about 50 around random centres, 128 dimensions, length 1, as embeddings of a debate portal are. Half of
+the texts are points, half are counters; `--queries` of the points get their nearest allowed text, the others a random one.
+Each row runs in processes of its own: on rank 0 alone with all cores, or sharded over two ranks with half of them each.
+
+build, search   seconds
+recall          share of negatives that are the nearest allowed text, from 500 of them; exact indexes show `=` when they
+                mined the same ids as FAISS flat on rank 0, and `!` if not
+peak            most memory that rank 0 took above what it held before it had vectors, MiB
+computed        what the program foretells for it, MiB (see biencoder/memory.py)
+
+Prints a table, and writes benchmarks/results/mining.json.
 """
 
 import argparse
 import json
 import os
-import time
+import resource
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import MiningConfig
+from biencoder.config import Config, MiningConfig, ModelConfig
+from biencoder.data import Split
+from biencoder.distributed import World, world
+from biencoder.embedding import EmbeddedTexts
+from biencoder.memory import mining_bytes
+from biencoder.mining import Miner
 from biencoder.mining.build import build_index
-from biencoder.mining.index import nearest_allowed
+from biencoder.model import Vectors
 
-INDEXES = {
-    "balltree": MiningConfig(index="balltree"),
-    "faiss flat": MiningConfig(),
-    "faiss ivf": MiningConfig(faiss_kind="ivf"),
-    "faiss hnsw": MiningConfig(faiss_kind="hnsw"),
+BLOCK = 1000
+Placement = Literal["rank0", "sharded"]
+CASES: dict[str, tuple[dict[str, Any], Placement]] = {
+    "faiss flat": ({}, "rank0"),
+    "faiss flat, sharded": ({}, "sharded"),
+    "faiss ivf": ({"faiss_kind": "ivf"}, "rank0"),
+    "faiss ivf, sharded": ({"faiss_kind": "ivf"}, "sharded"),
+    "faiss hnsw": ({"faiss_kind": "hnsw"}, "rank0"),
+    "faiss hnsw, sharded": ({"faiss_kind": "hnsw"}, "sharded"),
+    "balltree": ({"index": "balltree"}, "rank0"),
 }
 
 
-def clustered(size: int, dimension: int, seed: int) -> npt.NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(1, size // 50), dimension))
-    vectors = centres[rng.integers(0, len(centres), size)] + 0.7 * rng.standard_normal((size, dimension))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+def clustered(size: int, dimension: int, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The vectors of these blocks of texts; each is the same whoever makes it."""
+    centres = np.random.default_rng(0).standard_normal((max(1, size // 50), dimension), dtype=np.float32)
+    made = np.empty((len(blocks) * BLOCK, dimension), dtype=np.float32)
+    for i, block in enumerate(blocks):
+        rng = np.random.default_rng([1, int(block)])
+        rows = centres[rng.integers(0, len(centres), BLOCK)]
+        rows += 0.7 * rng.standard_normal((BLOCK, dimension), dtype=np.float32)
+        made[i * BLOCK : (i + 1) * BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return made
 
 
-def measure(size: int, queries: int, *, dimension: int, skip: set[str]) -> list[dict[str, object]]:
-    vectors_ND = clustered(size, dimension, seed=0)
-    asked = np.random.default_rng(1).choice(size, min(queries, size), replace=False)
-    rows: list[dict[str, object]] = []
-    exact: npt.NDArray[np.int64] | None = None
-    for name in sorted(INDEXES.keys() - skip, key=lambda name: name != "faiss flat"):
-        start = time.perf_counter()
-        index = build_index(vectors_ND, INDEXES[name])
-        built = time.perf_counter()
-        found, _ = nearest_allowed(index, vectors_ND, vectors_ND[asked], lambda q, r: r != asked[q][:, None])
-        searched = time.perf_counter()
-        exact = found if exact is None else exact
-        rows.append(
-            {
-                "vectors": size,
-                "queries": len(asked),
-                "index": name,
-                "build_s": built - start,
-                "search_s": searched - built,
-                "agree": float((found == exact).mean()),
-            }
+def measure(ranks: World, size: int, queries: int, dimension: int, config: MiningConfig) -> dict[str, Any]:
+    """One row, on every rank."""
+    blocks = np.arange(size // BLOCK)
+    holder_M = np.repeat(blocks % ranks.size, BLOCK).astype(np.int32)
+    any_pair: Any = (None,) * (size // 2)
+    split = Split("training", any_pair, np.arange(0, size, 2), np.arange(1, size, 2))
+    build_index(np.eye(8, dtype=np.float32), MiningConfig(index=config.index))  # load the library
+    before = psutil.Process().memory_info().rss
+    held = np.flatnonzero(holder_M == ranks.rank)
+    rows = torch.from_numpy(clustered(size, dimension, blocks[blocks % ranks.size == ranks.rank]))
+    vectors = Vectors(rows, rows.new_empty(len(rows), 0))
+    embedded = EmbeddedTexts(held, vectors, vectors, np.arange(size), holder_M)
+    mined = Miner(split, size, ranks, config, seed=0, num_epochs=1).negatives(0, embedded)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "vectors": size,
+        "queries": round(mined.search.nearest_share * len(split)),
+        "build_s": mined.search.index_s,
+        "search_s": mined.search.search_s,
+        "recall": mined.search.recall,
+        "negatives": mined.digest,
+        "peak_mib": (peak - before) / 2**20,
+        "computed_mib": mining_bytes(
+            Config(model=ModelConfig(embedding_dim=dimension), mining=config),
+            num_texts=size,
+            hidden=0,
+            world_size=ranks.size,
         )
-    return rows
+        / 2**20,
+    }
+
+
+def worker(case: str, size: int, queries: int, dimension: int) -> None:
+    settings, placement = CASES[case]
+    rate = max(0.0, 1 - queries / (size // 2))
+    config = MiningConfig(placement=placement, random_rate=rate, **settings)
+    with world(timeout_s=3600, control_timeout_s=86400, silence_s=3600) as ranks:
+        found = measure(ranks, size, queries, dimension, config)
+        if ranks.is_main:
+            print(json.dumps(found), flush=True)
+
+
+def run_case(case: str, size: int, queries: int, dimension: int) -> dict[str, Any]:
+    """Start the ranks of a row and read what rank 0 says."""
+    size_of_world = 2 if CASES[case][1] == "sharded" else 1
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": size_of_world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // size_of_world), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, __file__, "--worker", case, "--sizes", str(size), "--queries", str(queries)]
+    processes = [
+        subprocess.Popen(
+            [*command, "--dimension", str(dimension)],
+            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(size_of_world)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"{case} at {size} failed")
+    found: dict[str, Any] = json.loads(said[0])
+    return found | {"case": case}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[5_000, 50_000])
-    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="multiples of 1000")
+    parser.add_argument("--queries", type=int, default=5000)
     parser.add_argument("--dimension", type=int, default=128)
-    parser.add_argument("--skip", nargs="*", default=[], choices=list(INDEXES))
+    parser.add_argument("--skip", nargs="*", default=[], choices=list(CASES))
+    parser.add_argument("--balltree-up-to", type=int, default=10_000, help="texts; it takes minutes above")
+    parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker, arguments.sizes[0], arguments.queries, arguments.dimension)
+        return
     table = Table(title=f"mining, {arguments.dimension} dimensions, {os.cpu_count()} cores", box=None)
-    for column in ("vectors", "queries", "index", "build s", "search s", "search, × flat", "agree"):
-        table.add_column(column, justify="left" if column == "index" else "right")
+    for column in ("texts", "queries", "index", "build s", "search s", "recall", "peak MiB", "computed MiB"):
+        table.add_column(column, justify="left" if column == "index" else "right", no_wrap=column == "index")
     results = []
     for size in arguments.sizes:
-        rows = measure(size, arguments.queries, dimension=arguments.dimension, skip=set(arguments.skip))
-        flat = next(float(str(row["search_s"])) for row in rows if row["index"] == "faiss flat")
-        for row in rows:
-            search_s = float(str(row["search_s"]))
+        flat = None
+        for case in CASES:
+            if case in arguments.skip or (case == "balltree" and size > arguments.balltree_up_to):
+                continue
+            row = run_case(case, size, arguments.queries, arguments.dimension)
+            flat = flat or row["negatives"]
+            exact = "flat" in case or case == "balltree"
+            sign = (" =" if row["negatives"] == flat else " !") if exact else "  "
             table.add_row(
                 f"{size:,}",
-                str(row["queries"]),
-                str(row["index"]),
+                f"{row['queries']:,}",
+                case,
                 f"{row['build_s']:.2f}",
-                f"{search_s:.3f}",
-                f"{search_s / flat:.2f}",
-                f"{row['agree']:.4f}",
+                f"{row['search_s']:.2f}",
+                f"{row['recall']:.3f}{sign}",
+                f"{row['peak_mib']:,.0f}",
+                f"{row['computed_mib']:,.0f}",
             )
-        results += rows
+            results.append(row)
+            print(f"{size:,} {case}: {row['build_s'] + row['search_s']:.1f} s", file=sys.stderr)
     Console().print(table)
     out = Path(__file__).parent / "results" / "mining.json"
     out.parent.mkdir(exist_ok=True)

@@ -107,6 +107,37 @@ class MiningConfig:
     ] = "flat"
     ivf_probes: Annotated[int, Field(ge=1, description="Cells that an ivf search visits, of about 4 sqrt(texts).")] = 32
     hnsw_ef: Annotated[int, Field(ge=8, description="Size of the candidate list of an hnsw search.")] = 64
+    placement: Annotated[
+        Literal["rank0", "sharded"],
+        Field(
+            description="rank0: rank 0 holds all embeddings and searches. sharded: every rank holds and searches its part, "
+            "with the same result where the index is exact; for corpora that rank 0 cannot hold or search in time."
+        ),
+    ] = "rank0"
+    overlap: Annotated[
+        bool,
+        Field(
+            description="Search for the next epoch's negatives in the background of this one, on rank 0; they come from "
+            "embeddings that are one epoch older. Needs placement rank0."
+        ),
+    ] = False
+    memory_gib: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Most that embeddings and index may take on one rank, in GiB; a run that needs more is refused "
+            "before it starts. 0: what is free.",
+        ),
+    ] = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index never misses a nearer text."""
+        return self.index == "balltree" or self.faiss_kind == "flat"
+
+    @property
+    def sharded(self) -> bool:
+        return self.placement == "sharded"
 
     def random_rate_at(self, epoch: int) -> float:
         """max(0, random_rate - random_rate_decay * epoch), a probability."""
@@ -227,6 +258,8 @@ class Config:
             )
         if self.loss.triplet_weight == self.loss.classification_weight == 0:
             problems.append("loss.triplet_weight and loss.classification_weight are both 0; set one above 0")
+        if self.mining.overlap and self.mining.sharded:
+            problems.append("mining.overlap works on rank 0, but mining.placement is sharded; set one of them back")
         if problems:
             raise ConfigError("; ".join(problems))
 

@@ -32,12 +32,23 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    hosts: tuple[str, ...] = ("localhost",)
+    """Of each rank."""
     _control: Any = None
     _watch: Watch | None = None
+
+    @classmethod
+    def alone(cls) -> "World":
+        """A world of this process only: what takes a world runs without any communication."""
+        return cls(0, 1, 0, torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def ranks_on_this_host(self) -> int:
+        return self.hosts.count(self.hosts[self.rank])
 
     def doing(self, phase: str) -> None:
         """Name the work at hand, for the message that the others get should this rank fall silent."""
@@ -70,11 +81,36 @@ class World:
             raise failure
         return result  # type: ignore[no-any-return]
 
+    def on_holders(self, work: Callable[["World"], T], *, sharded: bool) -> T:
+        """Run `work(world)` where the data is: on all ranks with this world, or on rank 0 with a world of its own, whose
+        (small) result every rank gets. Every rank takes part."""
+        return work(self) if sharded else self.on_main(lambda: work(World.alone()))
+
     def broadcast_ids(self, ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rank 0's ids on every rank; the others pass an array of the same length to fill. Every rank takes part."""
         if self.size > 1:
             dist.broadcast(torch.from_numpy(ids_N), src=0, group=self._control)
         return ids_N
+
+    def share_rows(self, rows_QD: torch.Tensor, *, source: int) -> torch.Tensor:
+        """The source rank's rows on every rank; the others pass rows of the same shape to fill. Every rank takes part."""
+        if self.size > 1:
+            rows_QD = rows_QD.contiguous()
+            dist.broadcast(rows_QD, src=source, group=self._control)
+        return rows_QD
+
+    def nearest(
+        self, ids_Q: npt.NDArray[np.int64], distance_Q: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """For each query the nearest of the ranks' answers (id, distance), ties to the lower id. Every rank takes part."""
+        if self.size == 1:
+            return ids_Q, distance_Q
+        least_Q = torch.from_numpy(distance_Q.copy())
+        dist.all_reduce(least_Q, op=dist.ReduceOp.MIN, group=self._control)
+        beaten_Q = distance_Q > least_Q.numpy()
+        id_Q = torch.from_numpy(np.where(beaten_Q, np.iinfo(np.int64).max, ids_Q))
+        dist.all_reduce(id_Q, op=dist.ReduceOp.MIN, group=self._control)
+        return id_Q.numpy(), least_Q.numpy()
 
     def gather_rows(self, rows_RD: torch.Tensor) -> list[torch.Tensor] | None:
         """Every rank's rows (equal shapes) on rank 0, in rank order; None elsewhere. Every rank takes part."""
@@ -105,14 +141,16 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> It
     limit = datetime.timedelta(seconds=timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     watch = control = None
+    hosts: list[Any] = [socket.gethostname()] * size
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
     else:
         dist.init_process_group(backend, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s))
-        watch = _start_watch(rank, size, control, silence_s)
+        dist.all_gather_object(hosts, socket.gethostname(), group=control)
+        watch = _start_watch(rank, hosts, control, silence_s)
     try:
-        yield World(rank, size, local_rank, device, control, watch)
+        yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
         if watch:
             dist.barrier(group=control)  # without it rank 0 could close the store that a slower rank still beats in
     except PeerError:
@@ -152,15 +190,13 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _start_watch(rank: int, size: int, control: Any, silence_s: float) -> Watch:
+def _start_watch(rank: int, hosts: list[str], control: Any, silence_s: float) -> Watch:
     """A store of its own, served by rank 0: a blocking call on the training group's store must not hold up heartbeats."""
     address = os.environ["MASTER_ADDR"]
     server = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
     port = [server.port if server else 0]
     dist.broadcast_object_list(port, src=0, group=control)
     store = server or dist.TCPStore(address, port[0], is_master=False)
-    hosts: list[Any] = [None] * size
-    dist.all_gather_object(hosts, socket.gethostname(), group=control)
     return Watch(store, rank=rank, hosts=hosts, silence_s=silence_s)
 
 

@@ -1,12 +1,13 @@
 """Embedding a corpus on all ranks: every distinct text once, longest first, the same batches whatever the number of ranks.
 
 The plan of batches is global, so each rank knows which rows the others hold, and all ranks make the same number of forwards
-(the last round is filled up with repeats: under ZeRO-3 a forward is collective). Rows travel to rank 0 round by round.
+(the last round is filled up with repeats: under ZeRO-3 a forward is collective). The rows then travel to rank 0, round by
+round and in bounded messages, or stay where they were made (`sharded`).
 
-N: texts, D: similarity embedding, H: hidden size.
+N: texts held by this rank, M: all texts, Q: queries, D: similarity embedding, H: hidden size, C: D + H.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,27 +19,63 @@ from biencoder.engine import Engine
 from biencoder.model import Side, Vectors
 from biencoder.tokens import TokenizedTexts
 
+Ids = npt.NDArray[np.int64]
+_MESSAGE_BYTES = 64 * 2**20
+"""Bound of what rank 0 receives at once, and of a block of queries."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedTexts:
-    """Vectors of N texts as queries and as candidates (one object where both sides share their weights); on rank 0."""
+    """Vectors of texts as queries and as candidates (one object where both sides share their weights), on their holder.
 
-    text_ids_N: npt.NDArray[np.int64]
-    """Ascending."""
+    Either one process holds all texts, or each rank of a world holds a part of them; the same code searches both, given
+    `World.alone()` or that world.
+    """
+
+    text_ids_N: Ids
+    """Of the texts held here, ascending."""
     query: Vectors
     candidate: Vectors
+    all_text_ids_M: Ids
+    """Of the texts held by anybody, ascending."""
+    holder_M: npt.NDArray[np.int32]
+    """The rank that holds each."""
 
-    def queries(self, text_ids: npt.NDArray[np.int64]) -> Vectors:
-        return self.query.rows(self._rows(text_ids))
+    @classmethod
+    def whole(cls, text_ids_N: Ids, query: Vectors, candidate: Vectors) -> "EmbeddedTexts":
+        """All texts in one process."""
+        return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
 
-    def candidates(self, text_ids: npt.NDArray[np.int64]) -> Vectors:
-        return self.candidate.rows(self._rows(text_ids))
+    def query_blocks(self, text_ids_Q: Ids, world: World, *, pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
+        """The texts' vectors as queries, block by block on every holder: (positions in `text_ids_Q`, vectors).
 
-    def _rows(self, text_ids: npt.NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids))
+        Each block is broadcast by the rank that holds it. Every holder takes part, and consumes all blocks.
+
+        Args:
+            pooled: whether the pooled vectors are wanted; without, they are empty.
+        """
+        holder_Q = self.holder_M[np.searchsorted(self.all_text_ids_M, text_ids_Q)]
+        width = self.query.embedding.shape[1] + pooled * self.query.pooled.shape[1]
+        size = max(1, _MESSAGE_BYTES // (4 * width))
+        for rank in range(world.size):
+            positions = np.flatnonzero(holder_Q == rank)
+            for start in range(0, len(positions), size):
+                block = positions[start : start + size]
+                if rank == world.rank:
+                    mine = self.query.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
+                else:
+                    mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in self.query))
+                embedding = world.share_rows(mine.embedding, source=rank)
+                yield (
+                    block,
+                    Vectors(
+                        embedding,
+                        world.share_rows(mine.pooled, source=rank) if pooled else embedding.new_empty(len(block), 0),
+                    ),
+                )
 
 
-def plan_batches(lengths_N: npt.NDArray[np.int64], batch_tokens: int) -> list[npt.NDArray[np.int64]]:
+def plan_batches(lengths_N: Ids, batch_tokens: int) -> list[Ids]:
     """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding."""
     order_N = np.argsort(-lengths_N, kind="stable")
     batches, start = [], 0
@@ -53,51 +90,69 @@ def plan_batches(lengths_N: npt.NDArray[np.int64], batch_tokens: int) -> list[np
 def embed_texts(
     engine: Engine,
     tokens: TokenizedTexts,
-    text_ids_N: npt.NDArray[np.int64],
+    text_ids_M: Ids,
     world: World,
     *,
     batch_tokens: int,
+    sharded: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedTexts | None:
-    """Vectors of these texts (ascending ids) on rank 0, None elsewhere. Every rank takes part.
+    """Vectors of these texts (ascending ids): all on rank 0 and None elsewhere, or each rank's part. Every rank takes part.
 
     Args:
+        sharded: leave the vectors on the ranks that make them.
         advance: called after each round with the number of texts that all ranks have embedded in it.
     """
-    world.doing(f"embedding {len(text_ids_N)} texts")
-    batches = plan_batches(tokens.lengths_N[text_ids_N], batch_tokens)
+    world.doing(f"embedding {len(text_ids_M)} texts")
+    batches = plan_batches(tokens.lengths_N[text_ids_M], batch_tokens)
     rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
+    holder_M = np.zeros(len(text_ids_M), dtype=np.int32)
+    if sharded:
+        for rank, batch in ((rank, batch) for some in rounds for rank, batch in enumerate(some)):
+            holder_M[batch] = rank
+    held = np.flatnonzero(holder_M == world.rank)
     sides: list[Side] = ["query"] if engine.model.shared else ["query", "candidate"]
-    vectors = [_embed_side(engine, tokens, text_ids_N, rounds, world, side, advance) for side in sides]
-    if vectors[0] is None or vectors[-1] is None:
+    vectors = []
+    for side in sides:
+        table = VectorTable(held)
+        for round_ in rounds:
+            mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
+            encoded = engine.encode(tokens.batch(text_ids_M[mine]), side)
+            if sharded:
+                table.put(mine if world.rank < len(round_) else mine[:0], encoded)
+            else:
+                gather(encoded, round_, table, world)
+            advance(sum(len(batch) for batch in round_))
+        vectors.append(table.vectors)
+    if not sharded and not world.is_main:
         return None
-    return EmbeddedTexts(text_ids_N, vectors[0], vectors[-1])
+    return EmbeddedTexts(text_ids_M[held], vectors[0], vectors[-1], text_ids_M, holder_M)
 
 
-def _embed_side(
-    engine: Engine,
-    tokens: TokenizedTexts,
-    text_ids_N: npt.NDArray[np.int64],
-    rounds: list[list[npt.NDArray[np.int64]]],
-    world: World,
-    side: Side,
-    advance: Callable[[int], None],
-) -> Vectors | None:
-    rows_NC: torch.Tensor | None = None
-    for batches in rounds:
-        mine = batches[min(world.rank, len(batches) - 1)]  # in the last round ranks without a batch repeat one
-        vectors = engine.encode(tokens.batch(text_ids_N[mine]), side)
-        both_RC = torch.cat([vectors.embedding, vectors.pooled], dim=1)
-        longest = max(len(batch) for batch in batches)
-        padded_RC = torch.nn.functional.pad(both_RC, (0, 0, 0, longest - len(both_RC)))
-        gathered = world.gather_rows(padded_RC)
-        if gathered is not None:
-            if rows_NC is None:
-                rows_NC = torch.empty(len(text_ids_N), both_RC.shape[1])
-            for batch, rows in zip(batches, gathered, strict=False):  # what comes from repeats is left over
-                rows_NC[torch.from_numpy(batch)] = rows[: len(batch)]
-        advance(sum(len(batch) for batch in batches))
-    if rows_NC is None:
-        return None
-    embedding_dim = vectors.embedding.shape[1]
-    return Vectors(rows_NC[:, :embedding_dim], rows_NC[:, embedding_dim:])
+class VectorTable:
+    """Vectors of the texts at these (ascending) positions, filled batch by batch."""
+
+    def __init__(self, positions_N: Ids) -> None:
+        self._positions_N = positions_N
+        self.vectors = Vectors(torch.empty(0), torch.empty(0))
+
+    def put(self, positions: Ids, vectors: Vectors) -> None:
+        """Fill in the first `len(positions)` rows of `vectors`."""
+        if not len(self.vectors.embedding):
+            self.vectors = Vectors(*(torch.empty(len(self._positions_N), part.shape[1]) for part in vectors))
+        target = torch.from_numpy(np.searchsorted(self._positions_N, positions))
+        for part, given in zip(self.vectors, vectors, strict=True):
+            part[target] = given[: len(positions)].cpu()
+
+
+def gather(vectors: Vectors, round_: list[Ids], table: VectorTable, world: World) -> None:
+    """Bring a round's vectors to rank 0, in messages of bounded size. Every rank takes part."""
+    both_BC = torch.cat(vectors, dim=1)
+    longest = max(len(batch) for batch in round_)
+    padded_BC = torch.nn.functional.pad(both_BC, (0, 0, 0, longest - len(both_BC)))
+    dim = vectors.embedding.shape[1]
+    size = max(1, _MESSAGE_BYTES // (4 * both_BC.shape[1] * world.size))
+    for start in range(0, longest, size):
+        gathered = world.gather_rows(padded_BC[start : start + size].contiguous())
+        for batch, part_BC in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
+            table.put(batch[start : start + size], Vectors(part_BC[:, :dim], part_BC[:, dim:]))

@@ -58,14 +58,16 @@ class Inference:
         """Vectors of the texts with these (ascending) ids."""
         sides: list[Side] = ["query"] if self.model.shared else ["query", "candidate"]
         vectors = [self._embed_side(tokens, text_ids_N, side) for side in sides]
-        return EmbeddedTexts(text_ids_N, vectors[0], vectors[-1])
+        return EmbeddedTexts.whole(text_ids_N, vectors[0], vectors[-1])
 
     def search(self, query: str, corpus: EmbeddedTexts, texts: Sequence[str], *, top_k: int) -> list[Hit]:
         """The nearest texts of the corpus, without the query's own text."""
         query = normalise(query)
         queries = self.embed(self.tokenize([query]), np.array([0])).query
         own = np.array([texts.index(query)]) if query in texts else None
-        ranked_1k = nearest_candidates(queries, corpus, corpus.text_ids_N, own, k=top_k)
+        N = len(corpus.text_ids_N)
+        k = min(top_k, N - (own is not None))
+        ranked_1k = nearest_candidates(queries, corpus, corpus.text_ids_N, np.arange(N), own, k=k).candidate_Qk
         probability_k = pair_probability(queries, corpus.candidate, ranked_1k, self.classifier)[0]
         distance_k = torch.linalg.vector_norm(corpus.candidate.embedding[ranked_1k[0]] - queries.embedding, dim=1)
         return [

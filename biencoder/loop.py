@@ -6,9 +6,10 @@
 Everything here runs on every rank, in the same order and equally often; what only rank 0 does is inside what it calls.
 """
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.engine import Engine
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import LossParts, combined_loss
-from biencoder.mining import Mined, mine_negatives
+from biencoder.mining import Mined, Miner
 from biencoder.model import TripletBatch, Vectors
 from biencoder.rng import stream_seed
 from biencoder.sampler import global_batches, rank_share
@@ -72,19 +73,19 @@ def fit(run: Run) -> Progress:
     training = run.dataset.splits["training"]
     embedded, encode_s = embed_split(run, training)
     evaluate(run, progress, embedded, zero_shot=True)
+    miner = Miner(
+        training,
+        len(run.dataset.texts),
+        run.world,
+        run.config.mining,
+        seed=run.config.run.seed,
+        num_epochs=math.ceil(last / steps_per_epoch(run.dataset, run.config)),
+    )
     while progress.step < last:
-        mined = mine_negatives(
-            embedded,
-            training,
-            len(run.dataset.texts),
-            run.world,
-            run.config.mining,
-            seed=run.config.run.seed,
-            epoch=progress.epoch,
-        )
+        mined = miner.negatives(progress.epoch, embedded)
         run.tracker.log("mine", step=progress.step, epoch=progress.epoch, metrics=mine_metrics(mined, encode_s))
         run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
-        run_epoch(run, progress, mined, last)
+        run_epoch(run, progress, mined, miner, last)
         progress.epoch += 1
         embedded, encode_s = embed_split(run, training)
         if progress.step >= last or progress.epoch % run.config.eval.every_epochs == 0:
@@ -94,7 +95,7 @@ def fit(run: Run) -> Progress:
     return progress
 
 
-def run_epoch(run: Run, progress: Progress, mined: Mined, last: int) -> None:
+def run_epoch(run: Run, progress: Progress, mined: Mined, miner: Miner, last: int) -> None:
     """One pass over the shuffled training triplets, or up to the run's last step."""
     train = run.config.train
     batches_SG = global_batches(
@@ -108,6 +109,7 @@ def run_epoch(run: Run, progress: Progress, mined: Mined, last: int) -> None:
     for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
         run.world.doing(f"training step {progress.step + 1}")
         parts = train_step(run, micro_batches(run, batch_G, mined), progress.step)
+        miner.raise_failure()
         progress.step += 1
         window.add(parts, len(batch_G))
         run.terminal.advance()
@@ -180,7 +182,8 @@ def report_steps(run: Run, progress: Progress, window: Window) -> None:
 
 
 def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
-    """The split's texts with the current weights (on rank 0), and the seconds it took. Every rank takes part."""
+    """The split's texts with the current weights (None where none are held), and the seconds it took. Every rank takes
+    part."""
     start = time.perf_counter()
     run.terminal.start(f"embedding the {split.name} split", len(split.text_ids))
     embedded = embed_texts(
@@ -189,6 +192,7 @@ def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
         split.text_ids,
         run.world,
         batch_tokens=run.config.eval.batch_tokens,
+        sharded=run.config.mining.sharded,
         advance=run.terminal.advance,
     )
     run.terminal.end()
@@ -209,12 +213,12 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
         embedded = training if split.name == "training" else embed_split(run, split)[0]
         run.world.doing(f"evaluating the {split.name} split")
 
-        def rank_all(split: Split = split, embedded: EmbeddedTexts | None = embedded) -> SplitResult:
+        def rank_all(holders: World, split: Split = split, embedded: EmbeddedTexts | None = embedded) -> SplitResult:
             assert embedded is not None
             vectors = pooled_cosine(embedded) if zero_shot else embedded
-            return evaluate_split(split, vectors, classifier, top_k=run.config.eval.top_k)
+            return evaluate_split(split, vectors, classifier, top_k=run.config.eval.top_k, world=holders)
 
-        results.append(run.world.on_main(rank_all))
+        results.append(run.world.on_holders(rank_all, sharded=run.config.mining.sharded))
     metrics = eval_metrics(results) | {"eval/seconds": time.perf_counter() - start}
     run.tracker.log("eval", step=progress.step, epoch=progress.epoch, metrics=metrics)
     run.terminal.evaluation("zero-shot" if zero_shot else f"epoch {progress.epoch}", metrics)
@@ -227,7 +231,7 @@ def pooled_cosine(embedded: EmbeddedTexts) -> EmbeddedTexts:
     def unit(vectors: Vectors) -> Vectors:
         return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
 
-    return EmbeddedTexts(embedded.text_ids_N, unit(embedded.query), unit(embedded.candidate))
+    return replace(embedded, query=unit(embedded.query), candidate=unit(embedded.candidate))
 
 
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:

@@ -12,6 +12,7 @@ from launcher.entry import parse_model_command, run
 def main(argv: Sequence[str]) -> None:
     arguments = parse_model_command(argv, prog="evaluate.py", description="Measure a trained model on a corpus.")
     from biencoder.data import load_dataset
+    from biencoder.distributed import World
     from biencoder.evaluation import evaluate_split
     from biencoder.inference import Inference
     from biencoder.tracking.names import eval_metrics
@@ -22,8 +23,9 @@ def main(argv: Sequence[str]) -> None:
     model = Inference.load(arguments.model)
     terminal.findings(dataset.findings)
     tokens = model.tokenize(dataset.texts)
+    alone = World.alone()
     results = [
-        evaluate_split(split, model.embed(tokens, split.text_ids), model.classifier, top_k=arguments.top_k)
+        evaluate_split(split, model.embed(tokens, split.text_ids), model.classifier, top_k=arguments.top_k, world=alone)
         for split in dataset.splits.values()
     ]
     terminal.evaluation(Path(arguments.model).name, eval_metrics(results))

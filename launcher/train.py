@@ -31,6 +31,7 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.engine import Engine, read_settings
     from biencoder.export import save_model
     from biencoder.loop import Run, fit, total_steps
+    from biencoder.memory import check_mining_memory
     from biencoder.model import build_model
     from biencoder.pretrained import load_pretrained
     from biencoder.run_folder import create_run_folder, model_card
@@ -45,10 +46,12 @@ def train(config: "Config", world: "World") -> None:
     dataset = world.together(lambda: load_dataset(config.data.root, clean=config.data.clean))
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
+    hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
+    mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))
     folder = world.on_main(lambda: create_run_folder(config, dataset, world_size=world.size))
 
     terminal.findings(dataset.findings)
-    terminal.opening(config, dataset, world, folder)
+    terminal.opening(config, dataset, world, folder, mining=mining)
     tokens = tokenize(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, total_steps(dataset, config))

@@ -8,16 +8,19 @@ The same text can stand in a corpus under several ids. The strict figure accepts
 copies as rivals of each other. The `_text` figure ranks distinct texts: a copy of the counter is the counter, and copies
 of the point are the point.
 
-Q: queries, C: candidates, k: top, D, H: dimensions.
+Q: queries, C: candidates, c: those whose texts this rank holds, k: top, D, H: dimensions.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from biencoder.data import Split
+from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation.metrics import ranking_metrics
 from biencoder.model import PairClassifier, Vectors
@@ -36,9 +39,14 @@ class SplitResult:
     metrics: dict[str, float]
 
 
-def evaluate_split(split: Split, embedded: EmbeddedTexts, classifier: PairClassifier | None, *, top_k: int) -> SplitResult:
-    """Rank all candidates of a split for all its points. `classifier` None: no re-ranking (nothing is trained yet)."""
-    queries = embedded.queries(split.point_text_P)
+def evaluate_split(
+    split: Split, embedded: EmbeddedTexts, classifier: PairClassifier | None, *, top_k: int, world: World
+) -> SplitResult:
+    """Rank all candidates of a split for all its points. Every rank of `world`, the holders of `embedded`, takes part.
+
+    Args:
+        classifier: None for no re-ranking (nothing is trained yet).
+    """
     P = len(split)
     metrics: dict[str, float] = {}
     listed = {
@@ -50,40 +58,124 @@ def evaluate_split(split: Split, embedded: EmbeddedTexts, classifier: PairClassi
         ),
     }
     for suffix, (candidate_text_C, gold_Q, self_Q) in listed.items():
-        ranked_Qk = nearest_candidates(queries, embedded, candidate_text_C, self_Q, k=max(10, top_k))
-        found = ranking_metrics(ranked_Qk, gold_Q)
-        metrics |= {f"embedding/{name}{suffix}": value for name, value in found.items()}
-        if classifier is not None:
-            best_Q = rerank(queries, embedded.candidates(candidate_text_C), ranked_Qk[:, :top_k], classifier)[:, 0]
-            metrics[f"rerank/accuracy@1{suffix}"] = float((best_Q == gold_Q).mean())
+        ranking = rank_candidates(
+            split.point_text_P, candidate_text_C, self_Q, embedded, classifier, k=max(10, top_k), world=world
+        )
+
+        def measure(ranking: Ranking = ranking, gold_Q: Ids = gold_Q, suffix: str = suffix) -> dict[str, float]:
+            found = ranking_metrics(ranking.candidate_Qk, gold_Q)
+            metrics = {f"embedding/{name}{suffix}": value for name, value in found.items()}
+            if classifier is not None:
+                metrics[f"rerank/accuracy@1{suffix}"] = float((ranking.reranked(top_k)[:, 0] == gold_Q).mean())
+            return metrics
+
+        metrics |= world.on_main(measure)
     return SplitResult(split.name, P, 2 * P - 1, metrics)
 
 
-def nearest_candidates(
-    queries: Vectors, embedded: EmbeddedTexts, candidate_text_C: Ids, excluded_Q: Ids | None, *, k: int
-) -> Ids:
-    """Positions (Q, k) of the nearest candidates, nearest first; equal distances keep the order of the candidates.
+class Ranking(NamedTuple):
+    """The nearest candidates of each query, nearest first; equal distances keep the order of the candidates."""
+
+    candidate_Qk: Ids
+    """Positions in the list of candidates; -1 beyond the last candidate."""
+    distance_Qk: npt.NDArray[np.float32]
+    """Squared Euclidean distance less the query's own squared norm: ranks within a query; inf beyond the last."""
+    probability_Qk: npt.NDArray[np.float32]
+    """Of the pair classifier that the candidate answers the query; NaN without one."""
+
+    def reranked(self, top_k: int) -> Ids:
+        """The first `top_k` candidates (Q, top_k), ordered by probability, the highest first."""
+        order_Qk = np.argsort(-self.probability_Qk[:, :top_k], axis=1, kind="stable")
+        return np.take_along_axis(self.candidate_Qk[:, :top_k], order_Qk, axis=1)
+
+    def nearest(self, k: int) -> "Ranking":
+        """The k nearest of several rankings that stand side by side."""
+        order_Qk = np.lexsort((self.candidate_Qk, self.distance_Qk), axis=1)[:, :k]
+        return joined([[np.take_along_axis(part, order_Qk, axis=1)] for part in self], axis=0)
+
+
+def joined(parts: Iterable[Sequence[npt.NDArray[Any]]], *, axis: int) -> Ranking:
+    """One ranking of several: their candidates, their distances, their probabilities."""
+    candidate, distance, probability = (np.concatenate(some, axis=axis) for some in parts)
+    return Ranking(candidate, distance, probability)
+
+
+def rank_candidates(
+    query_text_Q: Ids,
+    candidate_text_C: Ids,
+    excluded_Q: Ids,
+    embedded: EmbeddedTexts,
+    classifier: PairClassifier | None,
+    *,
+    k: int,
+    world: World,
+) -> Ranking:
+    """The k nearest candidates of each query, on rank 0 of `world` (elsewhere nothing of meaning). All its ranks take part.
+
+    Each rank ranks the candidates that it holds, and rank 0 merges.
 
     Args:
-        candidate_text_C: text id of each candidate; distances are computed once per distinct text, so that copies tie.
+        candidate_text_C: text id of each candidate.
         excluded_Q: for each query a candidate that it may not get (itself).
     """
-    texts_N, column_C = np.unique(candidate_text_C, return_inverse=True)
-    vectors_ND = embedded.candidates(texts_N).embedding
-    column = torch.from_numpy(column_C)
-    k = min(k, len(candidate_text_C) - (excluded_Q is not None))
-    chunk = max(1, _CHUNK_BYTES // (4 * len(candidate_text_C)))
-    ranked = []
-    for start in range(0, len(queries.embedding), chunk):
+    k = min(k, len(candidate_text_C) - 1)
+    here_c = np.flatnonzero(np.isin(candidate_text_C, embedded.text_ids_N))
+    order, merged = [], []
+    for block, queries in embedded.query_blocks(query_text_Q, world, pooled=classifier is not None):
+        mine = nearest_candidates(queries, embedded, candidate_text_C, here_c, excluded_Q[block], k=k)
+        if classifier is not None and len(here_c):
+            text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, here_c[0], mine.candidate_Qk)]
+            row_qk = np.searchsorted(embedded.text_ids_N, text_qk)
+            mine = mine._replace(probability_Qk=pair_probability(queries, embedded.candidate, row_qk, classifier))
+        gathered = [world.gather_rows(torch.from_numpy(part)) for part in mine]
+        if world.is_main:
+            order.append(block)
+            merged.append(joined([[part.numpy() for part in some or []] for some in gathered], axis=1).nearest(k))
+    if not world.is_main:
+        return nothing_found(0, k)
+    back_Q = np.argsort(np.concatenate(order))
+    return joined([[np.concatenate(some)[back_Q]] for some in zip(*merged, strict=True)], axis=0)
+
+
+def nothing_found(num_queries: int, k: int) -> Ranking:
+    shape = (num_queries, k)
+    return Ranking(np.full(shape, -1), np.full(shape, np.inf, np.float32), np.full(shape, np.nan, np.float32))
+
+
+def nearest_candidates(
+    queries: Vectors, embedded: EmbeddedTexts, candidate_text_C: Ids, here_c: Ids, excluded_Q: Ids | None, *, k: int
+) -> Ranking:
+    """The nearest of those candidates that are held here, for a block of queries, without probabilities.
+
+    Args:
+        here_c: positions of the candidates whose texts are held here, ascending.
+    """
+    Q = len(queries.embedding)
+    ranking = nothing_found(Q, k)
+    if not len(here_c):
+        return ranking
+    # Distances are computed once per distinct text, so that copies tie.
+    texts_N, column_c = np.unique(candidate_text_C[here_c], return_inverse=True)
+    vectors_ND = embedded.candidate.embedding[torch.from_numpy(np.searchsorted(embedded.text_ids_N, texts_N))]
+    column = torch.from_numpy(column_c)
+    found = min(k, len(here_c))
+    chunk = max(1, _CHUNK_BYTES // (4 * len(here_c)))
+    for start in range(0, Q, chunk):
         part_qD = queries.embedding[start : start + chunk]
         # |q - v|^2 = |q|^2 + |v|^2 - 2 q.v, and |q|^2 changes no order.
         distance_qN = torch.addmm(vectors_ND.square().sum(1), part_qD, vectors_ND.T, alpha=-2)
-        distance_qC = distance_qN[:, column]
+        distance_qc = distance_qN[:, column]
         if excluded_Q is not None:
-            here = torch.from_numpy(excluded_Q[start : start + chunk])
-            distance_qC[torch.arange(len(part_qD)), here] = torch.inf
-        ranked.append(_smallest(distance_qC, k))
-    return torch.cat(ranked).numpy()
+            own_q = np.searchsorted(here_c, excluded_Q[start : start + chunk])
+            is_here = (own_q < len(here_c)) & (
+                here_c[np.minimum(own_q, len(here_c) - 1)] == excluded_Q[start : start + chunk]
+            )
+            distance_qc[torch.from_numpy(np.flatnonzero(is_here)), torch.from_numpy(own_q[is_here])] = torch.inf
+        nearest_qk = _smallest(distance_qc, found)
+        ranking.distance_Qk[start : start + chunk, :found] = distance_qc.gather(1, nearest_qk).numpy()
+        ranking.candidate_Qk[start : start + chunk, :found] = here_c[nearest_qk.numpy()]
+    ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
+    return ranking
 
 
 def _smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
@@ -98,14 +190,6 @@ def _smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
     cut_in_a_tie = (values[:, k - 1] == values[:, -1]) & (wide < values_qC.shape[1])
     smallest[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
     return smallest
-
-
-@torch.no_grad()
-def rerank(queries: Vectors, candidates: Vectors, ranked_Qk: Ids, classifier: PairClassifier) -> Ids:
-    """The same candidates ordered by the classifier's probability that (query, candidate) is a pair, highest first."""
-    probability_Qk = pair_probability(queries, candidates, ranked_Qk, classifier)
-    order_Qk = np.argsort(-probability_Qk, axis=1, kind="stable")
-    return np.take_along_axis(ranked_Qk, order_Qk, axis=1)
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Negative mining: an index answers who is near, selection decides which negative each sample gets, refresh moves the data.
 
-refresh.mine_negatives   every rank takes part: rank 0 indexes and selects, ids are broadcast
-selection                pure: random or nearest, never the point, its counter, or a text that equals one of them
-index                    what an index is; ball_tree.py and faiss_index.py are the two that exist, build.py chooses
+refresh.Miner   every rank takes part: the holders of the embeddings search and select, ids are broadcast
+selection       pure but for the merging of ranks: random or nearest, never the point, its counter, or a copy of them
+index           what an index is; ball_tree.py and faiss_index.py are the two that exist, build.py chooses
+memory          what embeddings and index take, before they are made
 """
 
-from biencoder.mining.refresh import Mined, mine_negatives
+from biencoder.mining.refresh import Mined, Miner
 
-__all__ = ["Mined", "mine_negatives"]
+__all__ = ["Mined", "Miner"]

@@ -1,11 +1,13 @@
 """The index that a configuration names. Imports wait until one is built: a run needs scikit-learn or FAISS, not both."""
 
 from biencoder.config import MiningConfig
-from biencoder.mining.index import NegativeIndex, Vectors
+from biencoder.mining.index import NegativeIndex, NothingHeld, Vectors
 
 
 def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
     """Index these vectors; rows are numbered in their order."""
+    if not len(vectors_ND):
+        return NothingHeld(exact=config.exact)
     if config.index == "balltree":
         from biencoder.mining.ball_tree import BallTreeIndex
 

@@ -17,7 +17,7 @@ from biencoder.mining.index import Rows, Vectors
 class FaissIndex:
     def __init__(self, vectors_ND: Vectors, config: MiningConfig) -> None:
         vectors_ND = np.ascontiguousarray(vectors_ND)
-        self.exact = config.faiss_kind == "flat"
+        self.exact = config.exact
         self._index = _empty_index(vectors_ND, config)
         if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
             self._index = faiss.index_cpu_to_all_gpus(self._index)

@@ -29,6 +29,16 @@ class NegativeIndex(Protocol):
         """Row numbers (Q, k) of the k nearest vectors; an inexact index may return -1 for "none"."""
 
 
+class NothingHeld:
+    """The index of a rank that holds no candidates: more ranks than batches of texts."""
+
+    def __init__(self, *, exact: bool) -> None:
+        self.exact = exact
+
+    def search(self, queries_QD: Vectors, k: int) -> Rows:
+        return np.empty((len(queries_QD), 0), dtype=np.int64)
+
+
 def nearest_allowed(
     index: NegativeIndex,
     vectors_ND: Vectors,
@@ -48,6 +58,8 @@ def nearest_allowed(
     """
     best_Q = np.full(len(queries_QD), -1, dtype=np.int64)
     distance_Q = np.full(len(queries_QD), np.inf)
+    if not len(vectors_ND):
+        return best_Q, distance_Q
     open_queries, k = np.arange(len(queries_QD)), min(at_first, len(vectors_ND))
     while len(open_queries):
         undecided = []

@@ -1,8 +1,14 @@
-"""Mining as one collective act: rank 0 indexes the fresh embeddings and selects, every rank receives the same text ids."""
+"""Mining as one collective act: the holders of the fresh embeddings search and select, every rank receives the same ids.
+
+With `mining.overlap` rank 0 searches in a thread while all ranks train: the negatives of an epoch are searched from the
+moment the epoch before begins, with the embeddings of that moment, and taken over where the epoch starts. When the search
+ends has no influence on what is trained.
+"""
 
 import hashlib
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,27 +18,16 @@ from biencoder.config import MiningConfig
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
+from biencoder.errors import BiencoderError
 from biencoder.mining.build import build_index
 from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
 
-
-@dataclass(frozen=True, slots=True)
-class Mined:
-    """The negatives of one epoch, equal on every rank."""
-
-    negative_text_P: npt.NDArray[np.int64]
-    random_rate: float
-    search: "Search"
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal negatives: two runs or two indexes that mined the same print the same."""
-        return hashlib.sha256(self.negative_text_P.tobytes()).hexdigest()[:16]
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What rank 0's search took and found."""
+    """What a search took and found."""
 
     nearest_share: float = 0.0
     """Share of samples whose negative is the nearest text rather than a random one."""
@@ -46,57 +41,98 @@ class Search:
     search_s: float = 0.0
 
 
-def mine_negatives(
-    embedded: EmbeddedTexts | None,
-    split: Split,
-    num_texts: int,
-    world: World,
-    config: MiningConfig,
-    *,
-    seed: int,
-    epoch: int,
-) -> Mined:
-    """Select a negative for every sample of the training split. Every rank takes part; only rank 0 has embeddings."""
-    world.doing(f"mining negatives for epoch {epoch}")
-    negative_text_P = np.empty(len(split), dtype=np.int64)
-    random_rate = config.random_rate_at(epoch)
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """The negatives of one epoch, equal on every rank."""
 
-    def on_rank_0() -> Search:
-        assert embedded is not None
-        forbidden = Forbidden.of(split, num_texts)
-        is_random_P = draws_random(seed=seed, epoch=epoch, num_samples=len(split), random_rate=random_rate)
+    negative_text_P: Ids
+    random_rate: float
+    staleness: int
+    """Age, in epochs, of the embeddings that were searched."""
+    wait_s: float
+    """Seconds in which training stood still for them."""
+    search: Search
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal negatives: two runs or two indexes that mined the same print the same."""
+        return hashlib.sha256(self.negative_text_P.tobytes()).hexdigest()[:16]
+
+
+class Miner:
+    """Selects a negative for every sample of the training split, epoch by epoch."""
+
+    def __init__(
+        self, split: Split, num_texts: int, world: World, config: MiningConfig, *, seed: int, num_epochs: int
+    ) -> None:
+        self._split, self._num_texts, self._world, self._config, self._seed = split, num_texts, world, config, seed
+        self._num_epochs = num_epochs
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
+        self._ahead: tuple[int, Future[tuple[Ids, Search]] | None] | None = None
+        """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
+
+    def negatives(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
+        """The negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
+
+        Args:
+            embedded: on the ranks that hold embeddings; None elsewhere.
+        """
+        self._world.doing(f"mining negatives for epoch {epoch}")
+        start = time.perf_counter()
+        ahead, self._ahead = self._ahead, None
+        stale = ahead is not None and ahead[0] == epoch
+        negative_text_P = np.empty(len(self._split), dtype=np.int64)
+
+        def select(holders: World) -> Search:
+            if stale and ahead and ahead[1]:
+                negative_text_P[:], search = ahead[1].result()
+            else:
+                assert embedded is not None
+                negative_text_P[:], search = self._select(epoch, embedded, holders)
+            return search
+
+        search = self._world.on_holders(select, sharded=self._config.sharded)
+        self._world.broadcast_ids(negative_text_P)
+        wait_s = time.perf_counter() - start
+        if self._config.overlap and epoch + 1 < self._num_epochs:
+            future = self._thread.submit(self._select, epoch + 1, embedded, World.alone()) if embedded else None
+            self._ahead = (epoch + 1, future)
+        return Mined(negative_text_P, self._config.random_rate_at(epoch), int(stale), wait_s, search)
+
+    def raise_failure(self) -> None:
+        """Raise, on rank 0 alone, what a search in the background has failed with, rather than train on for nothing."""
+        future = self._ahead[1] if self._ahead else None
+        if future and future.done() and (error := future.exception()):
+            raise BiencoderError(f"mining in the background: {error}") from None
+
+    def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search]:
+        """The negatives (P,) of an epoch, on every rank of `holders`, all of which take part."""
+        split, seed = self._split, self._seed
+        forbidden = Forbidden.of(split, self._num_texts)
+        rate = self._config.random_rate_at(epoch)
+        is_random_P = draws_random(seed=seed, epoch=epoch, num_samples=len(split), random_rate=rate)
         by_distance = np.flatnonzero(~is_random_P)
-        search = Search()
+        negative_text_P, search = np.empty(len(split), dtype=np.int64), Search()
         if len(by_distance):
-            negative_text_P[by_distance], search = _search(embedded, by_distance, split, forbidden, config)
+            negative_text_P[by_distance], search = self._search(by_distance, forbidden, embedded, holders)
             is_random_P[by_distance] = negative_text_P[by_distance] < 0
         at_random = np.flatnonzero(is_random_P)
         negative_text_P[at_random] = random_negatives(at_random, split, forbidden, seed=seed, epoch=epoch)
-        return search
+        return negative_text_P, search
 
-    search = world.on_main(on_rank_0)
-    return Mined(world.broadcast_ids(negative_text_P), random_rate, search)
-
-
-def _search(
-    embedded: EmbeddedTexts, samples: npt.NDArray[np.int64], split: Split, forbidden: Forbidden, config: MiningConfig
-) -> tuple[npt.NDArray[np.int64], Search]:
-    """The nearest allowed text of each of these samples (-1: none found)."""
-    start = time.perf_counter()
-    vectors_ND = embedded.candidate.embedding.numpy()
-    index = build_index(vectors_ND, config)
-    indexed = time.perf_counter()
-    queries_QD = embedded.queries(split.point_text_P[samples]).embedding.numpy()
-    mined, distance_Q = nearest_negatives(samples, split, forbidden, index, embedded.text_ids_N, vectors_ND, queries_QD)
-    searched = time.perf_counter()
-    found = mined >= 0
-    return mined, Search(
-        nearest_share=float(found.sum() / len(split)),
-        nearest_distance=float(distance_Q[found].mean()) if found.any() else math.nan,
-        recall=1.0
-        if index.exact
-        else recall(mined, samples, split, forbidden, embedded.text_ids_N, vectors_ND, queries_QD),
-        shortfalls=int((~found).sum()),
-        index_s=indexed - start,
-        search_s=searched - indexed,
-    )
+    def _search(self, samples: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search]:
+        """The nearest allowed text of each of these samples (-1: none found)."""
+        start = time.perf_counter()
+        index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), self._config))
+        indexed = time.perf_counter()
+        mined, distance_Q = nearest_negatives(samples, self._split, forbidden, embedded, index, holders)
+        searched = time.perf_counter()
+        found = mined >= 0
+        return mined, Search(
+            nearest_share=float(found.sum() / len(self._split)),
+            nearest_distance=float(distance_Q[found].mean()) if found.any() else math.nan,
+            recall=1.0 if index.exact else recall(mined, samples, self._split, forbidden, embedded, holders),
+            shortfalls=int((~found).sum()),
+            index_s=indexed - start,
+            search_s=searched - indexed,
+        )

@@ -1,6 +1,6 @@
 """Which negative each sample gets: a random text or the nearest one, as a function of (seed, epoch, sample).
 
-P: samples (pairs of the training split), N: distinct texts of the split, D: dimension.
+P: samples (pairs of the training split), Q: samples in a block, N: candidate texts held here, D: dimension.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from biencoder.config import MiningConfig
 from biencoder.data import Split
+from biencoder.distributed import World
+from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import DataError
 from biencoder.mining.build import build_index
-from biencoder.mining.index import NegativeIndex, Vectors, nearest_allowed
+from biencoder.mining.index import NegativeIndex, nearest_allowed
 from biencoder.rng import uniforms
 
 Ids = npt.NDArray[np.int64]
@@ -72,22 +74,16 @@ def random_negatives(samples: Ids, split: Split, forbidden: Forbidden, *, seed: 
 
 
 def nearest_negatives(
-    samples: Ids,
-    split: Split,
-    forbidden: Forbidden,
-    index: NegativeIndex,
-    text_ids_N: Ids,
-    vectors_ND: Vectors,
-    queries_QD: Vectors,
+    samples: Ids, split: Split, forbidden: Forbidden, embedded: EmbeddedTexts, index: NegativeIndex, world: World
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
     """For each of these samples the nearest allowed text and its distance; ties go to the lower text id.
 
-    The reference keeps one index of points and one of counters and takes the nearer answer of the two; one index over
-    both gives the same.
+    Each rank of `world` searches the candidates that it holds, and the nearest of their answers counts: with exact indexes
+    that is what one index over all candidates finds. The reference keeps an index of points and one of counters and takes
+    the nearer answer of the two; one index over both gives the same. Every rank of `world` takes part.
 
     Args:
-        text_ids_N: ascending text ids of the index's rows.
-        queries_QD: embeddings of the samples' points, as queries.
+        index: over the candidates held here, in the order of `embedded.text_ids_N`.
 
     Returns:
         Text ids, -1 where an approximate index found nothing that is allowed, and distances, inf there.
@@ -95,30 +91,32 @@ def nearest_negatives(
     Raises:
         DataError: a sample has no text that it may have as a negative.
     """
-    points_Q = split.point_text_P[samples]
-    rows_Q, distance_Q = nearest_allowed(
-        index,
-        vectors_ND,
-        queries_QD,
-        lambda queries, rows: forbidden.allows(points_Q[queries][:, None], text_ids_N[rows]),
-    )
-    if index.exact and (rows_Q < 0).any():
-        sample = samples[int(np.argmax(rows_Q < 0))]
-        raise DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
-    return np.where(rows_Q < 0, -1, text_ids_N[rows_Q]), distance_Q
+    mined, distance = np.full(len(samples), -1, dtype=np.int64), np.full(len(samples), np.inf)
+    vectors_ND = embedded.candidate.embedding.numpy()
+    for block, queries in embedded.query_blocks(split.point_text_P[samples], world, pooled=False):
+        points_Q = split.point_text_P[samples[block]]
+
+        def allowed(some: Ids, rows: Ids, points_Q: Ids = points_Q) -> npt.NDArray[np.bool_]:
+            return forbidden.allows(points_Q[some][:, None], embedded.text_ids_N[rows])
+
+        rows_Q, distance_Q = nearest_allowed(index, vectors_ND, queries.embedding.numpy(), allowed)
+        found = rows_Q >= 0
+        texts_Q = np.full(len(rows_Q), -1, dtype=np.int64)
+        texts_Q[found] = embedded.text_ids_N[rows_Q[found]]
+        mined[block], distance[block] = world.nearest(texts_Q, distance_Q)
+
+    def check() -> None:
+        if index.exact and (mined < 0).any():
+            sample = samples[int(np.argmax(mined < 0))]
+            raise DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
+
+    world.together(check)
+    return mined, distance
 
 
-def recall(
-    mined: Ids,
-    samples: Ids,
-    split: Split,
-    forbidden: Forbidden,
-    text_ids_N: Ids,
-    vectors_ND: Vectors,
-    queries_QD: Vectors,
-) -> float:
+def recall(mined: Ids, samples: Ids, split: Split, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> float:
     """Share of these samples whose mined negative is the truly nearest allowed text, from up to 500 of them."""
     some = np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64)
-    exact_index = build_index(vectors_ND, MiningConfig(index="faiss", faiss_kind="flat"))
-    truth, _ = nearest_negatives(samples[some], split, forbidden, exact_index, text_ids_N, vectors_ND, queries_QD[some])
+    exact_index = build_index(embedded.candidate.embedding.numpy(), MiningConfig(index="faiss", faiss_kind="flat"))
+    truth, _ = nearest_negatives(samples[some], split, forbidden, embedded, exact_index, world)
     return float((mined[some] == truth).mean())

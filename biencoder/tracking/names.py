@@ -14,6 +14,8 @@ train/triplets_per_s         over all ranks, since the last record
 mine/encode_s                seconds to embed the training texts (shared with the evaluation of the training split)
 mine/index_s                 seconds to build the index
 mine/search_s                seconds to search it
+mine/wait_s                  seconds that training stood still for the two (0 but for waiting with mining.overlap)
+mine/staleness               age, in epochs, of the embeddings that were searched
 mine/random_rate             probability of a random negative in this epoch
 mine/nearest_share           share of samples that got the nearest text
 mine/nearest_distance        mean distance from a point to its nearest negative
@@ -60,6 +62,8 @@ def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
     return {
         "mine/encode_s": encode_s,
         "mine/random_rate": mined.random_rate,
+        "mine/staleness": mined.staleness,
+        "mine/wait_s": mined.wait_s,
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
     }
 

@@ -38,8 +38,8 @@ class Terminal:
             table.add_row(str(count), kind, examples[0])
         self.console.print(table)
 
-    def opening(self, config: Config, dataset: Dataset, world: World, folder: Path) -> None:
-        """What is about to happen, in four lines."""
+    def opening(self, config: Config, dataset: Dataset, world: World, folder: Path, *, mining: str) -> None:
+        """What is about to happen, in five lines."""
         train = config.train
         pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
         micro, accumulation = train.micro_batch(world.size), train.accumulation(world.size)
@@ -50,6 +50,7 @@ class Terminal:
             f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} on "
             f"{world.device.type}"
         )
+        self.say(f"mining   {mining}")
         self.say(f"run      {folder}")
 
     def closing(self, folder: Path, config: Config) -> None:

@@ -14,14 +14,16 @@ import torch
 
 import biencoder.engine
 from biencoder.batch import triplet_batch
-from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
+from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Split
 from biencoder.distributed import World, world
-from biencoder.embedding import embed_texts
+from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.engine import Engine, _import_deepspeed, read_settings
 from biencoder.errors import DataError
+from biencoder.evaluation import evaluate_split
 from biencoder.loss import combined_loss
-from biencoder.model import BiEncoder, build_model
+from biencoder.mining import Miner
+from biencoder.model import BiEncoder, PairClassifier, Vectors, build_model
 from biencoder.pretrained import load_pretrained
 from biencoder.sampler import rank_share
 from biencoder.tokens import TokenizedTexts, tokenize
@@ -229,3 +231,63 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
             Path(out).write_text(json.dumps(found))
 
     _in_world(work, silence_s=120)
+
+
+def sharded_search(mining: dict[str, Any], out: str) -> None:
+    """Mine and rank random vectors held in unequal shards (the last rank holds none); rank 0 writes what is found, and what
+    one process finds."""
+
+    def work(ranks: World) -> None:
+        rng = np.random.default_rng(5)
+        rows = torch.from_numpy(rng.integers(-2, 3, (300, 6)).astype(np.float32))  # small integers: many exact ties
+        pooled = torch.from_numpy(rng.standard_normal((300, 8)).astype(np.float32))
+        everything = Vectors(rows, pooled)
+        pairs: Any = (None,) * 150
+        split = Split("training", pairs, np.arange(150), rng.permutation(np.arange(150, 300)))
+        rows[split.counter_text_P] = rows[:150] + 2 * torch.eye(6)[torch.arange(150) % 6]  # near, so that some are found
+        torch.manual_seed(0)
+        classifier = PairClassifier(ModelConfig(), embedding_dim=6, hidden=8)
+        torch.nn.init.normal_(classifier.layers[-1].weight, std=0.1)  # far from saturating the softmax
+        holder_M = (rng.random(300) ** 2 * (ranks.size - 1)).astype(np.int32)
+        held = np.flatnonzero(holder_M == ranks.rank)
+        mine = everything.rows(torch.from_numpy(held))
+        found = {}
+        for name, embedded, holders in (
+            ("sharded", EmbeddedTexts(held, mine, mine, np.arange(300), holder_M), ranks),
+            ("whole", EmbeddedTexts.whole(np.arange(300), everything, everything), World.alone()),
+        ):
+            config = MiningConfig(random_rate=0.2, placement="sharded", **mining)
+            miner = Miner(split, 300, holders, config, seed=0, num_epochs=1)
+            mined = miner.negatives(0, embedded)
+            result = evaluate_split(split, embedded, classifier, top_k=5, world=holders)
+            found[name] = {
+                "negatives": mined.negative_text_P.tolist(),
+                "distance": mined.search.nearest_distance,
+                "recall": mined.search.recall,
+                "metrics": result.metrics,
+            }
+        if ranks.rank == ranks.size - 1:
+            assert len(held) == 0
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def overlapped_search(out: str) -> None:
+    """Three epochs with `mining.overlap` on several ranks, and on one; the last rank writes both."""
+
+    def work(ranks: World) -> None:
+        pairs: Any = (None,) * 30
+        split = Split("training", pairs, np.arange(30), np.arange(30, 60))
+        found: dict[str, list[list[int]]] = {"ranks": [], "alone": []}
+        for name, holders in (("ranks", ranks), ("alone", World.alone())):
+            miner = Miner(split, 60, holders, MiningConfig(overlap=True, random_rate=0.3), seed=1, num_epochs=3)
+            for epoch in range(3):
+                rows = torch.from_numpy(np.random.default_rng(epoch).standard_normal((60, 8), dtype=np.float32))
+                embedded = EmbeddedTexts.whole(np.arange(60), Vectors(rows, rows), Vectors(rows, rows))
+                mined = miner.negatives(epoch, embedded if holders.is_main else None)
+                found[name].append([mined.staleness, *mined.negative_text_P.tolist()])
+        if ranks.rank == ranks.size - 1:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work)

@@ -7,6 +7,7 @@ import torch
 
 from biencoder.config import ModelConfig
 from biencoder.data import Split
+from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation import evaluate_split
 from biencoder.evaluation.metrics import ranking_metrics
@@ -21,7 +22,7 @@ def make_split(points: list[int], counters: list[int]) -> Split:
 def embed(values: npt.ArrayLike) -> EmbeddedTexts:
     rows = torch.tensor(np.asarray(values, dtype=np.float32).reshape(len(np.asarray(values)), -1))
     vectors = Vectors(rows, rows)
-    return EmbeddedTexts(np.arange(len(rows)), vectors, vectors)
+    return EmbeddedTexts.whole(np.arange(len(rows)), vectors, vectors)
 
 
 class Likeness(PairClassifier):
@@ -46,7 +47,7 @@ def test_metrics_of_known_ranks() -> None:
 
 def test_the_point_itself_is_no_candidate_but_other_points_are() -> None:
     # Texts on a line: points 0 and 1 are each other's nearest, counters 2 and 3 lie farther off.
-    result = evaluate_split(make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.5, -4.0]), None, top_k=10)
+    result = evaluate_split(make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.5, -4.0]), None, top_k=10, world=World.alone())
     assert result.num_candidates == 3
     assert result.metrics["embedding/accuracy@1"] == 0.0
     assert result.metrics["embedding/mrr@10"] == pytest.approx((1 / 2 + 1 / 3) / 2)
@@ -63,7 +64,7 @@ def test_the_reranker_sees_the_query_and_not_the_gold_text() -> None:
     values = np.concatenate([points, counters, distractors, distractors + 0.1])
     split = make_split([*range(6), *range(12, 18)], [*range(6, 12), *range(18, 24)])
     # Pairs 6..11 are (distractor, near copy of it): their counters are nearest, so they are right under both.
-    result = evaluate_split(split, embed(values), Likeness(), top_k=10)
+    result = evaluate_split(split, embed(values), Likeness(), top_k=10, world=World.alone())
     assert result.metrics["rerank/accuracy@1"] == 0.5
     assert result.metrics["embedding/accuracy@1"] == 0.5
 
@@ -75,15 +76,15 @@ def test_reranking_reorders_only_the_top() -> None:
 
     # From point 0 the others stand at 1, 2 (its counter), 3; Far prefers what is farthest within the top k.
     split, embedded = make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.0, 3.0])
-    assert evaluate_split(split, embedded, Far(), top_k=2).metrics["rerank/accuracy@1"] == 0.5
-    assert evaluate_split(split, embedded, Far(), top_k=3).metrics["rerank/accuracy@1"] == 0.5
-    assert evaluate_split(split, embedded, Far(), top_k=1).metrics["rerank/accuracy@1"] == 0.0
+    assert evaluate_split(split, embedded, Far(), top_k=2, world=World.alone()).metrics["rerank/accuracy@1"] == 0.5
+    assert evaluate_split(split, embedded, Far(), top_k=3, world=World.alone()).metrics["rerank/accuracy@1"] == 0.5
+    assert evaluate_split(split, embedded, Far(), top_k=1, world=World.alone()).metrics["rerank/accuracy@1"] == 0.0
 
 
 def test_identical_texts_are_rivals_in_the_strict_figure_and_one_in_the_other() -> None:
     # Pairs 0 and 1 are the same two texts under two themes; pair 2 has a text to itself.
     split = make_split([0, 0, 3], [1, 1, 2])
-    result = evaluate_split(split, embed([0.0, 1.0, 9.0, 10.0]), None, top_k=10)
+    result = evaluate_split(split, embed([0.0, 1.0, 9.0, 10.0]), None, top_k=10, world=World.alone())
     # Strict: the copy of the point comes first for pairs 0 and 1; as one text, counter 1 comes first.
     assert result.metrics["embedding/accuracy@1"] == pytest.approx(1 / 3)
     assert result.metrics["embedding/accuracy@1_text"] == 1.0
@@ -91,15 +92,18 @@ def test_identical_texts_are_rivals_in_the_strict_figure_and_one_in_the_other() 
 
 def test_ties_keep_the_order_of_the_candidates_however_many() -> None:
     embedded = embed([0.0, *[1.0] * 99])
-    ranked = nearest_candidates(embedded.query.rows(torch.tensor([0])), embedded, np.arange(100), np.array([0]), k=10)
-    assert ranked.tolist() == [list(range(1, 11))]
+    everything = np.arange(100)
+    ranking = nearest_candidates(
+        embedded.query.rows(torch.tensor([0])), embedded, everything, everything, np.array([0]), k=10
+    )
+    assert ranking.candidate_Qk.tolist() == [list(range(1, 11))]
 
 
 def test_ranking_equals_a_plain_sort() -> None:
     rng = np.random.default_rng(0)
     embedded = embed(rng.standard_normal((200, 8)))
     queries = embedded.query.rows(torch.arange(50))
-    ranked = nearest_candidates(queries, embedded, np.arange(200), np.arange(50), k=10)
+    ranking = nearest_candidates(queries, embedded, np.arange(200), np.arange(200), np.arange(50), k=10)
     exact = torch.cdist(queries.embedding.double(), embedded.candidate.embedding.double())
     exact[torch.arange(50), torch.arange(50)] = torch.inf
-    assert ranked.tolist() == exact.argsort(dim=1)[:, :10].tolist()
+    assert ranking.candidate_Qk.tolist() == exact.argsort(dim=1)[:, :10].tolist()

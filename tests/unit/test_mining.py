@@ -1,15 +1,24 @@
 """Both indexes mine the same negatives, ties included; negatives are never the point, its counter, or a copy of them."""
 
+import time
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from biencoder.config import MiningConfig
 from biencoder.data import Split
-from biencoder.errors import DataError
+from biencoder.distributed import World
+from biencoder.embedding import EmbeddedTexts
+from biencoder.errors import BiencoderError, DataError, PeerError
+from biencoder.mining import Miner
 from biencoder.mining.build import build_index
 from biencoder.mining.index import nearest_allowed
 from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
+from biencoder.model import Vectors
 
 KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]
 
@@ -20,6 +29,11 @@ def split_of(points: list[int], counters: list[int]) -> Split:
             source = "somewhere"
 
     return Split("training", (AnyPair,) * len(points), np.array(points), np.array(counters))  # type: ignore[arg-type]
+
+
+def embed(vectors_ND: npt.NDArray[np.float32]) -> EmbeddedTexts:
+    rows = torch.from_numpy(vectors_ND)
+    return EmbeddedTexts.whole(np.arange(len(rows)), Vectors(rows, rows), Vectors(rows, rows))
 
 
 def vectors(kind: str, size: int = 300, dimension: int = 16) -> npt.NDArray[np.float32]:
@@ -57,13 +71,7 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     forbidden = Forbidden.of(split, 300)
     allowed = forbidden.allows(points[:, None], np.arange(300)[None])
     mined, distance = nearest_negatives(
-        np.arange(150),
-        split,
-        forbidden,
-        build_index(vectors_ND, config),
-        np.arange(300),
-        vectors_ND,
-        vectors_ND[points],  # type: ignore[arg-type]
+        np.arange(150), split, forbidden, embed(vectors_ND), build_index(vectors_ND, config), World.alone()
     )
     assert mined.tolist() == brute_force(vectors_ND, points, allowed)
     assert not np.any(mined == points)
@@ -119,16 +127,9 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
     with pytest.raises(DataError, match="somewhere has no possible negative"):
         random_negatives(np.array([0]), split, forbidden, seed=0, epoch=0)
     vectors_ND = np.eye(2, dtype=np.float32)
-    with pytest.raises(DataError, match="somewhere has no possible negative"):
-        nearest_negatives(
-            np.array([0]),
-            split,
-            forbidden,
-            build_index(vectors_ND, MiningConfig()),
-            np.arange(2),
-            vectors_ND,
-            vectors_ND[:1],
-        )
+    index = build_index(vectors_ND, MiningConfig())
+    with pytest.raises(PeerError, match="somewhere has no possible negative"):
+        nearest_negatives(np.array([0]), split, forbidden, embed(vectors_ND), index, World.alone())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
@@ -150,18 +151,12 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     vectors_ND = vectors("gaussian", size=2000)
     split = split_of(list(range(1000)), list(range(1000, 2000)))
     forbidden = Forbidden.of(split, 2000)
-    samples, ids = np.arange(1000), np.arange(2000)
-    mined, _ = nearest_negatives(
-        samples, split, forbidden, build_index(vectors_ND, config), ids, vectors_ND, vectors_ND[:1000]
-    )
-    exact, _ = nearest_negatives(
-        samples, split, forbidden, build_index(vectors_ND, MiningConfig()), ids, vectors_ND, vectors_ND[:1000]
-    )
+    samples, embedded, alone = np.arange(1000), embed(vectors_ND), World.alone()
+    mined, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, config), alone)
+    exact, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, MiningConfig()), alone)
     agreement = float((mined == exact).mean())
     assert low <= agreement <= high
-    assert recall(mined, samples, split, forbidden, ids, vectors_ND, vectors_ND[:1000]) == pytest.approx(
-        agreement, abs=0.05
-    )
+    assert recall(mined, samples, split, forbidden, embedded, alone) == pytest.approx(agreement, abs=0.05)
     found = mined >= 0
     assert forbidden.allows(split.point_text_P[found], mined[found]).all()
 
@@ -188,3 +183,40 @@ def test_a_nearer_row_behind_the_index_s_rounding_is_still_found() -> None:
     exact[0] = np.inf
     rows, _ = nearest_allowed(Coarse(), vectors_ND, vectors_ND[:1], lambda _, rows: rows != 0)
     assert rows.tolist() == [int(np.argmin(exact))]
+
+
+def moving(epoch: int) -> EmbeddedTexts:
+    return embed(np.random.default_rng(epoch).standard_normal((60, 8), dtype=np.float32))
+
+
+def miner(num_epochs: int = 3, **config: Any) -> Miner:
+    split = split_of(list(range(30)), list(range(30, 60)))
+    return Miner(split, 60, World.alone(), MiningConfig(random_rate=0.3, **config), seed=1, num_epochs=num_epochs)
+
+
+def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
+    ahead, plain = miner(overlap=True), miner()
+    mined = [ahead.negatives(epoch, moving(epoch)) for epoch in range(3)]
+    assert [m.staleness for m in mined] == [0, 1, 1]
+    for epoch in range(3):
+        # The draws are those of the epoch itself; only the embeddings are older.
+        expected = plain.negatives(epoch, moving(max(0, epoch - 1)))
+        assert mined[epoch].negative_text_P.tolist() == expected.negative_text_P.tolist()
+        assert mined[epoch].search.nearest_share == expected.search.nearest_share
+
+
+def test_a_failure_in_the_background_is_raised_while_training_goes_on() -> None:
+    broken = miner(overlap=True)
+    vectors = moving(1)
+    broken.negatives(0, vectors)
+    broken.raise_failure()
+    bad = replace(vectors, candidate=Vectors(torch.empty(60), torch.empty(60)))
+    broken.negatives(1, bad)
+
+    def train() -> None:
+        for _ in range(200):
+            broken.raise_failure()
+            time.sleep(0.1)
+
+    with pytest.raises(BiencoderError, match="mining in the background"):
+        train()

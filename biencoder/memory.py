@@ -1,0 +1,61 @@
+"""What embeddings and index will take on a rank, and what memory there is: known before the work begins.
+
+N: texts that the rank holds, D: similarity embedding, H: hidden size.
+"""
+
+from pathlib import Path
+
+import psutil
+
+from biencoder.config import Config
+from biencoder.distributed import World
+from biencoder.errors import ConfigError
+
+GIB = 2**30
+_WORKING_BYTES = GIB // 2
+"""Buffers of searching and ranking; they are bounded whatever the corpus."""
+
+
+def available_bytes() -> int:
+    """Memory that may still be taken: free on the machine, within this job's cgroup limit if it has one."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int) -> int:
+    """Most that the training split's embeddings and their index take on one rank that holds them."""
+    N = -(-num_texts // world_size) if config.mining.sharded else num_texts
+    D = config.model.embedding_dim or hidden
+    sides = 2 if config.model.separate_weights else 1
+    vectors = 4 * (D + hidden) * sides * N
+    # Each index copies the vectors. The ball tree keeps them in float64, and with leaves of 2 about as many centroids.
+    per_text = {"balltree": 16 * D + 32, "flat": 4 * D, "ivf": 4 * D + 8, "hnsw": 4 * D + 32 * 2 * 4 + 32}
+    index = per_text[config.mining.index if config.mining.index == "balltree" else config.mining.faiss_kind] * N
+    # With overlap the embeddings that are searched live on while the next ones are made.
+    return vectors * (2 if config.mining.overlap else 1) + index + _WORKING_BYTES
+
+
+def check_mining_memory(config: Config, world: World, *, num_texts: int, hidden: int) -> str:
+    """One line that says what mining will take on the ranks that hold embeddings. Call it on every rank.
+
+    Raises:
+        ConfigError: it is more than `mining.memory_gib`, or than this rank has.
+    """
+    needed = mining_bytes(config, num_texts=num_texts, hidden=hidden, world_size=world.size) / GIB
+    mining = config.mining
+    free = available_bytes() / GIB / (world.ranks_on_this_host if mining.sharded else 1)
+    bound = mining.memory_gib or free
+    what = f"{mining.index} {mining.faiss_kind}" if mining.index == "faiss" else mining.index
+    where = "each rank" if mining.sharded else "rank 0"
+    if needed > bound and (mining.sharded or world.is_main):
+        limit = (
+            f"mining.memory_gib allows {bound:.1f}"
+            if mining.memory_gib
+            else f"{world.hosts[world.rank]} has {bound:.1f} free"
+        )
+        way_out = "use more ranks" if mining.sharded else "set mining.placement = sharded to spread it over the ranks"
+        raise ConfigError(f"mining {num_texts} texts takes {needed:.1f} GiB on {where}, but {limit}; {way_out}")
+    return f"{what} over {num_texts} texts, up to {needed:.1f} GiB on {where} ({free:.1f} free)"

@@ -1,0 +1,41 @@
+"""Searching on all ranks finds what one process finds: negatives, metrics, re-ranking, with ties and an empty shard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks.launch import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+
+def search(tmp_path: Path, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    ends, _ = run_ranks("sharded_search", 3, mining=mining, out=str(tmp_path / "out.json"))
+    assert [end.code for end in ends] == [0] * 3, ends[0].stderr[-3000:]
+    found = json.loads((tmp_path / "out.json").read_text())
+    return found["sharded"], found["whole"]
+
+
+@pytest.mark.parametrize("index", ["faiss", "balltree"])
+def test_exact_indexes_find_the_same_on_shards(tmp_path: Path, index: str) -> None:
+    sharded, whole = search(tmp_path, index=index)
+    assert sharded["negatives"] == whole["negatives"]
+    assert sharded["distance"] == pytest.approx(whole["distance"], rel=1e-12)
+    assert sharded["metrics"] == whole["metrics"]
+    assert 0 < whole["metrics"]["embedding/accuracy@1"] < whole["metrics"]["embedding/accuracy@5"] < 1
+    assert 0 < whole["metrics"]["rerank/accuracy@1"] != whole["metrics"]["embedding/accuracy@1"]
+
+
+def test_an_approximate_index_on_shards_reports_its_recall(tmp_path: Path) -> None:
+    sharded, whole = search(tmp_path, faiss_kind="ivf", ivf_probes=10_000)
+    assert (sharded["recall"], sharded["negatives"]) == (1.0, whole["negatives"])
+
+
+def test_overlap_gives_every_rank_what_one_process_gets(tmp_path: Path) -> None:
+    ends, _ = run_ranks("overlapped_search", 2, out=str(tmp_path / "out.json"))
+    assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [epoch[0] for epoch in found["ranks"]] == [0, 1, 1]
+    assert found["ranks"] == found["alone"]
