@@ -185,6 +185,15 @@ class TrainConfig:
     clip_norm: Annotated[
         float, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
     ] = 1.0
+    max_skipped: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Steps in a row that may be skipped because their gradient was not finite; then the run goes back "
+            "to its last checkpoint with half the learning rate, at most max_rollbacks times.",
+        ),
+    ] = 10
+    max_rollbacks: Annotated[int, Field(ge=0, description="How often a run may go back before it stops.")] = 2
     log_every: Annotated[int, Field(ge=1, description="Write step metrics every so many optimizer steps.")] = 10
 
     @property
@@ -203,8 +212,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
+class CheckpointConfig:
+    every_steps: Annotated[
+        int, Field(ge=0, description="Save a checkpoint after every so many steps; 0: by time and at epoch ends only.")
+    ] = 0
+    every_minutes: Annotated[
+        float, Field(ge=0, description="Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only.")
+    ] = 30.0
+    keep: Annotated[int, Field(ge=1, description="Checkpoints to keep, the newest ones; the best is kept besides.")] = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class RunConfig:
-    dir: Annotated[str, Field(description="Folder of this run; empty: runs/<date>-<time>.")] = ""
+    dir: Annotated[
+        str, Field(description="Folder of this run; empty: runs/<date>-<time>. If it holds a run, see run.resume.")
+    ] = ""
+    resume: Annotated[
+        Literal["auto", "never"],
+        Field(description="auto: go on from the newest whole checkpoint in run.dir, if there is one. never: refuse."),
+    ] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of every random stream.")] = 0
 
 
@@ -238,6 +264,7 @@ class Config:
     mining: MiningConfig = Field(default_factory=MiningConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     run: RunConfig = Field(default_factory=RunConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)

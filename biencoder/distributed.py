@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -81,6 +82,29 @@ class World:
             raise failure
         return result  # type: ignore[no-any-return]
 
+    def before_end(self, work: Callable[[], None]) -> None:
+        """Have `work` done should another rank end this process."""
+        if self._watch:
+            self._watch.before_end = work
+
+    def end_all(self, message: str, *, exit_code: int) -> None:
+        """End every other rank, wherever it is, with this exit code; this one has told the message."""
+        if self._watch:
+            self._watch.fail(message, exit_code=exit_code, said=True)
+
+    def max_later(self, value: int) -> Callable[[], int]:
+        """The largest of the ranks' values, when it is asked for. Every rank takes part, also in the asking."""
+        if self.size == 1:
+            return lambda: value
+        largest = torch.tensor([value])
+        work = dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
+
+        def wait() -> int:
+            work.wait()
+            return int(largest.item())
+
+        return wait
+
     def on_holders(self, work: Callable[["World"], T], *, sharded: bool) -> T:
         """Run `work(world)` where the data is: on all ranks with this world, or on rank 0 with a world of its own, whose
         (small) result every rank gets. Every rank takes part."""
@@ -138,6 +162,7 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> It
     """
     rank, size, local_rank = _ranks_from_environment()
     device = _device(local_rank)
+    _choose_network()
     limit = datetime.timedelta(seconds=timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     watch = control = None
@@ -188,6 +213,24 @@ def _device(local_rank: int) -> torch.device:
         raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs, but local rank {local_rank} was started")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def _choose_network() -> None:
+    """Point gloo at the network that leads to rank 0's machine, where this machine's own name means loopback.
+
+    Debian gives a machine's name the address 127.0.1.1; gloo would tell its peers to connect there.
+    """
+    try:
+        own = socket.gethostbyname(socket.gethostname())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing: it only chooses a route
+            route: str = probe.getsockname()[0]
+    except OSError:
+        return  # a name that cannot be resolved: the rendezvous will say so
+    if own.startswith("127.") and not route.startswith("127."):
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(address.address == route for address in addresses):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _start_watch(rank: int, hosts: list[str], control: Any, silence_s: float) -> Watch:

@@ -4,7 +4,6 @@ ZeRO stage and precision come from the user's DeepSpeed JSON; batch sizes, accum
 that says otherwise is refused, so that every number has one owner.
 """
 
-import copy
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ import torch
 
 from biencoder.config import Config, TrainConfig, find_file
 from biencoder.distributed import World
+from biencoder.engine_state import EngineState, EngineTensors
 from biencoder.errors import ConfigError
 from biencoder.model import BiEncoder, PairClassifier, Scores, Side, TripletBatch, Vectors
 from biencoder.optim import build_optimizer, schedule
@@ -38,7 +38,7 @@ class StepReport:
     loss_scale: float
     """1 unless the precision is fp16."""
     skipped_steps: int
-    """Steps so far whose gradient was not finite in fp16, and which changed nothing."""
+    """Steps so far whose gradient was not finite, and which changed nothing."""
 
 
 def read_settings(config: Config, world_size: int) -> Settings:
@@ -92,6 +92,11 @@ def read_settings(config: Config, world_size: int) -> Settings:
     return settings
 
 
+def precision_of(settings: Settings) -> str:
+    """fp16, bf16 or fp32."""
+    return next((name for name in ("fp16", "bf16") if settings.get(name, {}).get("enabled")), "fp32")
+
+
 class Engine:
     """A model under DeepSpeed. Calls, `backward` and `step` are collective: every rank makes them equally often."""
 
@@ -99,16 +104,18 @@ class Engine:
         deepspeed = _import_deepspeed()
         self.model = model
         self.device = world.device
-        self._is_main = world.is_main
-        self._clip_norm = config.clip_norm
+        self.lr_factor = 1.0
+        """Factor on the whole schedule, below 1 after training went astray."""
+        self._world = world
+        self._config = config
         self._stage = settings["zero_optimization"].get("stage", 0)
-        optimizer = build_optimizer(model, config)
-        self._engine, _, _, self._schedule = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=settings,
-            lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config, total_steps)),
-        )
+        self.precision = precision_of(settings)
+        self._schedule = schedule(config, total_steps)
+        self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model, config), config=settings)
+        if hasattr(self._engine.optimizer, "check_grad_overflow"):
+            self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too
+        self._engine.train()  # pretrained encoders come in evaluation mode
+        self._tensors = EngineTensors(self._engine, model, world)
         self._plain_norm: torch.Tensor | None = None
         self._lr = 0.0
 
@@ -128,52 +135,103 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> None:
-        """Accumulate, or at the last micro-batch of a step: clip and update."""
-        if self._engine.is_gradient_accumulation_boundary() and self._stage == 0:
-            # DeepSpeed tells no norm at stage 0 in fp32; here the gradients are already averaged over the ranks.
+        """Accumulate, or at the last micro-batch of a step: clip and update.
+
+        A step whose gradient is not finite changes nothing on any rank: neither weights, nor moments, nor the schedule.
+        """
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return
+        self._lr = self._config.peak_lr * self.lr_factor * self._schedule(self.applied_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._lr
+        if self._tensors.is_plain:
+            # DeepSpeed tells no norm at stage 0 in fp32, and skips nothing; the gradients are averaged over the ranks here.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             self._plain_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
-        self._lr = float(self._schedule.get_last_lr()[0])  # of this step; stepping moves the schedule on
+            if not torch.isfinite(self._plain_norm):
+                self._engine.skipped_steps += 1
+                for parameter in self.model.parameters():
+                    parameter.grad = None  # the optimizer leaves alone what has no gradient
         self._engine.step()
 
     @property
     def steps(self) -> int:
-        """Optimizer steps so far."""
+        """Optimizer steps so far, skipped ones included."""
         return int(self._engine.global_steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps so far whose gradient was not finite, and which changed nothing."""
+        return int(self._engine.skipped_steps)
+
+    @property
+    def applied_steps(self) -> int:
+        return self.steps - self.skipped_steps
 
     def report(self) -> StepReport:
         """What the last step did. Reads values off the device: call it when they are logged, not at every step."""
         told = self._engine.get_global_grad_norm()
         norm = float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
-        clip = self._clip_norm / norm if self._clip_norm and math.isfinite(norm) and norm > self._clip_norm else 1.0
+        limit = self._config.clip_norm
+        clip = limit / norm if limit and math.isfinite(norm) and norm > limit else 1.0
         optimizer = self._engine.optimizer
         return StepReport(
             grad_norm=norm,
             clip_coef=clip,
             lr=self._lr,
             loss_scale=float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))),
-            skipped_steps=int(self._engine.skipped_steps),
+            skipped_steps=self.skipped_steps,
         )
 
     def classifier_copy(self) -> PairClassifier:
         """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""
+        twin = self.model.classifier.twin()  # a deep copy would carry ZeRO-3's hooks along
         with self._gathered(self.model.classifier):
-            return copy.deepcopy(self.model.classifier).float().cpu().eval()
+            twin.load_state_dict(self.model.classifier.state_dict())
+        return twin.eval()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part."""
         with self._gathered(self.model):
-            if not self._is_main:
+            if not self._world.is_main:
                 return None
             return {
                 name: weight.detach().to("cpu", torch.float32, copy=True)
                 for name, weight in self.model.state_dict().items()
             }
 
+    def state(self) -> EngineState | None:
+        """Everything that the next step depends on, on rank 0's CPU; None elsewhere. Every rank takes part."""
+        self._engine.empty_partition_cache()
+        tensors = self._tensors.read(has_moments=self.applied_steps > 0)
+        if tensors is None:
+            return None
+        scalars = {"steps": self.steps, "skipped_steps": self.skipped_steps, "lr_factor": self.lr_factor}
+        return EngineState(*tensors, scalars | self._loss_scaler())
+
+    def load_state(self, state: EngineState | None) -> None:
+        """Go on from a `state()`, which rank 0 has and the others do not. Every rank takes part."""
+        scalars: dict[str, float] = self._world.on_main(lambda: state.scalars if state else {})
+        self._engine.global_steps, self._engine.skipped_steps = int(scalars["steps"]), int(scalars["skipped_steps"])
+        self.lr_factor = scalars["lr_factor"]
+        for name, now in self._loss_scaler().items():
+            setattr(self._engine.optimizer.loss_scaler, name, type(now)(scalars[name]))
+        self._engine.empty_partition_cache()
+        self._tensors.write(state, moment_steps=self.applied_steps)
+
+    def _loss_scaler(self) -> dict[str, float]:
+        """The variables of fp16's dynamic loss scaler; empty where nothing is scaled."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if not getattr(scaler, "dynamic", False):
+            return {}
+        return {name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")}
+
     def _gathered(self, module: torch.nn.Module) -> Any:
         """Within this context the module's parameters are whole on every rank; only ZeRO-3 has work to do."""
         if self._stage < 3:
             return nullcontext()
+        self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
         return _import_deepspeed().zero.GatheredParameters(list(module.parameters()))
 
 

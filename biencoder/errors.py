@@ -11,6 +11,8 @@ BiencoderError            exit code 2: the input is wrong, and the message says 
 class BiencoderError(Exception):
     """Base of every error that is the user's to mend; `str(error)` is one readable sentence."""
 
+    kind = "error"
+    """The word before its sentence."""
     exit_code = 2
 
 

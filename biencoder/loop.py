@@ -8,113 +8,79 @@ Everything here runs on every rank, in the same order and equally often; what on
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from biencoder.batch import triplet_batch
-from biencoder.config import Config
-from biencoder.data import Dataset, Split
+from biencoder.checkpoint import Checkpoint
+from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts, embed_texts
-from biencoder.engine import Engine
+from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
-from biencoder.loss import LossParts, combined_loss
-from biencoder.mining import Mined, Miner
+from biencoder.loss import combined_loss
 from biencoder.model import TripletBatch, Vectors
+from biencoder.preemption import Agreement, Stopped
+from biencoder.resume import load_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
+from biencoder.run import Progress, Run, steps_per_epoch, total_steps
 from biencoder.sampler import global_batches, rank_share
-from biencoder.tokens import TokenizedTexts
-from biencoder.tracking import Tracker
 from biencoder.tracking.names import Metrics, accuracy, eval_metrics, mine_metrics, step_metrics
-from biencoder.tracking.terminal import Terminal
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a training run works with; built once by the launcher."""
-
-    config: Config
-    world: World
-    dataset: Dataset
-    tokens: TokenizedTexts
-    engine: Engine
-    tracker: Tracker
-    terminal: Terminal
-    save: Callable[[str, Metrics], None]
-    """Write the model under a name (`best`, `last`) with the metrics that its card quotes. Every rank takes part."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """Where a run stands."""
-
-    step: int = 0
-    epoch: int = 0
-    best: float = -1.0
-
-
-def steps_per_epoch(dataset: Dataset, config: Config) -> int:
-    return len(dataset.splits["training"]) // config.train.global_batch_size
-
-
-def total_steps(dataset: Dataset, config: Config) -> int:
-    """Optimizer steps of the whole run."""
-    steps = config.train.epochs * steps_per_epoch(dataset, config)
-    return min(steps, config.train.max_steps) if config.train.max_steps else steps
-
-
-def fit(run: Run) -> Progress:
-    """Train to the end. Every rank takes part."""
-    progress, last = Progress(), total_steps(run.dataset, run.config)
+def fit(run: Run, progress: Progress) -> None:
+    """Train from where `progress` stands to the end. Every rank takes part."""
     training = run.dataset.splits["training"]
-    embedded, encode_s = embed_split(run, training)
-    evaluate(run, progress, embedded, zero_shot=True)
-    miner = Miner(
-        training,
-        len(run.dataset.texts),
-        run.world,
-        run.config.mining,
-        seed=run.config.run.seed,
-        num_epochs=math.ceil(last / steps_per_epoch(run.dataset, run.config)),
-    )
-    while progress.step < last:
-        mined = miner.negatives(progress.epoch, embedded)
-        run.tracker.log("mine", step=progress.step, epoch=progress.epoch, metrics=mine_metrics(mined, encode_s))
-        run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
-        run_epoch(run, progress, mined, miner, last)
-        progress.epoch += 1
-        embedded, encode_s = embed_split(run, training)
-        if progress.step >= last or progress.epoch % run.config.eval.every_epochs == 0:
-            metrics = evaluate(run, progress, embedded)
-            keep_best(run, progress, metrics)
+    last, metrics = total_steps(run.dataset, run.config), Metrics()
+    while True:
+        if progress.negatives is None:
+            embedded, encode_s = embed_split(run, training)
+            if progress.step >= last or progress.epoch % run.config.eval.every_epochs == 0:
+                metrics = evaluate(run, progress, embedded, zero_shot=progress.epoch == 0)
+                keep_best(run, progress, metrics)
+            if progress.step >= last:
+                break
+            mined = run.miner.negatives(progress.epoch, embedded)
+            run.tracker.log("mine", step=progress.step, epoch=progress.epoch, metrics=mine_metrics(mined, encode_s))
+            run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
+            progress.negatives = mined.negative_text_P
+            del embedded
+        try:
+            run_epoch(run, progress, last)
+        except Diverged:
+            progress = go_back(run, progress)
     run.save("last", metrics)
-    return progress
 
 
-def run_epoch(run: Run, progress: Progress, mined: Mined, miner: Miner, last: int) -> None:
-    """One pass over the shuffled training triplets, or up to the run's last step."""
-    train = run.config.train
+def run_epoch(run: Run, progress: Progress, last: int) -> None:
+    """What is left of one pass over the shuffled training triplets, up to the run's last step."""
+    train, start = run.config.train, progress.epoch * steps_per_epoch(run.dataset, run.config)
     batches_SG = global_batches(
-        num_samples=len(run.dataset.splits["training"]),
+        num_samples=run.num_samples,
         global_batch_size=train.global_batch_size,
         seed=run.config.run.seed,
         epoch=progress.epoch,
-    )[: last - progress.step]
+    )[progress.step - start : last - start]
+    assert progress.negatives is not None
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
-    window = Window(run.world.device)
-    for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
-        run.world.doing(f"training step {progress.step + 1}")
-        parts = train_step(run, micro_batches(run, batch_G, mined), progress.step)
-        miner.raise_failure()
-        progress.step += 1
-        window.add(parts, len(batch_G))
-        run.terminal.advance()
-        if progress.step % train.log_every == 0 or left == 0:
-            report_steps(run, progress, window)  # every rank takes part: means over ranks
+    progress.window.start = time.perf_counter()
+    with run.stop.stepping():
+        for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
+            run.world.doing(f"training step {progress.step + 1}")
+            parts = train_step(run, micro_batches(run, batch_G, progress.negatives), progress.step)
+            progress.step += 1
+            if not was_skipped(run, progress, batch_G):
+                progress.window.add(parts, len(batch_G))
+            run.terminal.advance()
+            if progress.step % train.log_every == 0 or left == 0:
+                report_steps(run, progress)  # every rank takes part: means over ranks
+            save_or_stop(run, progress)
+        progress.epoch += 1
+        progress.negatives = None
+        save_checkpoint(run, progress)
     run.terminal.end()
 
 
@@ -132,7 +98,7 @@ def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.
     return torch.stack(parts).mean(0)
 
 
-def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], mined: Mined) -> list[TripletBatch]:
+def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], negative_text_P: npt.NDArray[np.int64]) -> list[TripletBatch]:
     """This rank's share of a global batch, as batches on its device."""
     share_AM = rank_share(
         batch_G,
@@ -144,7 +110,7 @@ def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], mined: Mined) -> lis
         triplet_batch(
             samples_M,
             run.dataset.splits["training"],
-            mined.negative_text_P,
+            negative_text_P,
             run.tokens,
             shared=run.engine.model.shared,
             device=run.world.device,
@@ -153,32 +119,89 @@ def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], mined: Mined) -> lis
     ]
 
 
-class Window:
-    """The steps since the last record: loss parts summed on the device, triplets counted, time taken."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.clear()
-
-    def clear(self) -> None:
-        self.parts = torch.zeros(len(LossParts._fields), device=self._device)
-        self.steps = self.triplets = 0
-        self.start = time.perf_counter()
-
-    def add(self, parts: torch.Tensor, triplets: int) -> None:
-        self.parts += parts
-        self.steps += 1
-        self.triplets += triplets
-
-
-def report_steps(run: Run, progress: Progress, window: Window) -> None:
+def report_steps(run: Run, progress: Progress) -> None:
     """Log the window's means over steps and ranks, then start a new one. Every rank takes part."""
-    parts = run.world.mean(window.parts / window.steps).tolist()
+    window = progress.window
+    parts = run.world.mean(window.parts / (window.steps or math.nan)).tolist()
     seconds = time.perf_counter() - window.start
     metrics = step_metrics(parts, run.engine.report(), window.triplets / seconds)
     run.tracker.log("step", step=progress.step, epoch=progress.epoch, metrics=metrics)
     run.terminal.step(progress.step, metrics)
     window.clear()
+
+
+def save_or_stop(run: Run, progress: Progress) -> None:
+    """After a step: a checkpoint if one is due, the end if some rank was asked to stop. Every rank takes part."""
+    run.miner.raise_failure()
+    if error := run.checkpoints.failed():
+        report_failure(run, progress, error)
+    limits = run.config.checkpoint
+    in_time = limits.every_minutes and time.monotonic() - progress.saved_at > 60 * limits.every_minutes
+    agreement = run.stop.agreed(save=bool(in_time))
+    if agreement or (limits.every_steps and progress.step % limits.every_steps == 0):
+        progress.saved_at = time.monotonic()
+        save_checkpoint(run, progress)
+    if agreement is Agreement.STOP:
+        run.checkpoints.wait()
+        raise Stopped(f"after step {progress.step}, as asked; the same command goes on from there")
+
+
+def was_skipped(run: Run, progress: Progress, batch_G: npt.NDArray[np.int64]) -> bool:
+    """Whether the last step changed nothing because its gradient was not finite; the same on every rank.
+
+    Raises:
+        Diverged: too many in a row.
+    """
+    if run.engine.skipped_steps == progress.skipped_steps:
+        progress.skipped_in_a_row = 0
+        return False
+    progress.skipped_steps = run.engine.skipped_steps
+    progress.skipped_in_a_row += 1
+    pairs = run.dataset.splits["training"].pairs
+    names = ", ".join(pairs[i].point.source for i in batch_G[:8]) + (" ..." if len(batch_G) > 8 else "")
+    detail = f"no finite gradient for the batch of {names}"
+    run.tracker.event("skipped step", step=progress.step, epoch=progress.epoch, detail=detail)
+    if progress.skipped_in_a_row >= run.config.train.max_skipped:
+        raise Diverged
+    return True
+
+
+class Diverged(Exception):  # noqa: N818 - not an error yet
+    """Too many steps in a row had no finite gradient; every rank raises this together."""
+
+
+def go_back(run: Run, progress: Progress) -> Progress:
+    """Return to the last checkpoint with half the learning rate. Every rank takes part.
+
+    Raises:
+        ConfigError: there is none, or the run has gone back too often.
+    """
+    step, rollbacks, factor = progress.step, progress.rollbacks + 1, run.engine.lr_factor / 2
+    advice = (
+        f"the last {progress.skipped_in_a_row} steps before step {step} had no finite gradient; lower train.lr "
+        f"({run.config.train.lr:g}), take bf16 instead of fp16, or look at the samples that metrics.jsonl names"
+    )
+
+    def newest() -> Checkpoint | None:
+        if rollbacks > run.config.train.max_rollbacks:
+            raise ConfigError(f"{advice}; the run has gone back {rollbacks - 1} times already")
+        run.checkpoints.wait()
+        found, _ = run.checkpoints.newest()
+        if found is None:
+            raise ConfigError(advice)
+        return found
+
+    holder: list[Checkpoint | None] = [None]
+    run.world.on_main(lambda: holder.__setitem__(0, newest()))
+    progress = load_checkpoint(run, holder[0])
+    progress.rollbacks, run.engine.lr_factor = rollbacks, factor
+    run.tracker.event(
+        "went back",
+        step=progress.step,
+        epoch=progress.epoch,
+        detail=f"from step {step}, with the learning rate x {factor:g}",
+    )
+    return progress
 
 
 def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
@@ -238,6 +261,6 @@ def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
     """Save the model if it is the best so far on validation (on training where there is no validation split)."""
     split = "validation" if "validation" in run.dataset.splits else "training"
     value = metrics[accuracy(split, "embedding")]
-    if value > progress.best:
-        progress.best = value
+    if progress.epoch and value > progress.best:
+        progress.best, progress.best_step = value, progress.step
         run.save("best", metrics)

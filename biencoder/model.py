@@ -97,6 +97,7 @@ class PairClassifier(nn.Module):
 
     def __init__(self, config: ModelConfig, *, embedding_dim: int, hidden: int) -> None:
         super().__init__()
+        self._made_from = {"config": config, "embedding_dim": embedding_dim, "hidden": hidden}
         self.features = config.classifier_features
         width = 3 * embedding_dim * (self.features != "pooled") + 3 * hidden * (self.features != "embedding")
         before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
@@ -110,6 +111,10 @@ class PairClassifier(nn.Module):
             parts += [u.pooled, v.pooled, (u.pooled - v.pooled).abs()]
         logits: torch.Tensor = self.layers(torch.cat(parts, dim=-1))
         return logits
+
+    def twin(self) -> "PairClassifier":
+        """A classifier of the same shape on the CPU in fp32, with weights of its own and none of this one's hooks."""
+        return type(self)(**self._made_from)  # type: ignore[arg-type]  # the arguments of __init__
 
 
 class BiEncoder(nn.Module):

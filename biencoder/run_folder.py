@@ -1,14 +1,17 @@
 """The folder that a run leaves, and the model card.
 
 config.toml      every setting as resolved, readable by --config
-run.json         versions, dataset fingerprint, ranks, command, time
+run.jsonl        a line for each start: versions, dataset fingerprint, ranks, command, time
 metrics.jsonl    one JSON object a line, see tracking/names.py
 model/best       the model that was best on validation, model/last the last one (see export.py)
+checkpoints/     what a start goes on from (see checkpoint.py)
 wandb/           the offline run, where W&B was not logged in
 """
 
 import dataclasses
+import itertools
 import json
+import os
 import platform
 import sys
 import time
@@ -16,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from biencoder.config import Config
@@ -23,26 +27,65 @@ from biencoder.data import Dataset
 from biencoder.errors import ConfigError
 from biencoder.tracking.names import Metrics, accuracy
 
+MAX_STARTS = 3
+"""Starts from one checkpoint, by torchrun or Slurm, that may fail before the next one."""
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 _PACKAGES = ("biencoder", "torch", "transformers", "deepspeed", "faiss-cpu", "scikit-learn", "numpy", "wandb")
 
 
-def create_run_folder(config: Config, dataset: Dataset, *, world_size: int) -> Path:
-    """Make `run.dir` and write what the run starts from.
+def run_folder(config: Config) -> Path:
+    """Where the run lives; nothing is made.
 
     Raises:
-        ConfigError: the folder cannot be made, or holds a run already.
+        ConfigError: the folder holds a run that this one must not touch.
     """
-    folder = Path(config.run.dir or time.strftime("runs/%Y%m%d-%H%M%S")).expanduser()
+    folder = Path(config.run.dir or _default_folder()).expanduser()
     if (folder / "metrics.jsonl").exists():
-        raise ConfigError(f"run.dir {folder} holds a run already; choose another folder")
+        if config.run.resume == "never":
+            raise ConfigError(f"run.dir {folder} holds a run already; choose another folder, or set run.resume = auto")
+        if (folder / "model" / "last").exists() and not (folder / "checkpoints").exists():
+            raise ConfigError(f"run.dir {folder} holds a finished run without checkpoints; choose another folder")
+    return folder
+
+
+def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: int, from_step: int) -> None:
+    """Make the folder, or write into it that the run was started again.
+
+    Raises:
+        ConfigError: the folder cannot be written, or this is one more restart by a machine that leads nowhere.
+    """
+    starts = folder / "run.jsonl"
+    earlier = [json.loads(line) for line in starts.read_text().splitlines()] if starts.exists() else []
+    by_machine = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    in_vain = list(itertools.takewhile(lambda line: line.get("from_step") == from_step, reversed(earlier)))
+    if by_machine and len(in_vain) >= MAX_STARTS:
+        raise ConfigError(
+            f"{len(in_vain)} starts from step {from_step} of {folder} have failed before the next checkpoint; read their "
+            "messages, mend the cause, and start the run by hand"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        facts = json.dumps(_facts(dataset, world_size), indent=2)
-        (folder / "run.json").write_text(facts + "\n", encoding="utf-8")
+        if from_step == 0:
+            (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
+        _append(starts, _facts(dataset, world_size) | {"from_step": from_step})
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error.strerror}") from None
-    return folder
+
+
+def record_stop(folder: Path) -> None:
+    """Write that the run was asked to stop: its next start is no failed one."""
+    _append(folder / "run.jsonl", {"stopped": time.strftime(_TIME)})
+
+
+def _append(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+def _default_folder() -> str:
+    """runs/<date>-<time>; under torchrun the time is that of its agent, so that its restarts find the same folder."""
+    started = psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else time.time()
+    return time.strftime("runs/%Y%m%d-%H%M%S", time.localtime(started))
 
 
 def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int) -> str:
@@ -92,7 +135,7 @@ def _percent(metrics: Metrics, name: str) -> str:
 
 def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": time.strftime(_TIME),
         "command": " ".join(sys.argv),
         "host": platform.node(),
         "ranks": world_size,

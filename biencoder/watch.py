@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,7 +47,12 @@ class Watch:
     def __init__(self, store: Store, *, rank: int, hosts: list[str], silence_s: float) -> None:
         self._store, self._rank, self._hosts, self._silence_s = store, rank, hosts, silence_s
         self._phase = "start"
+        self.before_end: Callable[[], None] = lambda: None
+        """Called before this process is ended by another rank's verdict."""
         self._stop = threading.Event()
+        self._answered = time.monotonic()
+        if rank != 0:
+            threading.Thread(target=self._guard, name="guard", daemon=True).start()
         self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
         self._thread.start()
 
@@ -84,10 +90,19 @@ class Watch:
                     verdict = Verdict(**json.loads(self._store.get("verdict")))
                     if not (verdict.rank == self._rank and verdict.said):  # its own: the main thread is on its way out
                         self._end(verdict)
+                self._answered = time.monotonic()
             except RuntimeError:  # every error of the store's client derives from it
                 if self._stop.is_set():
                     return
                 self._end(Verdict(0, f"rank 0 ({self._hosts[0]}) has stopped answering", 1, said=self._rank != 1))
+
+    def _guard(self) -> None:
+        """Watch the watch: a call on the store waits for ever where rank 0's machine has gone without a word."""
+        while not self._stop.wait(INTERVAL_S):
+            silent_s = time.monotonic() - self._answered
+            if silent_s > self._silence_s:
+                message = f"rank 0 ({self._hosts[0]}) has not answered rank {self._rank} for {silent_s:.0f} s"
+                self._end(Verdict(0, message, 1, said=self._rank != 1))
 
     def _look_for_silence(self, seen: dict[int, tuple[str, float]]) -> None:
         now = time.monotonic()
@@ -108,4 +123,5 @@ class Watch:
             print(f"error: {verdict.message}", file=sys.stderr, flush=True)
         if self._rank == 0:
             time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
+        self.before_end()
         os._exit(verdict.exit_code)

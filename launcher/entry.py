@@ -1,7 +1,7 @@
 """What all commands share: arguments, quiet libraries, and one readable sentence for each error.
 
 Exit codes: 0 done, 1 a failure while running (the traceback says where), 2 wrong input (one sentence says what to mend),
-130 interrupted.
+75 asked to stop by SIGTERM or SIGUSR1 (the same command goes on), 130 interrupted.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     except BiencoderError as error:
         speaks = os.environ.get("RANK", "0") == "0"
         if speaks:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LET_RANK_0_SPEAK_S)
         sys.exit(error.exit_code)

@@ -5,10 +5,12 @@ torchrun --nproc_per_node=2 launcher/train.py --config configs/quickstart.toml -
 deepspeed launcher/train.py --deepspeed_config ds_configs/zero2_bf16.json --data.root DIR
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.entry import parse_config, run
+from launcher.entry import parse_config
+from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
     from biencoder.config import Config
@@ -27,14 +29,19 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: "Config", world: "World") -> None:
     """Check everything, build everything, then `fit`. Nothing is written before all checks have passed."""
+    from biencoder.checkpoint import Checkpoint, CheckpointFolder
     from biencoder.data import load_dataset
-    from biencoder.engine import Engine, read_settings
+    from biencoder.engine import Engine, precision_of, read_settings
     from biencoder.export import save_model
-    from biencoder.loop import Run, fit, total_steps
+    from biencoder.loop import fit
     from biencoder.memory import check_mining_memory
+    from biencoder.mining import Miner
     from biencoder.model import build_model
+    from biencoder.preemption import Stopped, StopRequests
     from biencoder.pretrained import load_pretrained
-    from biencoder.run_folder import create_run_folder, model_card
+    from biencoder.resume import find_checkpoint, load_checkpoint
+    from biencoder.run import Progress, Run, steps_per_epoch, total_steps
+    from biencoder.run_folder import model_card, record_start, record_stop, run_folder
     from biencoder.tokens import tokenize
     from biencoder.tracking import open_tracker
     from biencoder.tracking.names import Metrics
@@ -48,13 +55,35 @@ def train(config: "Config", world: "World") -> None:
     pretrained = world.together(lambda: load_pretrained(config.model))
     hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))
-    folder = world.on_main(lambda: create_run_folder(config, dataset, world_size=world.size))
+    folder, last_step = world.on_main(lambda: run_folder(config)), total_steps(dataset, config)
+    checkpoints = CheckpointFolder(folder / "checkpoints", keep=config.checkpoint.keep)
+    found: list[Checkpoint] = []  # on rank 0
 
+    def look_for_checkpoint() -> int | None:
+        checkpoint = find_checkpoint(checkpoints, config, fingerprint=dataset.fingerprint, precision=precision_of(settings))
+        found.extend([checkpoint] if checkpoint else [])
+        return checkpoint.step if checkpoint else None
+
+    from_step = world.on_main(look_for_checkpoint)
+    if from_step is not None and from_step >= last_step and world.on_main((folder / "model/last").exists):
+        terminal.closing(folder, config)
+        return
+    world.on_main(lambda: record_start(folder, config, dataset, world_size=world.size, from_step=from_step or 0))
+
+    def before_exit() -> None:
+        if world.is_main:
+            record_stop(folder)
+            checkpoints.wait()
+
+    world.before_end(before_exit)
+    stop = StopRequests(world, before_exit=before_exit)
     terminal.findings(dataset.findings)
-    terminal.opening(config, dataset, world, folder, mining=mining)
+    terminal.opening(config, dataset, world, folder, mining=mining, from_step=from_step)
     tokens = tokenize(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length)
     model = build_model(config.model, pretrained, seed=config.run.seed)
-    engine = Engine(model, config.train, settings, world, total_steps(dataset, config))
+    engine = Engine(model, config.train, settings, world, last_step)
+    num_epochs = math.ceil(last_step / steps_per_epoch(dataset, config))
+    miner = Miner(training, len(dataset.texts), world, config.mining, seed=config.run.seed, num_epochs=num_epochs)
     tracker = world.together(lambda: open_tracker(config.tracking, folder, config.flat(), is_main=world.is_main))
 
     def save(name: str, metrics: Metrics) -> None:
@@ -70,13 +99,27 @@ def train(config: "Config", world: "World") -> None:
             )
         )
 
-    fit(Run(config, world, dataset, tokens, engine, tracker, terminal, save))
+    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, save)
+    if from_step is None:
+        progress = Progress(world.device)
+        tracker.rewind(0)
+    else:
+        progress = load_checkpoint(run, found.pop() if found else None)
+        tracker.event("resumed", step=progress.step, epoch=progress.epoch, detail=f"on {world.size} ranks")
+    try:
+        fit(run, progress)
+    except Stopped:
+        world.on_main(lambda: record_stop(folder))
+        tracker.close()
+        raise
+    stop.close()
+    world.on_main(checkpoints.wait)
     tracker.close()
     terminal.closing(folder, config)
 
 
 def command() -> None:
-    run(main)
+    run_command(main)
 
 
 if __name__ == "__main__":

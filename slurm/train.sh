@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 VENV=${VENV:-.venv}
 if [ ! -x "$VENV/bin/torchrun" ]; then
-  echo "error: no environment in $SLURM_SUBMIT_DIR/$VENV: run 'make train' there once, or set VENV to one that all nodes see" >&2
+  echo "error: no environment $VENV in $SLURM_SUBMIT_DIR: run 'make train' there once, or set VENV to one that all nodes see" >&2
   exit 2
 fi
 procs=${PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}

@@ -70,6 +70,8 @@ class Miner:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search]] | None] | None = None
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
+        self._searched: EmbeddedTexts | None = None
+        """What that search looks at."""
 
     def negatives(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
         """The negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
@@ -95,9 +97,18 @@ class Miner:
         self._world.broadcast_ids(negative_text_P)
         wait_s = time.perf_counter() - start
         if self._config.overlap and epoch + 1 < self._num_epochs:
-            future = self._thread.submit(self._select, epoch + 1, embedded, World.alone()) if embedded else None
-            self._ahead = (epoch + 1, future)
+            self.search_ahead(epoch + 1, embedded)
         return Mined(negative_text_P, self._config.random_rate_at(epoch), int(stale), wait_s, search)
+
+    def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
+        """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings."""
+        future = self._thread.submit(self._select, epoch, embedded, World.alone()) if embedded else None
+        self._ahead, self._searched = (epoch, future), embedded
+
+    @property
+    def ahead(self) -> tuple[int, EmbeddedTexts | None] | None:
+        """The epoch that is searched in the background, and on rank 0 what is searched."""
+        return (self._ahead[0], self._searched) if self._ahead else None
 
     def raise_failure(self) -> None:
         """Raise, on rank 0 alone, what a search in the background has failed with, rather than train on for nothing."""

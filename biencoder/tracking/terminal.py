@@ -38,7 +38,9 @@ class Terminal:
             table.add_row(str(count), kind, examples[0])
         self.console.print(table)
 
-    def opening(self, config: Config, dataset: Dataset, world: World, folder: Path, *, mining: str) -> None:
+    def opening(
+        self, config: Config, dataset: Dataset, world: World, folder: Path, *, mining: str, from_step: int | None
+    ) -> None:
         """What is about to happen, in five lines."""
         train = config.train
         pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
@@ -51,7 +53,7 @@ class Terminal:
             f"{world.device.type}"
         )
         self.say(f"mining   {mining}")
-        self.say(f"run      {folder}")
+        self.say(f"run      {folder}" + ("" if from_step is None else f", going on from step {from_step}"))
 
     def closing(self, folder: Path, config: Config) -> None:
         """Where the model is, and what to do next."""

@@ -1,11 +1,18 @@
 """Run the commands as a user types them, and read what they leave."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from tests.ranks.launch import ROOT, free_port
 
@@ -21,13 +28,57 @@ def train(
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """`launcher/train.py` under one of the three launchers; `python` is one process."""
+    return run([*launched_by(launcher, ranks), "launcher/train.py", *arguments], timeout_s=timeout_s, env=env)
+
+
+def launched_by(launcher: Launcher, ranks: int) -> list[str]:
     port = str(free_port())
-    start = {
+    return {
         "python": [sys.executable],
         "torchrun": [str(BIN / "torchrun"), f"--nproc_per_node={ranks}", f"--master_port={port}"],
         "deepspeed": [str(BIN / "deepspeed"), f"--num_accelerators={ranks}", f"--master_port={port}"],
     }[launcher]
-    return run([*start, "launcher/train.py", *arguments], timeout_s=timeout_s, env=env)
+
+
+@contextmanager
+def training(
+    *arguments: str, launcher: Launcher = "python", ranks: int = 2, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A run under way; whatever is left of it at the end is killed."""
+    process = subprocess.Popen(
+        [*launched_by(launcher, ranks), "launcher/train.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(true: Callable[[], object], *, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def workers_of(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Process id of each rank of a run under a launcher, by rank."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            environment = child.environ()
+            if "launcher/train.py" in " ".join(child.cmdline()) and "RANK" in environment:
+                found[int(environment["RANK"])] = child.pid
+    return found
 
 
 def run(
@@ -49,7 +100,8 @@ def run(
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The records of one kind from a run's metrics.jsonl."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 
 import biencoder.engine
 from biencoder.batch import triplet_batch
@@ -19,6 +20,7 @@ from biencoder.data import Split
 from biencoder.distributed import World, world
 from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.engine import Engine, _import_deepspeed, read_settings
+from biencoder.engine_state import EngineState
 from biencoder.errors import DataError
 from biencoder.evaluation import evaluate_split
 from biencoder.loss import combined_loss
@@ -217,7 +219,13 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
         found = {}
         for file in files:
             model, tokens, split, negatives = training_setup(tiny_bert)
-            train = TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH // ranks.size // 2, clip_norm=0.1)
+            train = TrainConfig(
+                global_batch_size=BATCH,
+                micro_batch_size=BATCH // ranks.size // 2,
+                clip_norm=0.1,
+                lr=1.0,
+                lr_scaling="none",
+            )
             config = Config(train=train, deepspeed_config=file)
             settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
             engine = Engine(model, train, settings, ranks, STEPS)
@@ -291,3 +299,74 @@ def overlapped_search(out: str) -> None:
             Path(out).write_text(json.dumps(found))
 
     _in_world(work)
+
+
+def train_steps(engine: Engine, ranks: World, setup: Any, steps: range) -> list[list[float]]:
+    """Loss, gradient norm and learning rate of each of these steps."""
+    _, tokens, split, negatives = setup
+    rows = []
+    for step in steps:
+        loss = one_step(engine, ranks, tokens, split, negatives, step)
+        rows.append([loss, engine.report().grad_norm, engine.report().lr])
+    return rows
+
+
+def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
+    """Under each DeepSpeed file: 10 steps, a state, 10 steps; then a fresh engine from it, the same 10 steps."""
+
+    def work(ranks: World) -> None:
+        _let_any_cpu_compute_fp16()
+        for file in files:
+            train = _warming_up(ranks)
+            setup = training_setup(tiny_bert)
+            engine = engine_for(setup[0], file, ranks, train)
+            train_steps(engine, ranks, setup, range(10))
+            state = engine.state()
+            straight = train_steps(engine, ranks, setup, range(10, 20))
+            setup = training_setup(tiny_bert)
+            engine = engine_for(setup[0], file, ranks, train)
+            engine.load_state(state)
+            resumed = train_steps(engine, ranks, setup, range(10, 20))
+            engine.load_state(state)  # back, in an engine that has moved on
+            again = train_steps(engine, ranks, setup, range(10, 20))
+            if state:
+                save_file(state.model, Path(folder) / f"{Path(file).stem}.model")
+                save_file(state.optimizer, Path(folder) / f"{Path(file).stem}.optimizer")
+                found = {"scalars": state.scalars, "straight": straight, "resumed": resumed, "again": again}
+                (Path(folder) / f"{Path(file).stem}.json").write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
+    """The last 10 steps of `save_and_go_on`, from its state, on another number of ranks."""
+
+    def work(ranks: World) -> None:
+        _let_any_cpu_compute_fp16()
+        for file in files:
+            stem = Path(folder) / Path(file).stem
+            setup = training_setup(tiny_bert)
+            engine = engine_for(setup[0], file, ranks, _warming_up(ranks))
+            state = None
+            if ranks.is_main:
+                scalars = json.loads(stem.with_suffix(".json").read_text())["scalars"]
+                state = EngineState(
+                    load_file(stem.with_suffix(".model")), load_file(stem.with_suffix(".optimizer")), scalars
+                )
+            engine.load_state(state)
+            rows = train_steps(engine, ranks, setup, range(10, 20))
+            if ranks.is_main:
+                stem.with_suffix(f".{ranks.size}.json").write_text(json.dumps(rows))
+
+    _in_world(work, silence_s=120)
+
+
+def _warming_up(ranks: World) -> TrainConfig:
+    return TrainConfig(
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH // ranks.size // 2,
+        lr=1e-3,
+        lr_scaling="none",
+        schedule="cosine",
+        warmup_ratio=0.6,
+    )

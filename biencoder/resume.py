@@ -1,0 +1,140 @@
+"""What a run goes on from: collected on all ranks and written by rank 0, read by rank 0 and handed to all.
+
+Random draws, data order and dropout are functions of (seed, epoch, step, rank), so no generator's state is kept. What is
+kept: weights and moments (whole, in fp32), counters, the negatives of the epoch, a background search's input, the sums of
+the metrics not yet logged, and how far the metrics file reached.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from biencoder.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.config import Config
+from biencoder.embedding import EmbeddedTexts
+from biencoder.engine_state import EngineState
+from biencoder.errors import ConfigError
+from biencoder.model import Vectors
+from biencoder.run import Progress, Run
+
+_FREE = ("data.root", "run.", "checkpoint.", "tracking.", "distributed.", "deepspeed_config", "mining.memory_gib")
+"""Keys that may differ from the run's first start: they decide where and how, not what is computed."""
+_FREE_KEYS = ("mining.placement", "train.micro_batch_size", "train.log_every", "train.max_skipped", "train.max_rollbacks")
+
+
+def save_checkpoint(run: Run, progress: Progress) -> None:
+    """Begin to write where the run stands; the files are finished in the background. Every rank takes part."""
+    if progress.saved_step == progress.step:
+        return
+    progress.saved_step = progress.step
+    engine, window = run.engine.state(), progress.window
+    sums_R = run.world.gather_rows(window.parts[None])
+    if engine is None or sums_R is None:
+        return
+    mining = {"window": torch.cat(sums_R)}
+    if progress.negatives is not None:
+        mining["negatives"] = torch.from_numpy(progress.negatives)
+    ahead = run.miner.ahead
+    if ahead and ahead[1]:
+        mining["ahead_query"] = ahead[1].query.embedding.contiguous()
+        mining["ahead_candidate"] = ahead[1].candidate.embedding.clone()
+    state = {
+        "epoch": progress.epoch,
+        "best": progress.best,
+        "best_step": progress.best_step,
+        "rollbacks": progress.rollbacks,
+        "window": [window.steps, window.triplets],
+        "ahead": ahead[0] if ahead else None,
+        "engine": engine.scalars,
+        "metrics_bytes": run.tracker.position(),
+        "precision": run.engine.precision,
+        "fingerprint": run.dataset.fingerprint,
+        "settings": run.config.flat(),
+    }
+    try:
+        run.checkpoints.write(
+            Checkpoint(progress.step, state, engine.model, engine.optimizer, mining), also_keep=progress.best_step
+        )
+    except OSError as error:
+        report_failure(run, progress, error)
+
+
+def report_failure(run: Run, progress: Progress, error: OSError) -> None:
+    """A checkpoint could not be written: training goes on, the one before it still stands."""
+    message = f"a checkpoint could not be written ({error.strerror or error}); training goes on, the one before it stands"
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+    run.tracker.event("checkpoint failed", step=progress.step, epoch=progress.epoch, detail=message)
+
+
+def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: str, precision: str) -> Checkpoint | None:
+    """The newest whole checkpoint, if any; damaged ones are named on stderr. For rank 0.
+
+    Raises:
+        ConfigError: it belongs to other settings, data or precision.
+    """
+    checkpoint, complaints = folder.newest()
+    for complaint in complaints:
+        print(f"warning: {complaint}", file=sys.stderr, flush=True)
+    if checkpoint is None:
+        if complaints:
+            raise ConfigError(f"no checkpoint in {config.run.dir} is whole; choose another run.dir to start anew")
+        return None
+    then, now = checkpoint.state["settings"], config.flat()
+    endless = now["train.schedule"] == "constant" and now["train.warmup_ratio"] == 0
+    differing = [
+        f"{key} was {then.get(key)!r} and is {value!r}"
+        for key, value in now.items()
+        if then.get(key) != value
+        and not key.startswith(_FREE)
+        and key not in _FREE_KEYS
+        and not (endless and key in ("train.epochs", "train.max_steps"))
+    ]
+    if checkpoint.state["fingerprint"] != fingerprint:
+        differing.append("the corpus has changed")
+    if checkpoint.state["precision"] != precision:
+        differing.append(f"the precision was {checkpoint.state['precision']} and is {precision}")
+    if differing:
+        raise ConfigError(
+            f"run.dir {config.run.dir} holds a run with other settings: {'; '.join(differing)}; set them back, or choose "
+            "another run.dir"
+        )
+    return checkpoint
+
+
+def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
+    """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint."""
+    world = run.world
+    engine = (
+        EngineState(dict(checkpoint.model), dict(checkpoint.optimizer), checkpoint.state["engine"]) if checkpoint else None
+    )
+    run.engine.load_state(engine)
+    state: dict[str, Any] = world.on_main(lambda: checkpoint.state if checkpoint else {})
+    progress = Progress(run.world.device)
+    progress.step = progress.saved_step = int(state["step"])
+    progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
+    progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
+    progress.window.steps, progress.window.triplets = state["window"]
+
+    mining = checkpoint.mining if checkpoint else {}
+    ranks, has_negatives = world.on_main(lambda: (len(mining["window"]), "negatives" in mining))
+    sums_RK = world.share_rows(mining.get("window", torch.empty(ranks, len(progress.window.parts))).clone(), source=0)
+    # On another number of ranks the sums are shared out evenly: their mean over the ranks is what gets logged.
+    mine = sums_RK[world.rank] if ranks == world.size else sums_RK.mean(0)
+    progress.window.parts = mine.to(run.world.device)
+    if has_negatives:
+        negatives = mining["negatives"].numpy().copy() if mining else np.empty(run.num_samples, dtype=np.int64)
+        progress.negatives = world.broadcast_ids(negatives)
+    if state["ahead"] is not None:
+        run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)
+    run.tracker.rewind(int(state["metrics_bytes"]))
+    return progress
+
+
+def _searched(run: Run, mining: Any) -> EmbeddedTexts:
+    """The embeddings that a background search was looking at; their pooled vectors were not needed and not kept."""
+    query, candidate = (
+        Vectors(rows, rows.new_empty(len(rows), 0)) for rows in (mining["ahead_query"], mining["ahead_candidate"])
+    )
+    return EmbeddedTexts.whole(run.dataset.splits["training"].text_ids, query, candidate)

@@ -1,0 +1,93 @@
+"""What a training run works with, and where it stands."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.checkpoint import CheckpointFolder
+from biencoder.config import Config
+from biencoder.data import Dataset
+from biencoder.distributed import World
+from biencoder.engine import Engine
+from biencoder.loss import LossParts
+from biencoder.mining import Miner
+from biencoder.preemption import StopRequests
+from biencoder.tokens import TokenizedTexts
+from biencoder.tracking import Tracker
+from biencoder.tracking.names import Metrics
+from biencoder.tracking.terminal import Terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Built once by the launcher."""
+
+    config: Config
+    world: World
+    dataset: Dataset
+    tokens: TokenizedTexts
+    engine: Engine
+    miner: Miner
+    checkpoints: CheckpointFolder
+    stop: StopRequests
+    tracker: Tracker
+    terminal: Terminal
+    save: Callable[[str, Metrics], None]
+    """Write the model under a name (`best`, `last`) with the metrics that its card quotes. Every rank takes part."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.dataset.splits["training"])
+
+
+class Window:
+    """The steps since the last record: loss parts summed on the device, triplets counted, time taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.clear()
+
+    def clear(self) -> None:
+        self.parts = torch.zeros(len(LossParts._fields), device=self._device)
+        self.steps = self.triplets = 0
+        self.start = time.perf_counter()
+
+    def add(self, parts: torch.Tensor, triplets: int) -> None:
+        self.parts += parts
+        self.steps += 1
+        self.triplets += triplets
+
+
+class Progress:
+    """Where a run stands between two steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.step = 0
+        self.epoch = 0
+        self.negatives: npt.NDArray[np.int64] | None = None
+        """For each sample of the epoch the text id of its negative; None where the epoch has yet to be mined for."""
+        self.window = Window(device)
+        self.best = -1.0
+        """Best accuracy@1 so far, and the step it was measured after."""
+        self.best_step = -1
+        self.saved_step = -1
+        """Step of the newest checkpoint, and when it was begun."""
+        self.saved_at = time.monotonic()
+        self.skipped_steps = 0
+        """Of the engine, when last looked at."""
+        self.skipped_in_a_row = 0
+        self.rollbacks = 0
+
+
+def steps_per_epoch(dataset: Dataset, config: Config) -> int:
+    return len(dataset.splits["training"]) // config.train.global_batch_size
+
+
+def total_steps(dataset: Dataset, config: Config) -> int:
+    """Optimizer steps of the whole run."""
+    steps = config.train.epochs * steps_per_epoch(dataset, config)
+    return min(steps, config.train.max_steps) if config.train.max_steps else steps

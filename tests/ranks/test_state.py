@@ -1,0 +1,32 @@
+"""A state taken in the middle of training goes on as if nothing had happened: same ranks bit for bit, other ranks as near
+as another order of summation allows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.ranks.launch import run_ranks
+
+pytestmark = pytest.mark.ranks
+FILES = sorted(str(path) for path in Path("ds_configs").glob("zero*.json"))
+
+
+def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks(tiny_bert: Path, tmp_path: Path) -> None:
+    arguments = {"tiny_bert": str(tiny_bert), "files": FILES, "folder": str(tmp_path), "timeout_s": 400}
+    for case, size in (("save_and_go_on", 2), ("go_on_elsewhere", 1), ("go_on_elsewhere", 4)):
+        ends, _ = run_ranks(case, size, **arguments)  # type: ignore[arg-type]
+        assert [end.code for end in ends] == [0] * size, (case, size, ends[0].stderr[-3000:], ends[-1].stderr[-3000:])
+    for file in FILES:
+        name = Path(file).stem
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        straight = found["straight"]
+        assert found["resumed"] == straight, name
+        assert found["again"] == straight, name
+        for size in (1, 4):
+            rows = json.loads((tmp_path / f"{name}.{size}.json").read_text())
+            for row, expected in zip(rows, straight, strict=True):
+                # As between numbers of ranks without a state: see test_engine.
+                near = {"fp32": 1e-5, "fp16": 0.05, "bf16": 0.2}[name.split("_")[1]]
+                assert row[0] == pytest.approx(expected[0], rel=near), (name, size)
+                assert row[2] == pytest.approx(expected[2], rel=1e-12), (name, size)
