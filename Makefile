@@ -31,7 +31,9 @@ format: .venv/dev-ready
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev-ready
-	$(BIN)/python benchmarks/mining.py $(ARGS)
+	$(BIN)/python benchmarks/mining.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/chaos.py
 
 .venv/run-ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (a minute or two, once)"

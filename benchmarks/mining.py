@@ -1,4 +1,4 @@
-"""What mining takes with each index and placement: seconds, recall, and rank 0's memory, through the code that training runs.
+"""What mining takes with each index and placement: seconds, recall, and rank 0's memory, through the code training runs.
 
     python benchmarks/mining.py                                  # 10k and 100k texts
     python benchmarks/mining.py --sizes 10000 100000 1000000     # half an hour on two cores

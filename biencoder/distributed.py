@@ -9,6 +9,7 @@ import datetime
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,41 @@ class World:
         dist.gather(rows_RD, gathered, dst=0, group=self._control)
         return gathered
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's (small) value on every rank, in rank order. Every rank takes part."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def time_sum(self, num_bytes: int, *, repeats: int, control: bool) -> list[float]:
+        """Seconds that each sum of `num_bytes` of fp32 over the ranks took here; the first, which connects, is left out.
+
+        It runs on the training group, or on the control group where `control` is set. Nothing is timed on one rank.
+        Every rank takes part.
+
+        Raises:
+            RuntimeError: a sum is wrong, or a rank did not answer in time.
+        """
+        if self.size == 1:
+            return []
+        device = torch.device("cpu") if control else self.device
+        values = torch.empty(num_bytes // 4, device=device)
+        seconds, wrong = [], ""
+        for _ in range(1 + repeats):
+            values.fill_(1)
+            _finish(device)
+            start = time.perf_counter()
+            dist.all_reduce(values, group=self._control if control else None)
+            _finish(device)
+            seconds.append(time.perf_counter() - start)
+            if not bool((values == self.size).all()):
+                wrong = f"a sum of ones over {self.size} ranks is {values.min():g} to {values.max():g}"
+        if wrong:  # said at the end: the other ranks count on this one for every sum
+            raise RuntimeError(wrong)
+        return seconds[1:]
+
     def mean(self, values_K: torch.Tensor) -> torch.Tensor:
         """Mean over ranks. Every rank takes part."""
         if self.size > 1:
@@ -241,6 +277,12 @@ def _start_watch(rank: int, hosts: list[str], control: Any, silence_s: float) ->
     dist.broadcast_object_list(port, src=0, group=control)
     store = server or dist.TCPStore(address, port[0], is_master=False)
     return Watch(store, rank=rank, hosts=hosts, silence_s=silence_s)
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for the work that a GPU was given; on a CPU it is done when the call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _attempt(work: Callable[[], T], rank: int) -> tuple[T | None, PeerError | None]:

@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +152,9 @@ class Engine:
             self._plain_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
             if not torch.isfinite(self._plain_norm):
                 self._engine.skipped_steps += 1
-                for parameter in self.model.parameters():
-                    parameter.grad = None  # the optimizer leaves alone what has no gradient
+                with _without_step(self._engine.optimizer):
+                    self._engine.step()
+                return
         self._engine.step()
 
     @property
@@ -233,6 +235,16 @@ class Engine:
             return nullcontext()
         self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
         return _import_deepspeed().zero.GatheredParameters(list(module.parameters()))
+
+
+@contextmanager
+def _without_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within this context the optimizer's step does nothing."""
+    optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # on the object, hiding the class's
+    try:
+        yield
+    finally:
+        del optimizer.step
 
 
 def _import_deepspeed() -> Any:

@@ -44,7 +44,25 @@ def save_model(
 
     Args:
         weights: the model's state dict in fp32 (the model itself may be sharded or in half precision).
+
+    Raises:
+        ModelError: the folder cannot be written; what stood there before is untouched.
     """
+    try:
+        _save_model(folder, model, weights, tokenizer, config, card)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"the model cannot be written to {folder}: {reason}; mend it, the same command goes on") from None
+
+
+def _save_model(
+    folder: Path,
+    model: BiEncoder,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,
+    card: str,
+) -> None:
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from biencoder.config import Config
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
 from biencoder.distributed import World
 from biencoder.inference import Hit
+from biencoder.preflight_rows import Row
 from biencoder.tracking.names import Metrics, accuracy
 
 
@@ -63,6 +65,17 @@ class Terminal:
             f"The best model is in {best}. Try it: {python} launcher/search.py --model {best} "
             f'--data.root {config.data.root} "your argument"'
         )
+
+    def preflight(self, rows: Sequence[Row]) -> None:
+        """What the checks before a job have found, one row each."""
+        colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        table = Table(title="Preflight: nothing was trained", title_justify="left", box=None, pad_edge=False)
+        table.add_column("check", no_wrap=True)
+        table.add_column("result", no_wrap=True)
+        table.add_column("finding", overflow="fold")
+        for row in rows:  # as texts: a finding may hold brackets, which are markup otherwise
+            table.add_row(row.name, Text(row.verdict, colours[row.verdict]), Text(row.finding))
+        self.console.print(table)
 
     def start(self, work: str, total: int) -> None:
         """Start the progress bar of a piece of work."""

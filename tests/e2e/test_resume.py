@@ -1,15 +1,18 @@
 """A run that was stopped, killed or damaged goes on and ends as if nothing had happened."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from biencoder.checkpoint import CheckpointFolder
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, small_run, train, training, wait_for, workers_of
 
@@ -113,8 +116,6 @@ def damage(path: Path, how: str) -> None:
 def test_every_kind_of_damage_is_named_and_the_checkpoint_before_is_used(
     tiny_bert: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    from biencoder.checkpoint import CheckpointFolder
-
     run_dir = tmp_path / "run"
     command = arguments(tiny_bert, corpus, run_dir, train__epochs=1)
     assert train(*command).returncode == 0
@@ -154,3 +155,41 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tiny_bert: Path, c
     longer = train(*arguments(tiny_bert, corpus, run_dir, train__epochs=2))  # a constant schedule can be prolonged
     assert longer.returncode == 0, longer.stderr
     assert [r["step"] for r in records(run_dir, "eval")] == [0, 8, 16]
+
+
+def fill(file: Path) -> None:
+    """Write until the filesystem is full."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as sink:
+        while sink.write(b"0" * 4096):
+            pass
+
+
+def test_a_full_disk_is_reported_and_training_goes_on_when_there_is_room_again(
+    tiny_bert: Path, corpus: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "none", disk], check=False).returncode:
+        pytest.skip("needs the right to mount a filesystem")
+    try:
+        run_dir = disk / "run"
+        command = arguments(tiny_bert, corpus, run_dir, train__global_batch_size=1, checkpoint__every_steps=2)
+        with training(*command) as process:
+            wait_for(lambda: any(r["step"] >= 10 for r in records(run_dir, "step")) or process.poll() is not None)
+            filler = disk / "filler"
+            fill(filler)
+            good, _ = CheckpointFolder(run_dir / "checkpoints", keep=2).newest()
+            assert good is not None
+            wait_for(lambda: "checkpoint" in os.read(process.stderr.fileno(), 10_000).decode())  # type: ignore[union-attr]
+            still, _ = CheckpointFolder(run_dir / "checkpoints", keep=2).newest()
+            assert still is not None
+            assert still.step >= good.step
+            filler.unlink()
+            process.communicate(timeout=120)
+            assert process.returncode == 0
+        steps = [r["step"] for r in records(run_dir, "step")]
+        assert steps == sorted(set(steps))
+        assert len(steps) == 102  # every second of 201, and the last of each epoch; none was lost
+        assert any("No space left" in e["detail"] for e in records(run_dir, "event") if e["event"] == "checkpoint failed")
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

@@ -72,6 +72,7 @@ def one_fails_together(rank: int, kind: str) -> None:
 def main_fails() -> None:
     def work(ranks: World) -> None:
         def search() -> None:
+            print(time.time(), flush=True)
             raise MemoryError("index does not fit")
 
         ranks.on_main(search)
@@ -99,6 +100,7 @@ def one_is_killed(rank: int, where: str) -> None:
         ranks.mean(torch.zeros(1))
         time.sleep(2.5)
         if ranks.rank == rank:
+            print(time.time(), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if where == "training":
             ranks.mean(torch.zeros(1))
@@ -370,3 +372,62 @@ def _warming_up(ranks: World) -> TrainConfig:
         schedule="cosine",
         warmup_ratio=0.6,
     )
+
+
+def a_step_without_finite_gradient(tiny_bert: str, files: list[str], out: str) -> None:
+    """Under each DeepSpeed file: three steps, one whose loss is NaN on the last rank alone, one more."""
+
+    def work(ranks: World) -> None:
+        _let_any_cpu_compute_fp16()
+        found = {}
+        for file in files:
+            setup = training_setup(tiny_bert)
+            engine = engine_for(setup[0], file, ranks, _warming_up(ranks))
+            train_steps(engine, ranks, setup, range(3))
+            before, lr = engine.state(), engine.report().lr
+            backward = engine.backward
+            if ranks.rank == ranks.size - 1:
+                engine.backward = lambda loss, backward=backward: backward(loss * float("nan"))  # type: ignore[method-assign]
+            train_steps(engine, ranks, setup, range(3, 4))
+            engine.backward = backward  # type: ignore[method-assign]
+            after, skipped = engine.state(), engine.skipped_steps
+            train_steps(engine, ranks, setup, range(4, 5))
+            if before and after:
+                same = all(before.model[k].equal(after.model[k]) for k in before.model) and all(
+                    before.optimizer[k].equal(after.optimizer[k]) for k in before.optimizer
+                )
+                found[file] = [same, skipped, engine.steps, engine.applied_steps, engine.report().lr / lr]
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float) -> None:
+    """`launcher/train.py` where the loss of some steps is NaN on the last rank, until the learning rate is low enough."""
+    from biencoder import loop
+    from launcher import train
+
+    clean = loop.combined_loss
+    steps = iter(range(10**6))
+
+    def command(argv: Sequence[str]) -> None:
+        fit = loop.fit
+
+        def watched(a_run: Any, progress: Any) -> None:
+            def poison(scores: Any, config: LossConfig) -> Any:
+                loss = clean(scores, config)
+                step, last = next(steps), a_run.world.size - 1
+                bad = step in poisoned and a_run.engine.lr_factor > healed_by_lr and a_run.world.rank == last
+                return loss._replace(total=loss.total * float("nan")) if bad else loss
+
+            loop.combined_loss = poison
+            fit(a_run, progress)
+
+        loop.fit = watched
+        train.main(argv)
+
+    import sys
+
+    sys.argv = ["train.py", *arguments]
+    run(command)

@@ -30,3 +30,14 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
                 near = {"fp32": 1e-5, "fp16": 0.05, "bf16": 0.2}[name.split("_")[1]]
                 assert row[0] == pytest.approx(expected[0], rel=near), (name, size)
                 assert row[2] == pytest.approx(expected[2], rel=1e-12), (name, size)
+
+
+def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    ends, _ = run_ranks(
+        "a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=FILES, out=str(out)
+    )
+    assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
+    for file, (same, skipped, steps, applied, lr) in json.loads(out.read_text()).items():
+        assert (same, skipped, steps, applied) == (True, 1, 5, 4), file
+        assert lr == pytest.approx(4 / 3), file  # warming up: the fourth update after the third, not the fifth

@@ -1,6 +1,7 @@
 """Real processes: collectives, errors that reach every rank with one message, and ranks that vanish or fall silent."""
 
 import ast
+import time
 
 import pytest
 
@@ -43,10 +44,11 @@ def test_a_bug_on_one_rank_is_named_once_on_all() -> None:
 
 
 def test_an_exception_in_rank_0s_search_ends_four_ranks_within_15_seconds() -> None:
-    ends, seconds = run_ranks("main_fails", 4)
+    ends, _ = run_ranks("main_fails", 4)
+    seconds = time.time() - float(ends[0].stdout)
     assert [end.code for end in ends] == [1] * 4
     assert messages(ends) == ["error: rank 0: MemoryError: index does not fit"]
-    assert seconds < 15 + 15  # the limit, after up to 15 s in which four processes import torch on two cores
+    assert seconds < 15
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -59,12 +61,13 @@ def test_a_rank_that_raises_alone_ends_the_others_though_they_wait(rank: int) ->
 
 @pytest.mark.parametrize(("rank", "where"), [(1, "training"), (0, "training"), (2, "mining"), (0, "mining")])
 def test_a_killed_rank_is_named_and_ends_the_others(rank: int, where: str) -> None:
-    ends, seconds = run_ranks("one_is_killed", 3, rank=rank, where=where)
+    ends, _ = run_ranks("one_is_killed", 3, rank=rank, where=where)
+    seconds = time.time() - float(ends[rank].stdout)
     assert ends[rank].code == -9
     assert all(end.code not in (0, -9) for r, end in enumerate(ends) if r != rank)
     assert len(messages(ends)) == 1
     assert messages(ends)[0].startswith(f"error: rank {rank} (")
-    assert seconds < 50
+    assert seconds < 30
 
 
 def test_a_rank_that_stops_answering_is_named_with_what_it_did() -> None:

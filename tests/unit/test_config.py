@@ -4,7 +4,7 @@ import pytest
 
 from biencoder.config import Config, TrainConfig, describe, load_config
 from biencoder.errors import ConfigError
-from launcher.entry import parse_config
+from launcher.entry import parse_run
 
 PUBLIC = """data.root model.name model.max_length model.dropout run.dir run.seed train.epochs train.max_steps
 train.global_batch_size train.micro_batch_size train.lr train.clip_norm loss.margin mining.index mining.random_rate
@@ -12,7 +12,7 @@ eval.every_epochs deepspeed_config""".split()
 
 
 def parse(*argv: str) -> Config:
-    return parse_config(argv, prog="train.py", description="")
+    return parse_run(argv, prog="train.py", description="").config
 
 
 def test_public_names_exist_and_everything_is_described() -> None:

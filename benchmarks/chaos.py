@@ -1,0 +1,168 @@
+"""Kill a run again and again, restart it with the same command, and compare its end with an uninterrupted run's.
+
+    python benchmarks/chaos.py                    # one process, 20 kills: about six minutes on two cores
+    python benchmarks/chaos.py --ranks 2          # under torchrun; each time one rank, drawn at random, is killed
+
+SIGKILL falls in turn into training, into the evaluation and the mining at an epoch's end, and into the writing of a
+checkpoint, each time after a random delay. Prints kills, resumes, steps repeated, and the largest difference of any weight.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {
+    "--config": "configs/quickstart.toml",
+    "--model.max_length": "32",
+    "--model.dropout": "0.1",
+    "--train.epochs": "8",
+    "--train.log_every": "1",
+    "--mining.random_rate": "0.3",
+    "--checkpoint.every_steps": "3",
+    "--tracking.wandb": "disabled",
+}
+STEPS_PER_EPOCH = 9  # 144 training pairs in batches of 16
+
+
+def start(run_dir: Path, ranks: int) -> subprocess.Popen[bytes]:
+    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    arguments = [part for pair in SETTINGS.items() for part in pair]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "launcher/train.py", *arguments, "--run.dir", str(run_dir)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    file = run_dir / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a line that is being written
+            found.append(json.loads(line))
+    return found
+
+
+def steps_done(run_dir: Path) -> int:
+    return max((record["step"] for record in records(run_dir) if record["kind"] == "step"), default=0)
+
+
+def kill_in(phase: str, run_dir: Path, process: subprocess.Popen[bytes], dice: random.Random) -> bool:
+    """Wait for the phase and a random moment in it, then kill a rank; False where the run ended before."""
+    started, enough = psutil.Process(process.pid).create_time(), dice.randint(2, 5)
+    while process.poll() is None:
+        fresh = [record for record in records(run_dir) if record["time"] > started]
+        steps = [record["step"] for record in fresh if record["kind"] == "step"]
+        if {
+            "training": len(steps) >= enough,
+            "saving": bool(steps) and any((run_dir / "checkpoints").glob(".step-*.new")),
+            "evaluation": bool(steps) and fresh[-1]["kind"] == "step" and steps[-1] % STEPS_PER_EPOCH == 0,
+            "mining": bool(fresh) and fresh[-1]["kind"] == "eval" and fresh[-1]["step"] > 0,
+        }[phase]:
+            time.sleep(dice.uniform(0, 0.4))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(process_ranks(process) or [process.pid]), signal.SIGKILL)
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def process_ranks(process: subprocess.Popen[bytes]) -> list[int]:
+    """Process ids of the ranks under a launcher; none for a run without one."""
+    with contextlib.suppress(psutil.Error):
+        children = psutil.Process(process.pid).children()
+        return [child.pid for child in children if "launcher/train.py" in " ".join(child.cmdline())]
+    return []
+
+
+def finish(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, err = process.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, err.decode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "chaos")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    straight, broken = arguments.folder / "straight", arguments.folder / "broken"
+    code, err = finish(start(straight, arguments.ranks))
+    if code:
+        raise SystemExit(f"the uninterrupted run failed:\n{err}")
+
+    dice, kills, repeated, attempts = random.Random(arguments.seed), Counter[str](), 0, 0
+    phases = ("training", "saving", "evaluation", "mining")
+    while sum(kills.values()) < arguments.kills:
+        process = start(broken, arguments.ranks)
+        attempts += 1
+        phase = phases[sum(kills.values()) % len(phases)]
+        killed = kill_in(phase, broken, process, dice)
+        code, err = finish(process)
+        if not killed:
+            if code:
+                raise SystemExit(f"start {attempts} failed:\n{err}")
+            break  # it came to its end before the moment: a short run that was killed often enough
+        kills[phase] += 1
+        checkpoints = sorted((broken / "checkpoints").glob("step-*"))
+        repeated += steps_done(broken) - (int(checkpoints[-1].name[5:]) if checkpoints else 0)
+        print(f"kill {sum(kills.values())} in {phase} at step {steps_done(broken)}", file=sys.stderr)
+    code, err = finish(start(broken, arguments.ranks))
+    if code:
+        raise SystemExit(f"the last start failed:\n{err}")
+
+    a, b = (load_file(run / "model/last/model.safetensors") for run in (straight, broken))
+    difference = max(float((a[name] - b[name]).abs().max()) for name in a)
+    result = {
+        "ranks": arguments.ranks,
+        "kills": dict(kills),
+        "resumes": sum(record.get("event") == "resumed" for record in records(broken)),
+        "starts": attempts + 1,
+        "steps": steps_done(straight),
+        "steps_repeated": repeated,
+        "largest_weight_difference": difference,
+        "same_record": told(straight) == told(broken),
+    }
+    table = Table(title=f"chaos, {arguments.ranks} rank(s)", box=None, show_header=False)
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console().print(table)
+    out = Path(__file__).parent / "results" / f"chaos-{arguments.ranks}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def told(run_dir: Path) -> list[dict[str, Any]]:
+    """What a run has computed: every record without its times, and without the restarts."""
+    return [
+        {k: v for k, v in record.items() if k != "time" and not k.endswith(("_s", "/seconds"))}
+        for record in records(run_dir)
+        if record.get("event") != "resumed"
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""What can be known about a job before it trains: its ranks, what they run, how they talk, what they see, what they have.
+
+    rows = preflight(config, world)     # every rank takes part, and gets the same rows
+    world.together(lambda: raise_failed(rows))
+
+A check has two halves. Every rank looks for a fact of its own, and a failure there is a fact as well, so that no rank waits
+for one that gave up; then all ranks judge the same facts (preflight_rows.py). Nothing is trained, nothing is left behind.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from biencoder.config import PROJECT_ROOT, Config
+from biencoder.data import load_dataset
+from biencoder.distributed import World
+from biencoder.engine import Settings, precision_of, read_settings
+from biencoder.errors import BiencoderError, ConfigError
+from biencoder.memory import available_bytes, check_mining_memory, mining_bytes
+from biencoder.model import build_model
+from biencoder.preflight_rows import (
+    Device,
+    Judgement,
+    Memory,
+    Row,
+    failures_by_rank,
+    judge_bandwidth,
+    judge_clocks,
+    judge_devices,
+    judge_disk,
+    judge_equal,
+    judge_memory,
+    judge_round_trip,
+    judge_shared,
+    state_bytes,
+)
+from biencoder.pretrained import load_pretrained
+from biencoder.run_folder import run_folder
+
+T = TypeVar("T")
+
+_VISIBLE_WITHIN_S = 5.0
+_SMALL_BYTES, _BULK_BYTES = 4, 64 * 2**20
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(slots=True)
+class _Job:
+    """What this rank has learnt about the job; equal on all ranks once the checks of its input have passed."""
+
+    settings: Settings = field(default_factory=dict)
+    num_texts: int = 0
+    hidden: int = 0
+    num_parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    message: str
+
+
+class _Checks:
+    """The rows so far."""
+
+    def __init__(self, world: World) -> None:
+        self.rows: list[Row] = []
+        self._world = world
+
+    def check(self, name: str, look: Callable[[], T], judge: Callable[[list[T]], Judgement]) -> bool:
+        """Look on every rank and judge what all have found; whether nothing failed. Every rank takes part."""
+        self._world.doing(f"preflight: {name}")
+        facts = self._world.gather_objects(_attempt(look))
+        failures = {rank: fact.message for rank, fact in enumerate(facts) if isinstance(fact, _Failure)}
+        if failures:
+            return self.add(name, ("fail", failures_by_rank(failures, self._world.hosts)))
+        return self.add(name, judge([fact for fact in facts if not isinstance(fact, _Failure)]))
+
+    def add(self, name: str, judgement: Judgement) -> bool:
+        self.rows.append(Row(name, *judgement))
+        return judgement[0] != "fail"
+
+
+def preflight(config: Config, world: World) -> list[Row]:
+    """All checks; the rows are the same on every rank. Every rank takes part."""
+    checks, hosts, job = _Checks(world), world.hosts, _Job()
+    checks.check("ranks", lambda: _device(world), lambda devices: judge_devices(devices, hosts))
+    checks.check("versions", _versions, lambda versions: judge_equal(versions, hosts, found=_shown(versions[0])))
+    _check_collectives(checks, world)
+    checks.check("clocks", lambda: _clock(world), lambda clocks: judge_clocks(clocks, hosts))
+    _check_shared_filesystem(checks, config, world)
+    if _check_inputs(checks, config, world, job):
+        _check_room(checks, config, world, job)
+    else:
+        for name in ("memory", "disk"):
+            checks.add(name, ("warn", "not judged: it takes a valid configuration, the data and the model"))
+    return checks.rows
+
+
+def raise_failed(rows: Sequence[Row]) -> None:
+    """Raise one ConfigError that lists the checks that failed, if any did."""
+    failed = [f"{row.name} ({row.finding})" for row in rows if row.verdict == "fail"]
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(rows)} checks failed: {'; '.join(failed)}")
+
+
+# The checks: every rank takes part in each.
+
+
+def _check_collectives(checks: _Checks, world: World) -> None:
+    if world.size == 1:
+        for name in ("round trip", "bandwidth"):
+            checks.add(name, ("ok", "one rank: nothing to measure"))
+        return
+
+    def round_trips() -> tuple[float, float]:
+        training = world.time_sum(_SMALL_BYTES, repeats=21, control=False)
+        return statistics.median(training), statistics.median(world.time_sum(_SMALL_BYTES, repeats=21, control=True))
+
+    def bulk() -> float:
+        return statistics.median(world.time_sum(_BULK_BYTES, repeats=3, control=False))
+
+    library = "nccl" if world.device.type == "cuda" else "gloo"
+    if checks.check("round trip", round_trips, lambda seconds: judge_round_trip(seconds, library)):
+        checks.check("bandwidth", bulk, lambda seconds: judge_bandwidth(seconds, num_bytes=_BULK_BYTES))
+    else:  # the ranks may have stopped at different sums: the next one would only hang as well
+        checks.add("bandwidth", ("warn", "not measured: a small sum did not come through"))
+
+
+def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> None:
+    written: list[Path] = []  # on rank 0
+
+    def leave_word() -> tuple[Path, str]:
+        folder, word = _nearest_folder(config), secrets.token_hex(8)
+        file = folder / f".preflight-{word}"
+        written.append(file)
+        try:
+            file.write_text(word, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{folder}, where run.dir would be, cannot be written: {error.strerror}") from None
+        return file, word
+
+    def look() -> tuple[Path, bool]:
+        file, word = world.on_main(leave_word)  # raises on all ranks or on none
+        return file.parent, _appears(file, word)
+
+    def judge(seen: list[tuple[Path, bool]]) -> Judgement:
+        return judge_shared([sees for _, sees in seen], world.hosts, folder=seen[0][0])
+
+    try:
+        checks.check("shared filesystem", look, judge)
+    finally:
+        for file in written:  # all ranks have looked: their facts are gathered
+            file.unlink(missing_ok=True)
+
+
+def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> bool:
+    """Whether configuration, data and model can be used, and are the same on all ranks; fills in the job."""
+    train = config.train
+
+    def configuration() -> dict[str, str]:
+        config.check(world.size)
+        job.settings = read_settings(config, world.size)
+        content = hashlib.sha256(json.dumps(job.settings, sort_keys=True).encode()).hexdigest()
+        return {name: str(value) for name, value in config.flat().items()} | {
+            "the content of deepspeed_config": content[:12]
+        }
+
+    def steps() -> str:
+        per_step = f"{world.size} x {train.accumulation(world.size)} x {train.micro_batch(world.size)}"
+        stage, precision = _stage(job.settings), precision_of(job.settings)
+        return (
+            f"ranks x accumulation x micro-batch: {per_step} = {train.global_batch_size} triplets; ZeRO stage {stage} in "
+            f"{precision}"
+        )
+
+    def data() -> dict[str, str]:
+        dataset = load_dataset(config.data.root, clean=config.data.clean)
+        config.check_data(len(dataset.splits["training"]))
+        job.num_texts = len(dataset.splits["training"].text_ids)
+        pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+        return {"pairs": pairs, "fingerprint": dataset.fingerprint[:12]}
+
+    def model() -> dict[str, str]:
+        pretrained = load_pretrained(config.model)
+        job.hidden = pretrained.encoder.config.hidden_size
+        parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()
+        job.num_parameters = sum(parameter.numel() for parameter in parameters)
+        tokenizer = hashlib.sha256(pretrained.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        return {"parameters": f"{job.num_parameters:,}", "tokenizer": tokenizer[:12]}
+
+    passed = [
+        checks.check("configuration", configuration, lambda facts: judge_equal(facts, world.hosts, found=steps())),
+        checks.check("data", data, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]))),
+        checks.check("model", model, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]))),
+    ]
+    return all(passed)
+
+
+def _check_room(checks: _Checks, config: Config, world: World, job: _Job) -> None:
+    mining = mining_bytes(config, num_texts=job.num_texts, hidden=job.hidden, world_size=world.size)
+    # What DeepSpeed offloads lies where its JSON says: that is left out here.
+    offloads = any(key.startswith("offload") for key in job.settings["zero_optimization"])
+    state = 0 if offloads else state_bytes(job.num_parameters, stage=_stage(job.settings), num_ranks=world.size)
+
+    def memory() -> Memory:
+        refusal = _attempt(lambda: check_mining_memory(config, world, num_texts=job.num_texts, hidden=job.hidden))
+        gpu = torch.cuda.mem_get_info(world.device)[0] if world.device.type == "cuda" else None
+        share = available_bytes() // world.ranks_on_this_host
+        return Memory(share, gpu, refusal.message if isinstance(refusal, _Failure) else "")
+
+    def disk() -> tuple[Path, int]:
+        folder = _nearest_folder(config)
+        return folder, shutil.disk_usage(folder).free
+
+    def judge(memories: list[Memory]) -> Judgement:
+        return judge_memory(memories, world.hosts, state=state, mining=mining, sharded=config.mining.sharded)
+
+    def judge_rank_0(disks: list[tuple[Path, int]]) -> Judgement:
+        folder, free = disks[0]
+        return judge_disk(folder, free, num_parameters=job.num_parameters, keep=config.checkpoint.keep)
+
+    checks.check("memory", memory, judge)
+    checks.check("disk", lambda: world.on_main(disk), judge_rank_0)  # only rank 0 writes
+
+
+# What a rank finds out about itself.
+
+
+def _device(world: World) -> Device:
+    if world.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(world.device)
+        return Device(properties.name, properties.total_memory)
+    hidden_on_purpose = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return Device("CPU", 0, torch.__version__ if _NVIDIA_DRIVER.exists() and not hidden_on_purpose else "")
+
+
+def _versions() -> dict[str, str]:
+    """Of what computes; importing it shows that it can be loaded, which a missing system library prevents."""
+    modules = {
+        "torch": "torch",
+        "transformers": "transformers",
+        "faiss": "faiss",
+        "numpy": "numpy",
+        "scikit-learn": "sklearn",
+    }
+    found = {name: str(importlib.import_module(module).__version__) for name, module in modules.items()}
+    return {"python": platform.python_version(), **found, "deepspeed": version("deepspeed"), "code": _code()[:12]}
+
+
+def _code() -> str:
+    """SHA-256 over names and contents of the program's own files."""
+    total = hashlib.sha256()
+    for package in ("biencoder", "launcher"):
+        for file in sorted((PROJECT_ROOT / package).rglob("*.py")):
+            content = file.read_bytes()
+            total.update(f"{file.relative_to(PROJECT_ROOT).as_posix()} {len(content)}\n".encode() + content)
+    return total.hexdigest()
+
+
+def _clock(world: World) -> float:
+    """Seconds since 1970 on this host, at a moment that all ranks share within milliseconds."""
+    world.gather_objects(None)  # nobody leaves it before everybody is there
+    return time.time()
+
+
+def _nearest_folder(config: Config) -> Path:
+    """The deepest folder on the way to run.dir that is there, run.dir included."""
+    folder = run_folder(config).absolute()
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _appears(file: Path, word: str) -> bool:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_S
+    while True:
+        try:
+            if file.read_text(encoding="utf-8") == word:
+                return True
+        except (OSError, UnicodeDecodeError):
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _stage(settings: Settings) -> int:
+    return int(settings["zero_optimization"].get("stage", 0))
+
+
+def _shown(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _attempt(look: Callable[[], T]) -> T | _Failure:
+    try:
+        return look()
+    except BiencoderError as error:
+        return _Failure(str(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a row, and the other ranks do not wait
+        return _Failure(f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,0 +1,88 @@
+"""A checkpoint is whole or not there, whatever happens while it is written."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from biencoder.checkpoint import Checkpoint, CheckpointFolder
+
+
+def checkpoint(step: int, size: int = 10) -> Checkpoint:
+    weights = {"w": torch.full((size,), float(step))}
+    return Checkpoint(step, {"epoch": step // 10}, weights, {"w.exp_avg": weights["w"] / 2}, {"window": torch.zeros(1, 5)})
+
+
+def write(folder: CheckpointFolder, step: int, *, also_keep: int = -1) -> None:
+    folder.write(checkpoint(step), also_keep=also_keep)
+    folder.wait()
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    write(folder, 12)
+    found, complaints = folder.newest()
+    assert complaints == []
+    assert found is not None
+    assert (found.step, found.state["epoch"]) == (12, 1)
+    assert found.model["w"].tolist() == [12.0] * 10
+    assert found.optimizer["w.exp_avg"].tolist() == [6.0] * 10
+    assert (tmp_path / "latest").read_text() == "step-00000012\n"
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (1, 2, 3, 4, 5):
+        write(folder, step, also_keep=2 if step > 2 else -1)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000000{n}" for n in (2, 4, 5)]
+
+
+def test_leftovers_of_a_killed_writer_are_no_checkpoint_and_go_away(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    write(folder, 1)
+    half = tmp_path / ".step-00000002.new"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    found, complaints = folder.newest()
+    assert (found.step if found else None, complaints) == (1, [])
+    write(folder, 3)
+    assert not half.exists()
+
+
+def test_a_manifest_that_lists_other_files_is_damage(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    write(folder, 1)
+    manifest = tmp_path / "step-00000001" / "manifest.json"
+    manifest.write_text(json.dumps({"../../secret": [0, ""]}))
+    found, (complaint,) = folder.newest()
+    assert found is None
+    assert "does not list" in complaint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 50 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "none", disk], check=False).returncode:
+        pytest.skip("needs the right to mount a filesystem")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_fails_the_write_and_spares_the_checkpoint_before(small_disk: Path) -> None:
+    folder = CheckpointFolder(small_disk / "checkpoints", keep=5)
+    folder.write(checkpoint(1, size=3_000_000), also_keep=-1)  # 24 MB
+    folder.wait()
+    folder.write(checkpoint(2, size=5_000_000), also_keep=-1)
+    with pytest.raises(OSError, match="No space left"):
+        folder.wait()
+    assert [path.name for path in (small_disk / "checkpoints").iterdir() if path.name.startswith((".", "step"))] == [
+        "step-00000001"
+    ]
+    found, complaints = folder.newest()
+    assert (found.step if found else None, complaints) == (1, [])
