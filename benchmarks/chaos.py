@@ -70,7 +70,7 @@ def kill_in(phase: str, run_dir: Path, process: subprocess.Popen[bytes], dice: r
     """Wait for the phase and a random moment in it, then kill a rank; False where the run ended before."""
     started, enough = psutil.Process(process.pid).create_time(), dice.randint(2, 5)
     while process.poll() is None:
-        fresh = [record for record in records(run_dir) if record["time"] > started]
+        fresh = [r for r in records(run_dir) if r["time"] > started and r["kind"] != "checkpoint"]
         steps = [record["step"] for record in fresh if record["kind"] == "step"]
         if {
             "training": len(steps) >= enough,
@@ -160,7 +160,7 @@ def told(run_dir: Path) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in record.items() if k != "time" and not k.endswith(("_s", "/seconds"))}
         for record in records(run_dir)
-        if record.get("event") != "resumed"
+        if record["kind"] != "checkpoint" and record.get("event") != "resumed"
     ]
 
 

@@ -4,9 +4,9 @@
 
 Computed for Adam (Rajbhandari et al. 2020, section 3): weights and gradients in the precision of training, an fp32 copy
 of the weights where training is in 16 bits or ZeRO makes one, two fp32 moments; each divided by the ranks if the stage
-shards it. Measured: every distinct tensor storage alive in rank 0's process after a backward pass and before the step, without
-activations, divided by the parameters of a small BERT. Files with `offload` are computed for the device and not measured:
-on a CPU the device and the host are one.
+shards it. Measured: every distinct tensor storage alive in rank 0's process between backward and step, without
+activations, divided by the parameters of a small BERT. Files with `offload` are computed for the device and not
+measured: on a CPU the device and the host are one.
 Prints a table, and writes benchmarks/results/memory.json.
 """
 

@@ -24,7 +24,7 @@ from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.model import TripletBatch, Vectors
 from biencoder.preemption import Agreement, Stopped
-from biencoder.resume import load_checkpoint, report_failure, save_checkpoint
+from biencoder.resume import finish_writing, load_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
 from biencoder.run import Progress, Run, steps_per_epoch, total_steps
 from biencoder.sampler import global_batches, rank_share
@@ -53,6 +53,7 @@ def fit(run: Run, progress: Progress) -> None:
         except Diverged:
             progress = go_back(run, progress)
     run.save("last", metrics)
+    run.world.on_main(lambda: finish_writing(run, progress))
 
 
 def run_epoch(run: Run, progress: Progress, last: int) -> None:
@@ -142,7 +143,7 @@ def save_or_stop(run: Run, progress: Progress) -> None:
         progress.saved_at = time.monotonic()
         save_checkpoint(run, progress)
     if agreement is Agreement.STOP:
-        run.checkpoints.wait()
+        run.world.on_main(lambda: finish_writing(run, progress))
         raise Stopped(f"after step {progress.step}, as asked; the same command goes on from there")
 
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 
 from biencoder.distributed import World
@@ -100,5 +100,6 @@ class StopRequests:
         )
         print(f"stopped: {message}", file=sys.stderr, flush=True)
         self._world.end_all(message, exit_code=EXIT_CODE)
-        self._before_exit()
+        with suppress(Exception):  # whatever it could not do, this process ends
+            self._before_exit()
         os._exit(EXIT_CODE)

@@ -6,6 +6,7 @@ the metrics not yet logged, and how far the metrics file reached.
 """
 
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
     """Begin to write where the run stands; the files are finished in the background. Every rank takes part."""
     if progress.saved_step == progress.step:
         return
-    progress.saved_step = progress.step
+    progress.saved_step, start = progress.step, time.perf_counter()
     engine, window = run.engine.state(), progress.window
     sums_R = run.world.gather_rows(window.parts[None])
     if engine is None or sums_R is None:
@@ -57,6 +58,16 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         run.checkpoints.write(
             Checkpoint(progress.step, state, engine.model, engine.optimizer, mining), also_keep=progress.best_step
         )
+    except OSError as error:
+        report_failure(run, progress, error)
+    blocked = {"checkpoint/blocked_s": time.perf_counter() - start}
+    run.tracker.log("checkpoint", step=progress.step, epoch=progress.epoch, metrics=blocked)
+
+
+def finish_writing(run: Run, progress: Progress) -> None:
+    """Wait until the last checkpoint is on the disk, or say that it is not. For rank 0."""
+    try:
+        run.checkpoints.wait()
     except OSError as error:
         report_failure(run, progress, error)
 

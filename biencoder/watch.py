@@ -123,5 +123,6 @@ class Watch:
             print(f"error: {verdict.message}", file=sys.stderr, flush=True)
         if self._rank == 0:
             time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
-        self.before_end()
+        with contextlib.suppress(Exception):  # whatever it could not do, this process ends
+            self.before_end()
         os._exit(verdict.exit_code)

@@ -25,6 +25,7 @@ eval/{split}/embedding/...   accuracy@1 accuracy@5 accuracy@10 mrr@10 ndcg@10, a
 eval/{split}/rerank/...      accuracy@1, accuracy@1_text
 eval/{split}/candidates      candidates of each query
 eval/seconds                 seconds to embed and rank all splits
+checkpoint/blocked_s         seconds that training stood still for a checkpoint; its files are written in the background
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from biencoder.engine import StepReport
 from biencoder.evaluation import SplitResult
 from biencoder.mining import Mined
 
-Kind = Literal["step", "eval", "mine", "event"]
+Kind = Literal["step", "eval", "mine", "checkpoint", "event"]
 Metrics = dict[str, float]
 
 LOSS_PARTS = (

@@ -25,7 +25,7 @@ def story(run_dir: Path) -> list[dict[str, Any]]:
     told = []
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        if record.get("event") not in ("resumed", "checkpoint failed"):
+        if record["kind"] != "checkpoint" and record.get("event") not in ("resumed", "checkpoint failed"):
             timeless = {k: v for k, v in record.items() if k != "time" and not k.endswith(("_s", "/seconds"))}
             told.append(timeless)
     return told
