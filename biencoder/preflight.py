@@ -7,6 +7,7 @@ A check has two halves. Every rank looks for a fact of its own, and a failure th
 for one that gave up; then all ranks judge the same facts (preflight_rows.py). Nothing is trained, nothing is left behind.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -163,7 +164,8 @@ def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> N
         checks.check("shared filesystem", look, judge)
     finally:
         for file in written:  # all ranks have looked: their facts are gathered
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where it could not be written, it cannot be removed
+                file.unlink()
 
 
 def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> bool:
@@ -279,7 +281,7 @@ def _clock(world: World) -> float:
 def _nearest_folder(config: Config) -> Path:
     """The deepest folder on the way to run.dir that is there, run.dir included."""
     folder = run_folder(config).absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))
 
 
 def _appears(file: Path, word: str) -> bool:

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,10 +26,20 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
-    """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`."""
+@dataclass(frozen=True, slots=True)
+class RunArguments:
+    config: Config
+    preflight: bool
+    """Whether the job is only to be checked."""
+
+
+def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArguments:
+    """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`, and `--preflight`."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML or YAML file with any of the keys below")
+    parser.add_argument(
+        "--preflight", action="store_true", help="check ranks, network, data, memory and disk; print a table; train nothing"
+    )
     # Launchers add these two; DeepSpeed's own convention is `--deepspeed --deepspeed_config FILE`.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
@@ -48,7 +59,7 @@ def parse_config(argv: Sequence[str], *, prog: str, description: str) -> Config:
             raise ConfigError(f"unexpected argument {token!r}; settings are given as --section.key VALUE")
         raise ConfigError(f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`")
     overrides = {name: value for name, value in vars(known).items() if name in keys}
-    return load_config(file=known.config, overrides=overrides)
+    return RunArguments(load_config(file=known.config, overrides=overrides), known.preflight)
 
 
 def parse_model_command(

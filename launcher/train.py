@@ -3,13 +3,14 @@
 python launcher/train.py --config configs/quickstart.toml
 torchrun --nproc_per_node=2 launcher/train.py --config configs/quickstart.toml --train.lr 1e-5
 deepspeed launcher/train.py --deepspeed_config ds_configs/zero2_bf16.json --data.root DIR
+With --preflight added, the same command checks the job instead of running it.
 """
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.entry import parse_config
+from launcher.entry import parse_run
 from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
@@ -18,13 +19,26 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    config = parse_config(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
+    arguments = parse_run(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
     from biencoder.distributed import world
 
-    limits = config.distributed
+    config, limits = arguments.config, arguments.config.distributed
     with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
-        train(config, ranks)
+        if arguments.preflight:
+            check(config, ranks)
+        else:
+            train(config, ranks)
+
+
+def check(config: "Config", world: "World") -> None:
+    """Try out what `train` would need, and print one table. Nothing is trained, and no folder is made."""
+    from biencoder.preflight import preflight, raise_failed
+    from biencoder.tracking.terminal import Terminal
+
+    rows = preflight(config, world)
+    Terminal(is_main=world.is_main).preflight(rows)
+    world.together(lambda: raise_failed(rows))
 
 
 def train(config: "Config", world: "World") -> None:
@@ -113,7 +127,6 @@ def train(config: "Config", world: "World") -> None:
         tracker.close()
         raise
     stop.close()
-    world.on_main(checkpoints.wait)
     tracker.close()
     terminal.closing(folder, config)
 

@@ -1,0 +1,51 @@
+"""Starts are written down; a machine that starts a run again and again in vain is told to stop."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from biencoder.config import Config, RunConfig
+from biencoder.data import Dataset
+from biencoder.data.records import Findings
+from biencoder.errors import ConfigError
+from biencoder.run_folder import record_start, record_stop, run_folder
+
+EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
+
+
+def start(folder: Path, from_step: int) -> None:
+    record_start(folder, Config(), EMPTY, world_size=1, from_step=from_step)
+
+
+def test_a_fourth_automatic_start_from_one_step_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for step in (0, 40, 40, 40):
+        start(tmp_path, step)
+    with pytest.raises(ConfigError, match=r"3 starts from step 40 of .* have failed before the next checkpoint"):
+        start(tmp_path, 40)
+    start(tmp_path, 60)  # it got on
+
+
+def test_starts_by_hand_and_starts_after_a_stop_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        start(tmp_path, 0)  # by hand
+    record_stop(tmp_path)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    for _ in range(3):
+        start(tmp_path, 0)
+    with pytest.raises(ConfigError, match="3 starts from step 0"):
+        start(tmp_path, 0)
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [line.get("from_step") for line in lines] == [0] * 5 + [None] + [0] * 3
+
+
+def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
+    config = dataclasses.replace(Config(), run=RunConfig(dir=str(tmp_path)))
+    assert run_folder(config) == tmp_path
+    (tmp_path / "metrics.jsonl").touch()
+    assert run_folder(config) == tmp_path  # killed before its first checkpoint: it begins anew
+    (tmp_path / "model/last").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="finished run without checkpoints"):
+        run_folder(config)
