@@ -1,6 +1,6 @@
 """Bytes per parameter and rank under each DeepSpeed file: as the ZeRO formulas say, and as measured.
 
-    python benchmarks/memory.py                       # 1, 2 and 4 ranks, three minutes on two cores
+    python benchmarks/memory.py                       # 1, 2 and 4 ranks, a minute on two cores
 
 Computed for Adam (Rajbhandari et al. 2020, section 3): weights and gradients in the precision of training, an fp32 copy
 of the weights where training is in 16 bits or ZeRO makes one, two fp32 moments; each divided by the ranks if the stage
@@ -85,21 +85,22 @@ def _alive() -> int:
     return sum(storages.values())
 
 
-def worker(file: str) -> None:
+def worker(files: list[str]) -> None:
     with world(timeout_s=300, control_timeout_s=300, silence_s=300) as ranks:
-        found = measure(ranks, file)
+        found = {file: measure(ranks, file) for file in files if "offload" not in file}
         if ranks.is_main:
             print(json.dumps(found), flush=True)
 
 
-def run(file: str, size: int) -> float:
+def run(files: list[str], size: int) -> dict[str, float]:
+    """Measured bytes per parameter of each file on so many ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, "--worker", file],
+            [sys.executable, __file__, "--worker", "--files", *files],
             env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
             stdout=subprocess.PIPE,
             text=True,
@@ -108,34 +109,35 @@ def run(file: str, size: int) -> float:
     ]
     said = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise SystemExit(f"{file} on {size} ranks failed")
-    return float(said[0].splitlines()[-1])
+        raise SystemExit(f"{size} ranks failed")
+    found: dict[str, float] = json.loads(said[0].splitlines()[-1])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="+", default=sorted(str(p) for p in Path("ds_configs").glob("zero*.json")))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.worker)
+        worker(arguments.files)
         return
     table = Table(title="bytes per parameter and rank: computed / measured", box=None)
     table.add_column("file")
     for column in (*(f"{n} rank{'s' * (n > 1)}" for n in RANKS), "8 ranks", "64 ranks"):
         table.add_column(column, justify="right")
+    measured = {size: run(arguments.files, size) for size in RANKS}
     rows = []
     for file in arguments.files:
         settings = json.loads(find_file(file).read_text())
         cells: list[str] = []
         row: dict[str, Any] = {"file": file}
         for size in RANKS:
-            expected, found = computed(settings, size), None if "offload" in file else run(file, size)
+            expected, found = computed(settings, size), measured[size].get(file)
             cells.append(f"{expected:.1f}" if found is None else f"{expected:.1f} / {found:.1f}")
             row |= {f"computed_{size}": expected, f"measured_{size}": found}
         table.add_row(Path(file).stem, *cells, *(f"{computed(settings, n):.1f}" for n in (8, 64)))
         rows.append(row)
-        print(file, cells, file=sys.stderr)
     Console(width=120).print(table)
     out = Path(__file__).parent / "results" / "memory.json"
     out.parent.mkdir(exist_ok=True)
