@@ -83,8 +83,8 @@ class World:
             raise failure
         return result  # type: ignore[no-any-return]
 
-    def before_end(self, work: Callable[[], None]) -> None:
-        """Have `work` done should another rank end this process."""
+    def before_end(self, work: Callable[[int], None]) -> None:
+        """Have `work(exit code)` done should another rank end this process."""
         if self._watch:
             self._watch.before_end = work
 

@@ -34,6 +34,7 @@ class Stopped(PeerError):  # noqa: N818 - not an error
     """The run was asked to stop, and can go on; every rank raises this together."""
 
     kind = "stopped"
+    code = EXIT_CODE
 
     def __init__(self, message: str) -> None:
         super().__init__(message, EXIT_CODE)
@@ -42,8 +43,8 @@ class Stopped(PeerError):  # noqa: N818 - not an error
 class StopRequests:
     """Listens for signals from its creation to `close`."""
 
-    def __init__(self, world: World, *, before_exit: Callable[[], None]) -> None:
-        """Args: before_exit: called, on the rank that runs it, before a process ends at once."""
+    def __init__(self, world: World, *, before_exit: Callable[[int], None]) -> None:
+        """Args: before_exit: called with the exit code before this process ends at once."""
         self._world, self._before_exit = world, before_exit
         self._received: str | None = None
         self._stepping = False
@@ -101,5 +102,5 @@ class StopRequests:
         print(f"stopped: {message}", file=sys.stderr, flush=True)
         self._world.end_all(message, exit_code=EXIT_CODE)
         with suppress(Exception):  # whatever it could not do, this process ends
-            self._before_exit()
+            self._before_exit(EXIT_CODE)
         os._exit(EXIT_CODE)

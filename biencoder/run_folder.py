@@ -56,9 +56,11 @@ def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: 
     """
     starts = folder / "run.jsonl"
     earlier = [json.loads(line) for line in starts.read_text().splitlines()] if starts.exists() else []
-    by_machine = any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    by_torchrun, by_slurm = (os.environ.get(f"{name}_RESTART_COUNT", "0") != "0" for name in ("TORCHELASTIC", "SLURM"))
+    if by_torchrun:  # it asks the other ranks to stop when one has died, and never starts again what a person has stopped
+        earlier = [line for line in earlier if "stopped" not in line]
     in_vain = list(itertools.takewhile(lambda line: line.get("from_step") == from_step, reversed(earlier)))
-    if by_machine and len(in_vain) >= MAX_STARTS:
+    if (by_torchrun or by_slurm) and len(in_vain) >= MAX_STARTS:
         raise ConfigError(
             f"{len(in_vain)} starts from step {from_step} of {folder} have failed before the next checkpoint; read their "
             "messages, mend the cause, and start the run by hand"

@@ -47,8 +47,8 @@ class Watch:
     def __init__(self, store: Store, *, rank: int, hosts: list[str], silence_s: float) -> None:
         self._store, self._rank, self._hosts, self._silence_s = store, rank, hosts, silence_s
         self._phase = "start"
-        self.before_end: Callable[[], None] = lambda: None
-        """Called before this process is ended by another rank's verdict."""
+        self.before_end: Callable[[int], None] = lambda exit_code: None
+        """Called with the exit code before this process is ended by a verdict."""
         self._stop = threading.Event()
         self._answered = time.monotonic()
         if rank != 0:
@@ -124,5 +124,5 @@ class Watch:
         if self._rank == 0:
             time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
         with contextlib.suppress(Exception):  # whatever it could not do, this process ends
-            self.before_end()
+            self.before_end(verdict.exit_code)
         os._exit(verdict.exit_code)

@@ -84,9 +84,10 @@ def train(config: "Config", world: "World") -> None:
         return
     world.on_main(lambda: record_start(folder, config, dataset, world_size=world.size, from_step=from_step or 0))
 
-    def before_exit() -> None:
+    def before_exit(exit_code: int) -> None:
         if world.is_main:
-            record_stop(folder)
+            if exit_code == Stopped.code:
+                record_stop(folder)
             checkpoints.wait()
 
     world.before_end(before_exit)

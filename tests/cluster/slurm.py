@@ -85,7 +85,7 @@ class Slurm:
     ) -> int:
         """The number of a new job; `env` comes on top of the tests' environment, as in the shell of whoever submits."""
         output = f"--output={self.folder}/job-%j.out"
-        command = ["sbatch", "--parsable", "--open-mode=append", output, *options, str(script), *arguments]
+        command = ["sbatch", "--parsable", output, *options, str(script), *arguments]
         return int(self._client(*command, env=env))
 
     def job(self, job: int) -> dict[str, str]:
@@ -113,6 +113,10 @@ class Slurm:
     def signal_batch(self, job: int, signal: str) -> None:
         """Signal the batch script alone, as `#SBATCH --signal=B:...` does before the time limit."""
         self._client("scancel", "--batch", f"--signal={signal}", str(job))
+
+    def restarts(self, job: int) -> int:
+        """How often a job has gone back into the queue."""
+        return int(self.job(job)["Restarts"])
 
     def cancel(self, job: int) -> None:
         """End a job and wait until it is gone, whatever state it is in."""
