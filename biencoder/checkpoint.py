@@ -73,9 +73,12 @@ class CheckpointFolder:
         Raises:
             OSError: it could not be written; what stood there before is untouched.
         """
-        writing, self._writing = self._writing, None
+        writing = self._writing
         if writing:
-            writing.result()
+            try:
+                writing.result()  # several threads may wait for it
+            finally:
+                self._writing = None
 
     def failed(self) -> OSError | None:
         """What the last write has failed with, if it has ended by now; told once."""

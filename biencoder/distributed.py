@@ -206,7 +206,10 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> It
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
     else:
-        dist.init_process_group(backend, timeout=limit)
+        # torchrun keeps one store over its restarts: under the same names ranks would find where the dead ones listened.
+        store, *_ = next(dist.rendezvous("env://", timeout=limit))
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s))
         dist.all_gather_object(hosts, socket.gethostname(), group=control)
         watch = _start_watch(rank, hosts, control, silence_s)

@@ -29,6 +29,8 @@ from biencoder.tracking.names import Metrics, accuracy
 
 MAX_STARTS = 3
 """Starts from one checkpoint, by torchrun or Slurm, that may fail before the next one."""
+MAX_STOPPED_STARTS = 10
+"""The same, where they may have been asked to stop."""
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 _PACKAGES = ("biencoder", "torch", "transformers", "deepspeed", "faiss-cpu", "scikit-learn", "numpy", "wandb")
 
@@ -60,9 +62,12 @@ def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: 
     if by_torchrun:  # it asks the other ranks to stop when one has died, and never starts again what a person has stopped
         earlier = [line for line in earlier if "stopped" not in line]
     in_vain = list(itertools.takewhile(lambda line: line.get("from_step") == from_step, reversed(earlier)))
-    if (by_torchrun or by_slurm) and len(in_vain) >= MAX_STARTS:
+    # Starts that were asked to stop before their first step count too, in the end: a time limit can be too short for them.
+    stopped = list(itertools.takewhile(lambda line: line.get("from_step", from_step) == from_step, reversed(earlier)))
+    tried = sum("from_step" in line for line in stopped)
+    if (by_torchrun or by_slurm) and (len(in_vain) >= MAX_STARTS or tried >= MAX_STOPPED_STARTS):
         raise ConfigError(
-            f"{len(in_vain)} starts from step {from_step} of {folder} have failed before the next checkpoint; read their "
+            f"{tried} starts from step {from_step} of {folder} have ended before the next checkpoint; read their "
             "messages, mend the cause, and start the run by hand"
         )
     try:

@@ -24,7 +24,7 @@ def test_a_fourth_automatic_start_from_one_step_is_refused(tmp_path: Path, monke
     for step in (0, 40, 40, 40):
         start(tmp_path, step)
         record_stop(tmp_path)  # torchrun asks rank 0 to stop when another rank has died
-    with pytest.raises(ConfigError, match=r"3 starts from step 40 of .* have failed before the next checkpoint"):
+    with pytest.raises(ConfigError, match=r"3 starts from step 40 of .* have ended before the next checkpoint"):
         start(tmp_path, 40)
     start(tmp_path, 60)  # it got on
 
@@ -36,10 +36,19 @@ def test_starts_by_hand_and_starts_after_a_stop_are_not_counted(tmp_path: Path, 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     for _ in range(3):
         start(tmp_path, 0)
-    with pytest.raises(ConfigError, match="3 starts from step 0"):
+    with pytest.raises(ConfigError, match="8 starts from step 0"):
         start(tmp_path, 0)
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert [line.get("from_step") for line in lines] == [0] * 5 + [None] + [0] * 3
+
+
+def test_starts_that_are_stopped_before_they_get_on_end_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for _ in range(10):
+        start(tmp_path, 5)
+        record_stop(tmp_path)
+    with pytest.raises(ConfigError, match="10 starts from step 5"):
+        start(tmp_path, 5)
 
 
 def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
