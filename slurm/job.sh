@@ -16,7 +16,9 @@ prepare() {
     if [ -n "${SWEEP:-}" ]; then
       local line
       line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$SWEEP") || fail "the sweep's file $SWEEP cannot be read"
-      [ -n "$line" ] || fail "task $SLURM_ARRAY_TASK_ID of the array wants line $((SLURM_ARRAY_TASK_ID + 1)) of $SWEEP, which is empty"
+      if [ -z "$line" ]; then
+        fail "task $SLURM_ARRAY_TASK_ID of the array wants line $((SLURM_ARRAY_TASK_ID + 1)) of $SWEEP, which is empty"
+      fi
       read -r -a swept <<<"$line"
     fi
   fi
@@ -30,7 +32,7 @@ run_or_requeue() {
   srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' bash "$@" &
   srun=$!
   trap 'woken=yes asked=yes; pass_on $srun' USR1
-  trap 'woken=yes; pass_on $srun' TERM # by scancel, or as Slurm wants the nodes: Slurm knows whether the job is to come back
+  trap 'woken=yes; pass_on $srun' TERM # scancel, preemption: Slurm knows whether the job comes back
   while [ $woken = yes ]; do # a signal ends `wait`, not srun
     woken=no code=0
     wait $srun || code=$?
