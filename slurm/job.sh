@@ -38,12 +38,24 @@ run_or_requeue() {
     wait $srun || code=$?
   done
   trap '' USR1 TERM
-  if [ $asked = yes ] && [ $code != 0 ]; then # launchers do not hand on the ranks' own exit code
-    echo "the time is up: job $SLURM_JOB_ID goes back into the queue, and on from its last checkpoint"
+  [ $code != 0 ] || exit 0
+  if [ $asked = yes ]; then # launchers do not hand on the ranks' own exit code
+    requeue "the time is up"
+  elif [ $code -gt 128 ]; then # not a launcher that gave up: something killed it
+    requeue "the launcher was killed"
+  elif ! timeout 60 srun --overlap --quiet true; then
+    requeue "a node no longer answers"
+  fi
+  exit $code
+}
+
+# A job that was cancelled meanwhile stays so. One that never gets any further is ended by launcher/train.py itself.
+requeue() {
+  if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then
+    echo "$1: job $SLURM_JOB_ID goes back into the queue, and on from its last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi
-  exit $code
 }
 
 # USR1 to all ranks, until the step has ended: a rank that is still starting does not listen yet.

@@ -135,13 +135,17 @@ def test_a_real_time_limit_sends_the_job_back_into_the_queue(
         slurm.cancel(job)
 
 
+@pytest.mark.parametrize("back", ["at once", "later"])
 def test_a_job_whose_node_dies_goes_on_from_its_last_checkpoint(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path
+    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, back: str
 ) -> None:
+    """Slurm itself notices a dead node after its SlurmdTimeout, and never one that is back before."""
     run_dir = tmp_path / "run"
     job = submit(slurm, "slurm/train.sh", *arguments(tiny_bert, corpus, run_dir))
     wait_for_steps(slurm, job, run_dir)
     slurm.crash("node2")
+    if back == "later":
+        wait_for(lambda: slurm.state(job) != "RUNNING", timeout_s=120)
     slurm.boot("node2")
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
     assert slurm.restarts(job) >= 1
