@@ -29,7 +29,7 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
 
     config = load_config(file=run_dir / "config.toml")
     assert config == load_config(overrides=dict(zip((a[2:] for a in arguments[::2]), arguments[1::2], strict=True)))
-    facts = json.loads((run_dir / "run.json").read_text())
+    (facts,) = map(json.loads, (run_dir / "run.jsonl").read_text().splitlines())
     assert facts["data"]["pairs"] == {"training": 33, "validation": 12}
     assert len(facts["data"]["fingerprint"]) == 64
     assert facts["packages"]["torch"]
@@ -66,7 +66,7 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
     assert run(search, stdin="fox fox point 0\n").stdout == found.stdout
 
     before = sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*"))
-    second = train(*arguments)
+    second = train(*arguments, "--run.resume", "never")
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert "holds a run already" in second.stderr
     assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*")) == before
