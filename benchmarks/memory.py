@@ -1,12 +1,12 @@
 """Bytes per parameter and rank under each DeepSpeed file: as the ZeRO formulas say, and as measured.
 
-    python benchmarks/memory.py                       # 1, 2 and 4 ranks, a minute on two cores
+    python benchmarks/memory.py                       # 1, 2 and 4 ranks, a few minutes on two cores
 
-Computed for Adam (Rajbhandari et al. 2020, section 3): weights and gradients in the precision of training, an fp32 copy
-of the weights where training is in 16 bits or ZeRO makes one, two fp32 moments; each divided by the ranks if the stage
-shards it. Measured: every distinct tensor storage alive in rank 0's process between backward and step, without
-activations, divided by the parameters of a small BERT. Files with `offload` are computed for the device and not
-measured: on a CPU the device and the host are one.
+Computed for Adam (Rajbhandari et al. 2020, section 3) by `biencoder.memory`. Measured: every distinct tensor storage alive
+in a rank's process, activations and the gradient bucket of fixed size left out, divided by the parameters of a small BERT;
+the rank that has most. Once between backward pass and update, and once during the backward pass, when the last (and
+largest) parameter has just got its gradient. On a CPU the device and the host are one, so what a file offloads is in the
+same sum.
 Prints a table, and writes benchmarks/results/memory.json.
 """
 
@@ -28,48 +28,52 @@ from transformers import BertConfig, BertModel
 
 from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig, find_file
 from biencoder.distributed import World, world
-from biencoder.engine import Engine, _import_deepspeed, precision_of, read_settings
+from biencoder.engine import Engine, _import_deepspeed, read_settings
 from biencoder.loss import combined_loss
+from biencoder.memory import bucket_bytes, offloaded_bytes, state_bytes
 from biencoder.model import BiEncoder, TripletBatch
 from biencoder.tokens import Tokens
 
-RANKS = (1, 2, 4)
+RANKS, MORE_RANKS = (1, 2, 4), (8, 64)
+OUT = Path(__file__).parent / "results" / "memory.json"
 
 
-def computed(settings: dict[str, Any], ranks: int) -> float:
-    """Bytes per parameter on one rank's device, between backward and step."""
-    zero = settings.get("zero_optimization", {"stage": 0})
-    stage, half = zero.get("stage", 0), precision_of(settings) != "fp32"
-    width = 2 if half else 4
-    weights = 0.0 if "offload_param" in zero else width / (ranks if stage == 3 else 1)
-    gradients = width / (ranks if stage >= 2 else 1)
-    copy = 4.0 if half or stage else 0.0
-    states = 0.0 if "offload_optimizer" in zero else (copy + 8) / (ranks if stage else 1)
-    return weights + gradients + states
+def computed(settings: dict[str, Any], ranks: int) -> tuple[float, float]:
+    """Bytes per parameter of one rank on its device, and on its host."""
+    million = 10**6
+    device = state_bytes(settings, million, num_ranks=ranks) / million
+    return device, offloaded_bytes(settings, million, num_ranks=ranks) / million
 
 
-def measure(ranks: World, file: str) -> float:
-    """Bytes per parameter alive in this process between backward and step."""
+def measure(ranks: World, file: str) -> tuple[float, float]:
+    """Bytes per parameter alive in this process between backward pass and update, and during the backward pass."""
     _import_deepspeed().get_accelerator().is_fp16_supported = lambda: True
     bert = BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
     gc.collect()
     before = _alive()
     model = BiEncoder(ModelConfig(embedding_dim=64), [BertModel(bert, add_pooling_layer=False)], "mean")
     parameters = sum(p.numel() for p in model.parameters())
+    last = model.towers[0].encoder.get_input_embeddings().weight
     train = TrainConfig(global_batch_size=4 * ranks.size, micro_batch_size=4)
     settings = read_settings(Config(train=train, deepspeed_config=file), ranks.size)
     engine = Engine(model, train, settings, ranks, 10)
+    during: list[int] = []
     for step in range(2):  # the moments come to life in the first step
         tokens = Tokens(torch.randint(5, 8000, (12, 16)), torch.ones(12, 16, dtype=torch.long))
         batch = TripletBatch(tokens, None, torch.arange(4), torch.arange(4, 8), torch.arange(8, 12))
         loss = combined_loss(engine.score(batch), LossConfig()).total
+        if step:
+            last.register_post_accumulate_grad_hook(lambda _: during.append(_alive()))
         engine.backward(loss)
         if step:
             break
         engine.step()
     del loss, batch, tokens
     gc.collect()
-    return (_alive() - before) / parameters
+    bucket = bucket_bytes(settings)
+    # Stages 1 and 2 give the bucket back after every backward pass, stage 3 keeps it.
+    kept = bucket if settings["zero_optimization"].get("stage", 0) == 3 else 0
+    return (_alive() - before - kept) / parameters, (max(during) - before - bucket) / parameters
 
 
 def _alive() -> int:
@@ -87,13 +91,16 @@ def _alive() -> int:
 
 def worker(files: list[str]) -> None:
     with world(timeout_s=300, control_timeout_s=300, silence_s=300) as ranks:
-        found = {file: measure(ranks, file) for file in files if "offload" not in file}
+        found = {}
+        for file in files:
+            each = ranks.gather_objects(measure(ranks, file))
+            found[file] = [max(column) for column in zip(*each, strict=True)]
         if ranks.is_main:
             print(json.dumps(found), flush=True)
 
 
-def run(files: list[str], size: int) -> dict[str, float]:
-    """Measured bytes per parameter of each file on so many ranks."""
+def run(files: list[str], size: int) -> dict[str, list[float]]:
+    """What `measure` says of each file on so many ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -110,7 +117,7 @@ def run(files: list[str], size: int) -> dict[str, float]:
     said = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit(f"{size} ranks failed")
-    found: dict[str, float] = json.loads(said[0].splitlines()[-1])
+    found: dict[str, list[float]] = json.loads(said[0].splitlines()[-1])
     return found
 
 
@@ -122,26 +129,31 @@ def main() -> None:
     if arguments.worker:
         worker(arguments.files)
         return
-    table = Table(title="bytes per parameter and rank: computed / measured", box=None)
-    table.add_column("file")
-    for column in (*(f"{n} rank{'s' * (n > 1)}" for n in RANKS), "8 ranks", "64 ranks"):
-        table.add_column(column, justify="right")
     measured = {size: run(arguments.files, size) for size in RANKS}
-    rows = []
+    table = Table(title="bytes per parameter and rank: computed / before the update / during the backward pass", box=None)
+    table.add_column("file")
+    table.add_column("bucket\nMB", justify="right")
+    for size in (*RANKS, *MORE_RANKS):
+        table.add_column(f"{size} rank{'s' * (size > 1)}", justify="right")
+    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
     for file in arguments.files:
         settings = json.loads(find_file(file).read_text())
-        cells: list[str] = []
-        row: dict[str, Any] = {"file": file}
-        for size in RANKS:
-            expected, found = computed(settings, size), measured[size].get(file)
-            cells.append(f"{expected:.1f}" if found is None else f"{expected:.1f} / {found:.1f}")
-            row |= {f"computed_{size}": expected, f"measured_{size}": found}
-        table.add_row(Path(file).stem, *cells, *(f"{computed(settings, n):.1f}" for n in (8, 64)))
-        rows.append(row)
-    Console(width=120).print(table)
-    out = Path(__file__).parent / "results" / "memory.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n")
+        expected = {size: computed(settings, size) for size in (*RANKS, *MORE_RANKS)}
+        cells = []
+        for size, (device, host) in expected.items():
+            cell = f"{device:.1f} + {host:.1f}" if host else f"{device:.1f}"
+            cells.append(" / ".join([cell, *(f"{found:.1f}" for found in measured.get(size, {}).get(file, ()))]))
+        table.add_row(Path(file).stem, f"{bucket_bytes(settings) / 1e6:.0f}", *cells)
+        rows[Path(file).stem] = {
+            "bucket_bytes": bucket_bytes(settings),
+            "computed_device": {size: device for size, (device, _) in expected.items()},
+            "computed_host": {size: host for size, (_, host) in expected.items()},
+            "before_update": {size: measured[size][file][0] for size in RANKS},
+            "during_backward": {size: measured[size][file][1] for size in RANKS},
+        }
+    Console(width=132).print(table)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

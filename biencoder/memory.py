@@ -1,4 +1,4 @@
-"""What embeddings and index will take on a rank, and what memory there is: known before the work begins.
+"""What embeddings, index and the model's training state will take on a rank, and what memory there is: known beforehand.
 
 N: texts that the rank holds, D: similarity embedding, H: hidden size.
 """
@@ -9,6 +9,7 @@ import psutil
 
 from biencoder.config import Config
 from biencoder.distributed import World
+from biencoder.engine import Settings, precision_of
 from biencoder.errors import ConfigError
 
 GIB = 2**30
@@ -59,3 +60,47 @@ def check_mining_memory(config: Config, world: World, *, num_texts: int, hidden:
         way_out = "use more ranks" if mining.sharded else "set mining.placement = sharded to spread it over the ranks"
         raise ConfigError(f"mining {num_texts} texts takes {needed:.1f} GiB on {where}, but {limit}; {way_out}")
     return f"{what} over {num_texts} texts, up to {needed:.1f} GiB on {where} ({free:.1f} free)"
+
+
+def state_bytes(settings: Settings, num_parameters: int, *, num_ranks: int) -> int:
+    """Weights, gradients and Adam's state on one rank's device; activations and `bucket_bytes` come on top.
+
+    In bytes a parameter: 4 for a weight and 4 for its gradient in fp32, 2 and 2 in 16 bits; 8 for the moments; and 4 for
+    an fp32 copy of the weight, in 16 bits, and in fp32 from stage 1 on, where DeepSpeed makes one as well. Stage 1 divides
+    copy and moments by the ranks, stage 2 the gradients too, stage 3 everything. What is offloaded is not on the device.
+    """
+    zero = settings["zero_optimization"]
+    stage, width = int(zero.get("stage", 0)), _width(settings)
+    weights = 0.0 if "offload_param" in zero else width / (num_ranks if stage >= 3 else 1)
+    if "offload_optimizer" in zero:  # gradients leave the device with their bucket
+        return round(num_parameters * weights)
+    gradients = width / (num_ranks if stage >= 2 else 1)
+    copy = 4 if width == 2 or stage else 0
+    return round(num_parameters * (weights + gradients + (copy + 8) / (num_ranks if stage else 1)))
+
+
+def offloaded_bytes(settings: Settings, num_parameters: int, *, num_ranks: int) -> int:
+    """What DeepSpeed keeps in the host's memory for one rank instead: 0 where nothing is offloaded.
+
+    In bytes a parameter: 12 for fp32 copy and moments, 4 for the gradient in fp32, as much as a weight for passing it to
+    and fro, and the weight itself if it is offloaded; all divided by the ranks.
+    """
+    zero, width = settings["zero_optimization"], _width(settings)
+    weights = width if "offload_param" in zero else 0
+    optimizer = 12 + 4 + width if "offload_optimizer" in zero else 0
+    return round(num_parameters * (weights + optimizer) / num_ranks)
+
+
+def bucket_bytes(settings: Settings) -> int:
+    """The buffers of fixed size that ZeRO collects gradients in before it sums them over the ranks, on one device."""
+    zero = settings["zero_optimization"]
+    stage = int(zero.get("stage", 0))
+    if not stage or not zero.get("contiguous_gradients", True):
+        return 0
+    buffers = 2 if stage < 3 and zero.get("overlap_comm") else 1
+    return int(zero.get("reduce_bucket_size", 5e8)) * _width(settings) * buffers
+
+
+def _width(settings: Settings) -> int:
+    """Bytes of one weight or gradient."""
+    return 4 if precision_of(settings) == "fp32" else 2

@@ -4,7 +4,8 @@
     world.together(lambda: raise_failed(rows))
 
 A check has two halves. Every rank looks for a fact of its own, and a failure there is a fact as well, so that no rank waits
-for one that gave up; then all ranks judge the same facts (preflight_rows.py). Nothing is trained, nothing is left behind.
+for one that gave up or got stuck; then all ranks judge the same facts (preflight_rows.py). Nothing is trained, nothing is
+left behind.
 """
 
 import contextlib
@@ -16,8 +17,10 @@ import platform
 import secrets
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +33,14 @@ from biencoder.data import load_dataset
 from biencoder.distributed import World
 from biencoder.engine import Settings, precision_of, read_settings
 from biencoder.errors import BiencoderError, ConfigError
-from biencoder.memory import available_bytes, check_mining_memory, mining_bytes
+from biencoder.memory import (
+    available_bytes,
+    bucket_bytes,
+    check_mining_memory,
+    mining_bytes,
+    offloaded_bytes,
+    state_bytes,
+)
 from biencoder.model import build_model
 from biencoder.preflight_rows import (
     Device,
@@ -46,7 +56,6 @@ from biencoder.preflight_rows import (
     judge_memory,
     judge_round_trip,
     judge_shared,
-    state_bytes,
 )
 from biencoder.pretrained import load_pretrained
 from biencoder.run_folder import run_folder
@@ -76,14 +85,21 @@ class _Failure:
 class _Checks:
     """The rows so far."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, limit_s: float) -> None:
         self.rows: list[Row] = []
+        self.limit_s = limit_s
         self._world = world
 
-    def check(self, name: str, look: Callable[[], T], judge: Callable[[list[T]], Judgement]) -> bool:
-        """Look on every rank and judge what all have found; whether nothing failed. Every rank takes part."""
+    def check(
+        self, name: str, look: Callable[[], T], judge: Callable[[list[T]], Judgement], *, with_others: bool = False
+    ) -> bool:
+        """Look on every rank and judge what all have found; whether nothing failed. Every rank takes part.
+
+        Args:
+            with_others: the look needs the other ranks, and sees to it that it ends; else it has `limit_s` seconds.
+        """
         self._world.doing(f"preflight: {name}")
-        facts = self._world.gather_objects(_attempt(look))
+        facts = self._world.gather_objects(_attempt(look if with_others else lambda: in_time(look, self.limit_s)))
         failures = {rank: fact.message for rank, fact in enumerate(facts) if isinstance(fact, _Failure)}
         if failures:
             return self.add(name, ("fail", failures_by_rank(failures, self._world.hosts)))
@@ -96,11 +112,11 @@ class _Checks:
 
 def preflight(config: Config, world: World) -> list[Row]:
     """All checks; the rows are the same on every rank. Every rank takes part."""
-    checks, hosts, job = _Checks(world), world.hosts, _Job()
+    checks, hosts, job = _Checks(world, limit_s=config.distributed.timeout_s), world.hosts, _Job()
     checks.check("ranks", lambda: _device(world), lambda devices: judge_devices(devices, hosts))
     checks.check("versions", _versions, lambda versions: judge_equal(versions, hosts, found=_shown(versions[0])))
     _check_collectives(checks, world)
-    checks.check("clocks", lambda: _clock(world), lambda clocks: judge_clocks(clocks, hosts))
+    checks.check("clocks", lambda: _clock(world), lambda clocks: judge_clocks(clocks, hosts), with_others=True)
     _check_shared_filesystem(checks, config, world)
     if _check_inputs(checks, config, world, job):
         _check_room(checks, config, world, job)
@@ -134,8 +150,8 @@ def _check_collectives(checks: _Checks, world: World) -> None:
         return statistics.median(world.time_sum(_BULK_BYTES, repeats=3, control=False))
 
     library = "nccl" if world.device.type == "cuda" else "gloo"
-    if checks.check("round trip", round_trips, lambda seconds: judge_round_trip(seconds, library)):
-        checks.check("bandwidth", bulk, lambda seconds: judge_bandwidth(seconds, num_bytes=_BULK_BYTES))
+    if checks.check("round trip", round_trips, lambda seconds: judge_round_trip(seconds, library), with_others=True):
+        checks.check("bandwidth", bulk, lambda seconds: judge_bandwidth(seconds, num_bytes=_BULK_BYTES), with_others=True)
     else:  # the ranks may have stopped at different sums: the next one would only hang as well
         checks.add("bandwidth", ("warn", "not measured: a small sum did not come through"))
 
@@ -154,18 +170,18 @@ def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> N
         return file, word
 
     def look() -> tuple[Path, bool]:
-        file, word = world.on_main(leave_word)  # raises on all ranks or on none
-        return file.parent, _appears(file, word)
+        file, word = world.on_main(lambda: in_time(leave_word, checks.limit_s))  # raises on all ranks or on none
+        return file.parent, in_time(lambda: _appears(file, word), checks.limit_s)
 
     def judge(seen: list[tuple[Path, bool]]) -> Judgement:
         return judge_shared([sees for _, sees in seen], world.hosts, folder=seen[0][0])
 
     try:
-        checks.check("shared filesystem", look, judge)
+        checks.check("shared filesystem", look, judge, with_others=True)
     finally:
         for file in written:  # all ranks have looked: their facts are gathered
-            with contextlib.suppress(OSError):  # where it could not be written, it cannot be removed
-                file.unlink()
+            with contextlib.suppress(OSError, ConfigError):  # where it could not be written, it cannot be removed
+                in_time(file.unlink, checks.limit_s)
 
 
 def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> bool:
@@ -213,9 +229,8 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
 
 def _check_room(checks: _Checks, config: Config, world: World, job: _Job) -> None:
     mining = mining_bytes(config, num_texts=job.num_texts, hidden=job.hidden, world_size=world.size)
-    # What DeepSpeed offloads lies where its JSON says: that is left out here.
-    offloads = any(key.startswith("offload") for key in job.settings["zero_optimization"])
-    state = 0 if offloads else state_bytes(job.num_parameters, stage=_stage(job.settings), num_ranks=world.size)
+    state = state_bytes(job.settings, job.num_parameters, num_ranks=world.size) + bucket_bytes(job.settings)
+    offloaded = offloaded_bytes(job.settings, job.num_parameters, num_ranks=world.size)
 
     def memory() -> Memory:
         refusal = _attempt(lambda: check_mining_memory(config, world, num_texts=job.num_texts, hidden=job.hidden))
@@ -228,14 +243,17 @@ def _check_room(checks: _Checks, config: Config, world: World, job: _Job) -> Non
         return folder, shutil.disk_usage(folder).free
 
     def judge(memories: list[Memory]) -> Judgement:
-        return judge_memory(memories, world.hosts, state=state, mining=mining, sharded=config.mining.sharded)
+        return judge_memory(
+            memories, world.hosts, state=state, offloaded=offloaded, mining=mining, sharded=config.mining.sharded
+        )
 
     def judge_rank_0(disks: list[tuple[Path, int]]) -> Judgement:
         folder, free = disks[0]
         return judge_disk(folder, free, num_parameters=job.num_parameters, keep=config.checkpoint.keep)
 
     checks.check("memory", memory, judge)
-    checks.check("disk", lambda: world.on_main(disk), judge_rank_0)  # only rank 0 writes
+    # Only rank 0 writes to the disk.
+    checks.check("disk", lambda: world.on_main(lambda: in_time(disk, checks.limit_s)), judge_rank_0, with_others=True)
 
 
 # What a rank finds out about itself.
@@ -259,7 +277,8 @@ def _versions() -> dict[str, str]:
         "scikit-learn": "sklearn",
     }
     found = {name: str(importlib.import_module(module).__version__) for name, module in modules.items()}
-    return {"python": platform.python_version(), **found, "deepspeed": version("deepspeed"), "code": _code()[:12]}
+    others = {name: version(name) for name in ("deepspeed", "biencoder")}
+    return {"python": platform.python_version(), **found, **others, "code": _code()[:12]}
 
 
 def _code() -> str:
@@ -303,6 +322,29 @@ def _stage(settings: Settings) -> int:
 
 def _shown(facts: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def in_time(work: Callable[[], T], limit_s: float) -> T:
+    """The result of `work`, which is left behind in a thread if it gets stuck, say on a file server that does not answer.
+
+    Raises:
+        ConfigError: it has not ended within the limit; whatever `work` itself raises.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result(limit_s)
+    except TimeoutError:
+        if outcome.done():
+            raise  # of the work itself
+        raise ConfigError(f"no end after {limit_s:g} s; is a file server or a download stuck?") from None
 
 
 def _attempt(look: Callable[[], T]) -> T | _Failure:

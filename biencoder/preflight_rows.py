@@ -109,30 +109,35 @@ def judge_shared(sees: Sequence[bool], hosts: Sequence[str], *, folder: Path) ->
     return "ok", f"{folder} is seen by all ranks"
 
 
-def judge_memory(memories: Sequence[Memory], hosts: Sequence[str], *, state: int, mining: int, sharded: bool) -> Judgement:
+def judge_memory(
+    memories: Sequence[Memory], hosts: Sequence[str], *, state: int, offloaded: int, mining: int, sharded: bool
+) -> Judgement:
     """Fails where training would refuse to start, and warns where a rank's share is less than it is known to need.
 
     Args:
-        state: bytes of weights, gradients and moments on one rank; on its GPU if it has one.
+        state: bytes of weights, gradients and optimizer on one rank; on its GPU if it has one.
+        offloaded: bytes of the same that lie in the host's memory in any case.
         mining: bytes of embeddings and index, on every rank if `sharded`, else on rank 0.
     """
     refusals = {rank: memory.refusal for rank, memory in enumerate(memories) if memory.refusal}
     if refusals:
         return "fail", failures_by_rank(refusals, hosts)
     on_gpu = memories[0].gpu_bytes is not None
-    needed = [(mining if sharded or rank == 0 else 0) + (0 if on_gpu else state) for rank in range(len(memories))]
+    held = offloaded if on_gpu else state + offloaded
+    needed = [held + (mining if sharded or rank == 0 else 0) for rank in range(len(memories))]
     tight = [rank for rank, memory in enumerate(memories) if memory.share_bytes < needed[rank]]
     full = [rank for rank, memory in enumerate(memories) if memory.gpu_bytes is not None and memory.gpu_bytes < state]
     least = min(range(len(memories)), key=lambda rank: memories[rank].share_bytes)
     found = (
         f"{memories[least].share_bytes / GIB:.1f} GiB free for {name_ranks([least], hosts)}, the least of all; mining "
         f"takes up to {mining / GIB:.1f} on {'each rank' if sharded else 'rank 0'}, weights and optimizer "
-        f"{state / GIB:.1f} on each"
     )
     if on_gpu:
-        found += (
-            f" GPU, where {min(memory.gpu_bytes or 0 for memory in memories) / GIB:.1f} are free; activations come on top"
-        )
+        free = min(memory.gpu_bytes or 0 for memory in memories)
+        found += f"{offloaded / GIB:.1f} on each rank's host and " if offloaded else ""
+        found += f"{state / GIB:.1f} on each GPU, where {free / GIB:.1f} are free; activations come on top"
+    else:
+        found += f"{held / GIB:.1f} on each"
     if tight:
         found += f"; tight on {name_ranks(tight, hosts)}"
     if full:
@@ -149,16 +154,6 @@ def judge_disk(folder: Path, free: int, *, num_parameters: int, keep: int) -> Ju
     needed = models + (keep + 2) * checkpoint
     found = f"{free / GIB:.1f} GiB free in {folder}; {keep + 2} checkpoints and two models take {needed / GIB:.1f}"
     return ("fail" if free < models + checkpoint else "warn" if free < needed else "ok"), found
-
-
-def state_bytes(num_parameters: int, *, stage: int, num_ranks: int) -> int:
-    """Weights, gradients and Adam's moments on one rank: 4 + 4 + 8 bytes a parameter in fp32, as much in 16 bits.
-
-    ZeRO divides the moments (stage 1), the gradients as well (2), and the weights as well (3) by the ranks. In 16 bits the
-    masters are divided along with the moments, so this is an upper bound there.
-    """
-    divided = {0: 0, 1: 8, 2: 12, 3: 16}[stage]
-    return num_parameters * (16 - divided) + num_parameters * divided // num_ranks
 
 
 def name_ranks(ranks: Sequence[int] | Mapping[int, str], hosts: Sequence[str]) -> str:
@@ -188,7 +183,3 @@ def _runs(ranks: Sequence[int]) -> str:
         else:
             runs.append([rank, rank])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _shown(facts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())

@@ -1,4 +1,4 @@
-"""The bound on what mining may take is said, and refused with a way out, before anything is made."""
+"""What mining and the training state will take is known, and too much mining is refused with a way out, beforehand."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 from biencoder.config import Config, MiningConfig, ModelConfig
 from biencoder.distributed import World
 from biencoder.errors import ConfigError
-from biencoder.memory import GIB, check_mining_memory, mining_bytes
+from biencoder.memory import GIB, bucket_bytes, check_mining_memory, mining_bytes, offloaded_bytes, state_bytes
 
 BIG = {"num_texts": 10_000_000, "hidden": 768}
 
@@ -36,3 +36,32 @@ def test_without_a_bound_the_free_memory_counts(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match=r"on each rank, but a has 4\.0 free; use more ranks"):
         check_mining_memory(config_of(placement="sharded"), two, **BIG)
     check_mining_memory(config_of(), dataclasses.replace(two, rank=1), **BIG)  # rank 1 holds nothing
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", [1600, 1100, 800, 500]), ("bf16", [1600, 700, 550, 400]), ("fp16", [1600, 700, 550, 400])],
+)
+def test_zero_divides_more_at_every_stage(precision: str, expected: list[int]) -> None:
+    found = []
+    for stage in range(4):
+        settings = {"zero_optimization": {"stage": stage}, precision: {"enabled": True}}
+        assert offloaded_bytes(settings, 100, num_ranks=4) == 0
+        found.append(state_bytes(settings, 100, num_ranks=4))
+    assert found == expected
+
+
+def test_what_is_offloaded_moves_from_the_device_to_the_host() -> None:
+    offload: dict[str, object] = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    settings = {"zero_optimization": offload, "bf16": {"enabled": True}}
+    assert (state_bytes(settings, 100, num_ranks=4), offloaded_bytes(settings, 100, num_ranks=4)) == (200, 450)
+    offload |= {"stage": 3, "offload_param": {"device": "cpu"}}
+    assert (state_bytes(settings, 100, num_ranks=4), offloaded_bytes(settings, 100, num_ranks=4)) == (0, 500)
+
+
+def test_gradient_buckets_have_a_fixed_size() -> None:
+    assert bucket_bytes({"zero_optimization": {"stage": 0}}) == 0
+    assert bucket_bytes({"zero_optimization": {"stage": 1}}) == 2e9
+    assert bucket_bytes({"zero_optimization": {"stage": 2, "reduce_bucket_size": 100}, "bf16": {"enabled": True}}) == 200
+    assert bucket_bytes({"zero_optimization": {"stage": 2, "reduce_bucket_size": 100, "overlap_comm": True}}) == 800
+    assert bucket_bytes({"zero_optimization": {"stage": 2, "contiguous_gradients": False}}) == 0

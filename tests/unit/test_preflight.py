@@ -1,6 +1,7 @@
 """What the checks before a job make of the ranks' facts: whatever is wrong is named with rank and host."""
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from biencoder.config import Config
 from biencoder.distributed import World
 from biencoder.errors import ConfigError
 from biencoder.memory import GIB
-from biencoder.preflight import preflight, raise_failed
+from biencoder.preflight import in_time, preflight, raise_failed
 from biencoder.preflight_rows import (
     Device,
     Memory,
@@ -25,7 +26,6 @@ from biencoder.preflight_rows import (
     judge_round_trip,
     judge_shared,
     name_ranks,
-    state_bytes,
 )
 
 HOSTS = ("a", "a", "b", "b")
@@ -88,7 +88,7 @@ def test_a_folder_that_a_rank_does_not_see_is_a_warning() -> None:
 
 def test_memory_is_weighed_where_it_is_needed() -> None:
     roomy, small = Memory(10 * GIB, None), Memory(3 * GIB, None)
-    need = {"state": 2 * GIB, "mining": 4 * GIB}
+    need = {"state": 2 * GIB, "offloaded": 0, "mining": 4 * GIB}
     assert judge_memory([roomy, small], ("a", "b"), **need, sharded=False)[0] == "ok"  # rank 1 does not mine
     for memories, sharded, who in (([small, roomy], False, "rank 0 (a)"), ([roomy, small], True, "rank 1 (b)")):
         verdict, finding = judge_memory(memories, ("a", "b"), **need, sharded=sharded)
@@ -98,16 +98,28 @@ def test_memory_is_weighed_where_it_is_needed() -> None:
 
 
 def test_on_gpus_the_model_is_weighed_against_the_gpu() -> None:
-    need = {"state": 6 * GIB, "mining": 4 * GIB, "sharded": False}
+    need = {"state": 6 * GIB, "mining": 4 * GIB}
     fits, full = Memory(5 * GIB, 8 * GIB), Memory(5 * GIB, 5 * GIB)
-    assert judge_memory([fits, fits], ("a", "b"), **need)[0] == "ok"  # type: ignore[arg-type]
-    verdict, finding = judge_memory([fits, full], ("a", "b"), **need)  # type: ignore[arg-type]
+    assert judge_memory([fits, fits], ("a", "b"), **need, offloaded=0, sharded=False)[0] == "ok"
+    verdict, finding = judge_memory([fits, full], ("a", "b"), **need, offloaded=0, sharded=False)
     assert (verdict, finding.split("; ")[-1]) == ("warn", "the GPU is too small on rank 1 (b)")
+    verdict, finding = judge_memory([fits, fits], ("a", "b"), **need, offloaded=2 * GIB, sharded=False)
+    assert (verdict, finding.split("; ")[-1]) == ("warn", "tight on rank 0 (a)")  # it mines besides
+    assert "weights and optimizer 2.0 on each rank's host and 6.0 on each GPU, where 8.0 are free" in finding
 
 
-def test_zero_divides_16_bytes_a_parameter() -> None:
-    assert [state_bytes(100, stage=stage, num_ranks=4) for stage in range(4)] == [1600, 1000, 700, 400]
-    assert state_bytes(100, stage=3, num_ranks=1) == 1600
+def test_a_look_that_gets_stuck_is_left_behind() -> None:
+    forever = threading.Event()
+    with pytest.raises(ConfigError, match=r"^no end after 0\.05 s; is a file server"):
+        in_time(forever.wait, 0.05)
+    forever.set()
+    assert in_time(lambda: 3, 10) == 3
+
+    def refused() -> None:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        in_time(refused, 10)
 
 
 def test_the_disk_must_hold_one_checkpoint_and_should_hold_all() -> None:
