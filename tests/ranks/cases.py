@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,29 @@ def a_step_without_finite_gradient(tiny_bert: str, files: list[str], out: str) -
                     before.optimizer[k].equal(after.optimizer[k]) for k in before.optimizer
                 )
                 found[file] = [same, skipped, engine.steps, engine.applied_steps, engine.report().lr / lr]
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def overflowing_steps(tiny_bert: str, files: list[str], out: str) -> None:
+    """Under each fp16 file: steps until three have been applied; after each one what it did, and whether weights moved."""
+
+    def work(ranks: World) -> None:
+        _let_any_cpu_compute_fp16()
+        found = {}
+        for file in files:
+            setup = training_setup(tiny_bert)
+            engine = engine_for(setup[0], file, ranks, _warming_up(ranks))
+            rows: list[dict[str, Any]] = []
+            while engine.applied_steps < 3 and engine.steps < STEPS:
+                before = engine.weights()
+                train_steps(engine, ranks, setup, range(engine.steps, engine.steps + 1))
+                after = engine.weights()
+                same = before is None or after is None or all(before[name].equal(after[name]) for name in before)
+                rows.append(asdict(engine.report()) | {"same": same})
+            found[file] = rows
         if ranks.is_main:
             Path(out).write_text(json.dumps(found))
 

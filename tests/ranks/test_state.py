@@ -2,6 +2,7 @@
 as another order of summation allows."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,28 @@ def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(
     for file, (same, skipped, steps, applied, lr) in json.loads(out.read_text()).items():
         assert (same, skipped, steps, applied) == (True, 1, 5, 4), file
         assert lr == pytest.approx(4 / 3), file  # warming up: the fourth update after the third, not the fifth
+
+
+def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tmp_path: Path) -> None:
+    files = {}
+    for stage, hysteresis in ((1, 1), (2, 1), (3, 1), (1, 2)):
+        settings = json.loads(Path(f"ds_configs/zero{stage}_fp16.json").read_text())
+        settings["fp16"] |= {"initial_scale_power": 24, "hysteresis": hysteresis}
+        file = tmp_path / f"zero{stage}_{hysteresis}.json"
+        file.write_text(json.dumps(settings))
+        files[str(file)] = hysteresis
+    out = tmp_path / "out.json"
+    ends, _ = run_ranks("overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
+    assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
+    found = json.loads(out.read_text())
+    for file, hysteresis in files.items():
+        rows = found[file]
+        applied = skipped = 0
+        for i, row in enumerate(rows):
+            assert row["lr"] == pytest.approx(1e-3 * (applied + 1) / 12), (file, i)  # warming up with applied updates only
+            overflowed = not math.isfinite(row["grad_norm"])
+            skipped, applied = skipped + overflowed, applied + (not overflowed)
+            assert (row["same"], row["skipped_steps"]) == (overflowed, skipped), (file, i)
+            assert row["loss_scale"] == 2.0 ** (24 - max(0, skipped + 1 - hysteresis)), (file, i)  # the first are forgiven
+        assert applied == 3, file
+        assert skipped > 2, file
