@@ -27,7 +27,8 @@ prepare() {
 }
 
 run_or_requeue() {
-  local asked=no woken=yes code=0 srun
+  local asked=no woken=yes code=0 srun started
+  started=$(date +%Y-%m-%dT%H:%M:%S)
   # Who ignores a signal hands that on to what it starts: launchers would die of USR1, the ranks set a handler of their own.
   srun --kill-on-bad-exit=1 bash -c 'trap "" USR1; exec "$@"' bash "$@" &
   srun=$!
@@ -41,12 +42,19 @@ run_or_requeue() {
   [ $code != 0 ] || exit 0
   if [ $asked = yes ]; then # launchers do not hand on the ranks' own exit code
     requeue "the time is up"
-  elif [ $code -gt 128 ]; then # not a launcher that gave up: something killed it
-    requeue "the launcher was killed"
   elif ! timeout 60 srun --overlap --quiet true; then
     requeue "a node no longer answers"
+  elif back_since "$started"; then
+    requeue "a node has been away"
   fi
   exit $code
+}
+
+# Whether a node's daemon has started since then. Slurm's own requeue misses a node that is back before it counts as down.
+back_since() {
+  local starts
+  starts=$(scontrol show node "$SLURM_JOB_NODELIST" | sed -n 's/.*SlurmdStartTime=\([^ ]*\).*/\1/p' | sort | tail -n 1)
+  [[ $starts > $1 ]]
 }
 
 # A job that was cancelled meanwhile stays so. One that never gets any further is ended by launcher/train.py itself.

@@ -13,8 +13,8 @@
 #
 # The last one runs once for each of the first four lines of sweep.txt, say `--run.seed 1 --train.lr 1e-5`.
 #
-# 120 s before its time limit the job saves, goes back into the queue and goes on later; so it does, from its last checkpoint,
-# when a node dies or something kills the launcher. A job that fails by itself stays failed. The run is in runs/slurm-JOB, or runs/slurm-ARRAY_TASK,
+# 120 s before its time limit the job saves, goes back into the queue and goes on later; so it does when a node dies, from
+# its last checkpoint. A job that fails by itself stays failed. The run is in runs/slurm-JOB, or runs/slurm-ARRAY_TASK,
 # unless --run.dir is among the arguments (one in a file does not count).
 #
 # Submit it from the project's folder (Slurm copies this file elsewhere, so its own place says nothing). VENV names the
