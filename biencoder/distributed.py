@@ -223,8 +223,10 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> It
         if watch:
             if _is_broken_collective(error):
                 watch.wait_for_verdict()
-            message = f"rank {rank}: {type(error).__name__}: {error}"
-            watch.fail(message, exit_code=1, said=True)
+            if isinstance(error, BiencoderError):  # rank 0 says it, see launcher/entry.py
+                watch.fail(f"rank {rank}: {error}", exit_code=error.exit_code, said=rank == 0)
+            else:
+                watch.fail(f"rank {rank}: {type(error).__name__}: {error}", exit_code=1, said=True)
         raise
     finally:
         if watch:

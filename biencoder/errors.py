@@ -4,6 +4,7 @@ BiencoderError            exit code 2: the input is wrong, and the message says 
 ├── ConfigError           a key, a value, or values that contradict each other
 ├── DataError             the corpus: a path, a file, an encoding, a split
 ├── ModelError            the model folder, its tokenizer, or its saved weights
+├── OutOfMemory           a micro-batch does not fit the GPU (exit code 76, see out_of_memory.py)
 └── PeerError             some rank failed; its message and exit code are carried over
 """
 

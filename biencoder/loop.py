@@ -23,6 +23,7 @@ from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.model import TripletBatch, Vectors
+from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
 from biencoder.resume import finish_writing, load_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
@@ -90,12 +91,15 @@ def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.
     engine = run.engine
     torch.manual_seed(stream_seed(run.config.run.seed, "dropout", step, run.world.rank))
     parts = []
-    for batch in micro_batches:
-        scores = engine.score(batch)
-        loss = combined_loss(scores, run.config.loss)
-        engine.backward(loss.total)
-        engine.step()  # updates at the last micro-batch, accumulates before
-        parts.append(loss.detached())
+    try:
+        for batch in micro_batches:
+            scores = engine.score(batch)
+            loss = combined_loss(scores, run.config.loss)
+            engine.backward(loss.total)
+            engine.step()  # updates at the last micro-batch, accumulates before
+            parts.append(loss.detached())
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(run.config, error, world_size=run.world.size) from None
     return torch.stack(parts).mean(0)
 
 

@@ -1,7 +1,7 @@
 """The folder that a run leaves, and the model card.
 
 config.toml      every setting as resolved, readable by --config
-run.jsonl        a line for each start: versions, dataset fingerprint, ranks, command, time
+run.jsonl        a line for each start (versions, dataset fingerprint, ranks, command, time), and how it ended
 metrics.jsonl    one JSON object a line, see tracking/names.py
 model/best       the model that was best on validation, model/last the last one (see export.py)
 checkpoints/     what a start goes on from (see checkpoint.py)
@@ -56,8 +56,7 @@ def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: 
     Raises:
         ConfigError: the folder cannot be written, or this is one more restart by a machine that leads nowhere.
     """
-    starts = folder / "run.jsonl"
-    earlier = [json.loads(line) for line in starts.read_text().splitlines()] if starts.exists() else []
+    earlier = read_lines(folder)
     by_torchrun, by_slurm = (os.environ.get(f"{name}_RESTART_COUNT", "0") != "0" for name in ("TORCHELASTIC", "SLURM"))
     if by_torchrun:  # it asks the other ranks to stop when one has died, and never starts again what a person has stopped
         earlier = [line for line in earlier if "stopped" not in line]
@@ -74,18 +73,24 @@ def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: 
         folder.mkdir(parents=True, exist_ok=True)
         if from_step == 0:
             (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        _append(starts, _facts(dataset, world_size) | {"from_step": from_step})
+        append_line(folder, _facts(dataset, world_size) | {"from_step": from_step})
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error.strerror}") from None
 
 
 def record_stop(folder: Path) -> None:
     """Write that the run was asked to stop: its next start is no failed one."""
-    _append(folder / "run.jsonl", {"stopped": time.strftime(_TIME)})
+    append_line(folder, {"stopped": time.strftime(_TIME)})
 
 
-def _append(file: Path, line: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as lines:
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """What earlier starts have written into `run.jsonl`."""
+    file = folder / "run.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def append_line(folder: Path, line: dict[str, Any]) -> None:
+    with (folder / "run.jsonl").open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(line) + "\n")
 
 

@@ -1,7 +1,8 @@
 """What all commands share: arguments, quiet libraries, and one readable sentence for each error.
 
 Exit codes: 0 done, 1 a failure while running (the traceback says where), 2 wrong input (one sentence says what to mend),
-75 asked to stop by SIGTERM or SIGUSR1 (the same command goes on), 130 interrupted.
+75 asked to stop by SIGTERM or SIGUSR1 (the same command goes on), 76 out of GPU memory (the same command goes on,
+with smaller batches), 130 interrupted.
 """
 
 import argparse

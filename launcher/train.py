@@ -7,8 +7,11 @@ With --preflight added, the same command checks the job instead of running it.
 """
 
 import math
+import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher.entry import parse_run
 from launcher.entry import run as run_command
@@ -31,6 +34,11 @@ def main(argv: Sequence[str]) -> None:
             train(config, ranks)
 
 
+def start_again(folder: Path) -> NoReturn:
+    """Replace this process by a new start of the same run: whatever it held on the GPU is free then."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--run.dir", str(folder)])
+
+
 def check(config: "Config", world: "World") -> None:
     """Try out what `train` would need, and print one table. Nothing is trained, and no folder is made."""
     from biencoder.preflight import preflight, raise_failed
@@ -51,6 +59,7 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.memory import check_mining_memory
     from biencoder.mining import Miner
     from biencoder.model import build_model
+    from biencoder.out_of_memory import OutOfMemory, record_bound, within_bound
     from biencoder.preemption import Stopped, StopRequests
     from biencoder.pretrained import load_pretrained
     from biencoder.resume import find_checkpoint, load_checkpoint
@@ -63,13 +72,15 @@ def train(config: "Config", world: "World") -> None:
 
     terminal = Terminal(is_main=world.is_main)
     world.together(lambda: config.check(world.size))
+    folder, given = world.on_main(lambda: run_folder(config)), config
+    config = world.on_main(lambda: within_bound(folder, given, world_size=world.size))
     settings = world.together(lambda: read_settings(config, world.size))
     dataset = world.together(lambda: load_dataset(config.data.root, clean=config.data.clean))
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
     hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))
-    folder, last_step = world.on_main(lambda: run_folder(config)), total_steps(dataset, config)
+    last_step = total_steps(dataset, config)
     checkpoints = CheckpointFolder(folder / "checkpoints", keep=config.checkpoint.keep)
     found: list[Checkpoint] = []  # on rank 0
 
@@ -88,6 +99,8 @@ def train(config: "Config", world: "World") -> None:
         if world.is_main:
             if exit_code == Stopped.code:
                 record_stop(folder)
+            if exit_code == OutOfMemory.exit_code:
+                record_bound(folder, config, world_size=world.size)
             checkpoints.wait()
 
     world.before_end(before_exit)
@@ -121,11 +134,21 @@ def train(config: "Config", world: "World") -> None:
     else:
         progress = load_checkpoint(run, found.pop() if found else None)
         tracker.event("resumed", step=progress.step, epoch=progress.epoch, detail=f"on {world.size} ranks")
+    if config != given:
+        detail = f"of {config.train.micro_batch_size} triplets, as more did not fit"
+        tracker.event("smaller micro-batch", step=progress.step, epoch=progress.epoch, detail=detail)
     try:
         fit(run, progress)
     except Stopped:
         world.on_main(lambda: record_stop(folder))
         tracker.close()
+        raise
+    except OutOfMemory as error:
+        before_exit(error.exit_code)
+        tracker.close()
+        if world.size == 1:
+            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+            start_again(folder)
         raise
     stop.close()
     tracker.close()

@@ -455,3 +455,22 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float)
 
     sys.argv = ["train.py", *arguments]
     run(command)
+
+
+def run_on_a_small_gpu(arguments: list[str], room: int) -> None:
+    """`launcher/train.py` where the last rank's memory holds so many triplets in training."""
+    import sys
+
+    from biencoder.engine import Engine
+    from launcher import train
+
+    score = Engine.score
+
+    def limited(engine: Engine, batch: Any) -> Any:
+        if len(batch.point_row_B) > room and engine._world.rank == engine._world.size - 1:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate much")
+        return score(engine, batch)
+
+    Engine.score = limited  # type: ignore[method-assign]
+    sys.argv = ["train.py", *arguments]
+    run(train.main)
