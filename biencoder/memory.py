@@ -33,7 +33,8 @@ def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int
     sides = 2 if config.model.separate_weights else 1
     vectors = 4 * (D + hidden) * sides * N
     # Each index copies the vectors. The ball tree keeps them in float64, and with leaves of 2 about as many centroids.
-    per_text = {"balltree": 16 * D + 32, "flat": 4 * D, "ivf": 4 * D + 8, "hnsw": 4 * D + 32 * 2 * 4 + 32}
+    # To find its cells, ivf takes up to 256 vectors for each, which are all of them up to a million: one more copy.
+    per_text = {"balltree": 16 * D + 32, "flat": 4 * D, "ivf": 8 * D + 8, "hnsw": 4 * D + 32 * 2 * 4 + 32}
     index = per_text[config.mining.index if config.mining.index == "balltree" else config.mining.faiss_kind] * N
     # With overlap the embeddings that are searched live on while the next ones are made.
     return vectors * (2 if config.mining.overlap else 1) + index + _WORKING_BYTES

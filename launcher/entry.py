@@ -6,6 +6,7 @@ with smaller batches), 130 interrupted.
 """
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -81,6 +82,15 @@ def parse_model_command(
     return arguments
 
 
+def leave(exit_code: int) -> NoReturn:
+    """End the process without taking Python down: a collective's threads, still alive, would abort it with a code of their
+    own."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command and leave the process with its exit code; user errors are one sentence, printed once per job."""
     try:
@@ -91,7 +101,7 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
             print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(_LET_RANK_0_SPEAK_S)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - the last resort: say where it happened, once, and leave
