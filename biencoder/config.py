@@ -241,6 +241,12 @@ class TrackingConfig:
         Field(description="Weights & Biases; auto: online if you are logged in, else offline in run.dir."),
     ] = "auto"
     project: Annotated[str, Field(min_length=1, description="Weights & Biases project.")] = "counter-argument-retrieval"
+    guards: Annotated[
+        bool, Field(description="Health guards: say what goes wrong while training, and what to try (docs/health.md).")
+    ] = True
+    report: Annotated[
+        bool, Field(description="Keep report.html in run.dir up to date: at most every three minutes, and at the end.")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)

@@ -46,25 +46,26 @@ class EmbeddedTexts:
         """All texts in one process."""
         return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
 
-    def query_blocks(self, text_ids_Q: Ids, world: World, *, pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
-        """The texts' vectors as queries, block by block on every holder: (positions in `text_ids_Q`, vectors).
+    def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
+        """The texts' vectors of one side, block by block on every holder: (positions in `text_ids_Q`, vectors).
 
         Each block is broadcast by the rank that holds it. Every holder takes part, and consumes all blocks.
 
         Args:
             pooled: whether the pooled vectors are wanted; without, they are empty.
         """
+        vectors = self.query if side == "query" else self.candidate
         holder_Q = self.holder_M[np.searchsorted(self.all_text_ids_M, text_ids_Q)]
-        width = self.query.embedding.shape[1] + pooled * self.query.pooled.shape[1]
+        width = vectors.embedding.shape[1] + pooled * vectors.pooled.shape[1]
         size = max(1, _MESSAGE_BYTES // (4 * width))
         for rank in range(world.size):
             positions = np.flatnonzero(holder_Q == rank)
             for start in range(0, len(positions), size):
                 block = positions[start : start + size]
                 if rank == world.rank:
-                    mine = self.query.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
+                    mine = vectors.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
                 else:
-                    mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in self.query))
+                    mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in vectors))
                 embedding = world.share_rows(mine.embedding, source=rank)
                 yield (
                     block,

@@ -22,6 +22,7 @@ from biencoder.engine_state import EngineState, EngineTensors
 from biencoder.errors import ConfigError
 from biencoder.model import BiEncoder, PairClassifier, Scores, Side, TripletBatch, Vectors
 from biencoder.optim import build_optimizer, schedule
+from biencoder.stopwatch import Stopwatch
 from biencoder.tokens import Tokens
 
 Settings = dict[str, Any]
@@ -40,6 +41,8 @@ class StepReport:
     """1 unless the precision is fp16."""
     skipped_steps: int
     """Steps so far whose gradient was not finite, and which changed nothing."""
+    forward_s: float
+    """Seconds of this rank's forward passes since the last report."""
 
 
 def read_settings(config: Config, world_size: int) -> Settings:
@@ -119,9 +122,11 @@ class Engine:
         self._tensors = EngineTensors(self._engine, model, world)
         self._plain_norm: torch.Tensor | None = None
         self._lr = 0.0
+        self._forward = Stopwatch(world.device)
 
     def score(self, batch: TripletBatch) -> Scores:
-        scores: Scores = self._engine(batch)
+        with self._forward.running():
+            scores: Scores = self._engine(batch)
         return scores
 
     @torch.no_grad()
@@ -172,7 +177,7 @@ class Engine:
         return self.steps - self.skipped_steps
 
     def report(self) -> StepReport:
-        """What the last step did. Reads values off the device: call it when they are logged, not at every step."""
+        """What the last steps did. Reads values off the device: call it when they are logged, not at every step."""
         told = self._engine.get_global_grad_norm()
         norm = float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
         limit = self._config.clip_norm
@@ -184,6 +189,7 @@ class Engine:
             lr=self._lr,
             loss_scale=float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))),
             skipped_steps=self.skipped_steps,
+            forward_s=self._forward.read(),
         )
 
     def classifier_copy(self) -> PairClassifier:

@@ -22,6 +22,7 @@ from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
+from biencoder.mining import Mined
 from biencoder.model import TripletBatch, Vectors
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
@@ -29,7 +30,17 @@ from biencoder.resume import finish_writing, load_checkpoint, report_failure, sa
 from biencoder.rng import stream_seed
 from biencoder.run import Progress, Run, steps_per_epoch, total_steps
 from biencoder.sampler import global_batches, rank_share
-from biencoder.tracking.names import Metrics, accuracy, eval_metrics, mine_metrics, step_metrics
+from biencoder.tracking.names import (
+    CLOSEST,
+    HARDNESS,
+    Metrics,
+    accuracy,
+    eval_metrics,
+    examples,
+    mine_metrics,
+    step_metrics,
+)
+from biencoder.tracking.tables import closest_table, examples_table
 
 
 def fit(run: Run, progress: Progress) -> None:
@@ -45,8 +56,7 @@ def fit(run: Run, progress: Progress) -> None:
             if progress.step >= last:
                 break
             mined = run.miner.negatives(progress.epoch, embedded)
-            run.tracker.log("mine", step=progress.step, epoch=progress.epoch, metrics=mine_metrics(mined, encode_s))
-            run.tracker.event("negatives", step=progress.step, epoch=progress.epoch, detail=mined.digest)
+            report_mining(run, progress, mined, encode_s)
             progress.negatives = mined.negative_text_P
             del embedded
         try:
@@ -68,14 +78,17 @@ def run_epoch(run: Run, progress: Progress, last: int) -> None:
     )[progress.step - start : last - start]
     assert progress.negatives is not None
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
-    progress.window.start = time.perf_counter()
+    progress.window.restart_clock()
     with run.stop.stepping():
         for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
             run.world.doing(f"training step {progress.step + 1}")
-            parts = train_step(run, micro_batches(run, batch_G, progress.negatives), progress.step)
+            with progress.window.batches.running():
+                batches = micro_batches(run, batch_G, progress.negatives)
+            parts = train_step(run, batches, progress.step)
             progress.step += 1
+            progress.window.timed_steps += 1
             if not was_skipped(run, progress, batch_G):
-                progress.window.add(parts, len(batch_G))
+                progress.window.add(parts)
             run.terminal.advance()
             if progress.step % train.log_every == 0 or left == 0:
                 report_steps(run, progress)  # every rank takes part: means over ranks
@@ -126,13 +139,32 @@ def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], negative_text_P: npt
 
 def report_steps(run: Run, progress: Progress) -> None:
     """Log the window's means over steps and ranks, then start a new one. Every rank takes part."""
-    window = progress.window
-    parts = run.world.mean(window.parts / (window.steps or math.nan)).tolist()
-    seconds = time.perf_counter() - window.start
-    metrics = step_metrics(parts, run.engine.report(), window.triplets / seconds)
+    window, report = progress.window, run.engine.report()
+    data_s = window.batches.read()
+    busy_s = torch.zeros(run.world.size)  # each rank fills in its own place; the mean over ranks puts them side by side
+    busy_s[run.world.rank] = run.world.size * (data_s + report.forward_s)
+    mine = torch.cat([window.parts / (window.steps or math.nan), torch.tensor([data_s, *busy_s], device=run.world.device)])
+    told, num_parts = run.world.mean(mine).tolist(), len(window.parts)
+    metrics = step_metrics(
+        told[:num_parts],
+        report,
+        steps=window.timed_steps,
+        seconds=time.perf_counter() - window.start,
+        triplets=window.timed_steps * run.config.train.global_batch_size,
+        data_s=told[num_parts],
+        busy_s=told[num_parts + 1 :],
+    )
     run.tracker.log("step", step=progress.step, epoch=progress.epoch, metrics=metrics)
     run.terminal.step(progress.step, metrics)
     window.clear()
+
+
+def report_mining(run: Run, progress: Progress, mined: Mined, encode_s: float) -> None:
+    at, audit, texts = {"step": progress.step, "epoch": progress.epoch}, mined.audit, run.dataset.texts
+    run.tracker.log("mine", **at, metrics=mine_metrics(mined, encode_s))
+    run.tracker.event("negatives", **at, detail=mined.digest)
+    run.tracker.histogram(HARDNESS, **at, edges=audit.hardness_edges, counts=audit.hardness_counts)
+    run.tracker.table(CLOSEST, **at, **closest_table(audit.closest, run.dataset.splits["training"], texts))
 
 
 def save_or_stop(run: Run, progress: Progress) -> None:
@@ -249,6 +281,9 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
         results.append(run.world.on_holders(rank_all, sharded=run.config.mining.sharded))
     metrics = eval_metrics(results) | {"eval/seconds": time.perf_counter() - start}
     run.tracker.log("eval", step=progress.step, epoch=progress.epoch, metrics=metrics)
+    (shown,) = (result for result in results if result.split == run.dataset.deciding_split)
+    table = examples_table(shown.examples, run.dataset.texts)
+    run.tracker.table(examples(shown.split), step=progress.step, epoch=progress.epoch, **table)
     run.terminal.evaluation("zero-shot" if zero_shot else f"epoch {progress.epoch}", metrics)
     return metrics
 
@@ -264,8 +299,7 @@ def pooled_cosine(embedded: EmbeddedTexts) -> EmbeddedTexts:
 
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
     """Save the model if it is the best so far on validation (on training where there is no validation split)."""
-    split = "validation" if "validation" in run.dataset.splits else "training"
-    value = metrics[accuracy(split, "embedding")]
+    value = metrics[accuracy(run.dataset.deciding_split, "embedding")]
     if progress.epoch and value > progress.best:
         progress.best, progress.best_step = value, progress.step
         run.save("best", metrics)

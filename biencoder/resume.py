@@ -46,7 +46,7 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         "best": progress.best,
         "best_step": progress.best_step,
         "rollbacks": progress.rollbacks,
-        "window": [window.steps, window.triplets],
+        "window_steps": window.steps,
         "ahead": ahead[0] if ahead else None,
         "engine": engine.scalars,
         "metrics_bytes": run.tracker.position(),
@@ -126,7 +126,7 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     progress.step = progress.saved_step = int(state["step"])
     progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
     progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
-    progress.window.steps, progress.window.triplets = state["window"]
+    progress.window.steps = int(state["window_steps"])
 
     mining = checkpoint.mining if checkpoint else {}
     ranks, has_negatives = world.on_main(lambda: (len(mining["window"]), "negatives" in mining))

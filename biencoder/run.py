@@ -16,10 +16,11 @@ from biencoder.engine import Engine
 from biencoder.loss import LossParts
 from biencoder.mining import Miner
 from biencoder.preemption import StopRequests
+from biencoder.stopwatch import Stopwatch
 from biencoder.tokens import TokenizedTexts
-from biencoder.tracking import Tracker
 from biencoder.tracking.names import Metrics
 from biencoder.tracking.terminal import Terminal
+from biencoder.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Run:
 
 
 class Window:
-    """The steps since the last record: loss parts summed on the device, triplets counted, time taken."""
+    """The steps since the last record: loss parts summed on the device, and how long they took."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -53,13 +54,18 @@ class Window:
 
     def clear(self) -> None:
         self.parts = torch.zeros(len(LossParts._fields), device=self._device)
-        self.steps = self.triplets = 0
-        self.start = time.perf_counter()
+        self.steps = 0
+        """Steps that the sums are made of."""
+        self.restart_clock()
 
-    def add(self, parts: torch.Tensor, triplets: int) -> None:
+    def restart_clock(self) -> None:
+        self.start, self.timed_steps = time.perf_counter(), 0
+        self.batches = Stopwatch(torch.device("cpu"))
+        """Of putting batches together."""
+
+    def add(self, parts: torch.Tensor) -> None:
         self.parts += parts
         self.steps += 1
-        self.triplets += triplets
 
 
 class Progress:

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from biencoder.config import Config
+from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError
 from biencoder.tracking.names import Metrics, accuracy
@@ -50,8 +51,10 @@ def run_folder(config: Config) -> Path:
     return folder
 
 
-def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: int, from_step: int) -> None:
-    """Make the folder, or write into it that the run was started again.
+def record_start(
+    folder: Path, config: Config, dataset: Dataset, *, precision: str, world_size: int, from_step: int
+) -> dict[str, Any]:
+    """Make the folder, or write into it that the run was started again; what was written about this start.
 
     Raises:
         ConfigError: the folder cannot be written, or this is one more restart by a machine that leads nowhere.
@@ -73,9 +76,11 @@ def record_start(folder: Path, config: Config, dataset: Dataset, *, world_size: 
         folder.mkdir(parents=True, exist_ok=True)
         if from_step == 0:
             (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        append_line(folder, _facts(dataset, world_size) | {"from_step": from_step})
+        facts = _facts(dataset, world_size) | {"precision": precision, "from_step": from_step}
+        append_line(folder, facts)
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error.strerror}") from None
+    return facts
 
 
 def record_stop(folder: Path) -> None:
@@ -153,6 +158,7 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
         "ranks": world_size,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
         "data": {
             "fingerprint": dataset.fingerprint,
             "pairs": {name: len(split) for name, split in dataset.splits.items()},
@@ -160,3 +166,18 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
             "oddities": dict(dataset.findings.counts),
         },
     }
+
+
+def _commit() -> str | None:
+    """The code's git commit, with a + where files differ from it; None outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -66,9 +66,9 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.run import Progress, Run, steps_per_epoch, total_steps
     from biencoder.run_folder import model_card, record_start, record_stop, run_folder
     from biencoder.tokens import tokenize
-    from biencoder.tracking import open_tracker
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
+    from biencoder.tracking.tracker import open_tracker
 
     terminal = Terminal(is_main=world.is_main)
     world.together(lambda: config.check(world.size))
@@ -93,7 +93,10 @@ def train(config: "Config", world: "World") -> None:
     if from_step is not None and from_step >= last_step and world.on_main((folder / "model/last").exists):
         terminal.closing(folder, config)
         return
-    world.on_main(lambda: record_start(folder, config, dataset, world_size=world.size, from_step=from_step or 0))
+    precision = precision_of(settings)
+    facts = world.on_main(
+        lambda: record_start(folder, config, dataset, precision=precision, world_size=world.size, from_step=from_step or 0)
+    )
 
     def before_exit(exit_code: int) -> None:
         if world.is_main:
@@ -112,7 +115,9 @@ def train(config: "Config", world: "World") -> None:
     engine = Engine(model, config.train, settings, world, last_step)
     num_epochs = math.ceil(last_step / steps_per_epoch(dataset, config))
     miner = Miner(training, len(dataset.texts), world, config.mining, seed=config.run.seed, num_epochs=num_epochs)
-    tracker = world.together(lambda: open_tracker(config.tracking, folder, config.flat(), is_main=world.is_main))
+    tracker = world.together(
+        lambda: open_tracker(config, folder, facts, precision=precision, show=terminal.alert, is_main=world.is_main)
+    )
 
     def save(name: str, metrics: Metrics) -> None:
         weights = engine.weights()  # every rank takes part
@@ -151,7 +156,7 @@ def train(config: "Config", world: "World") -> None:
             start_again(folder)
         raise
     stop.close()
-    tracker.close()
+    tracker.close(model=folder / "model" / "best")
     terminal.closing(folder, config)
 
 

@@ -42,6 +42,11 @@ class Dataset:
     fingerprint: str
     """SHA-256 over splits, keys and texts (after cleaning): equal exactly when training sees the same corpus."""
 
+    @property
+    def deciding_split(self) -> str:
+        """The split that the best model is chosen on."""
+        return "validation" if "validation" in self.splits else "training"
+
 
 def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Dataset:
     """Read, clean, check and pair a corpus.

@@ -29,6 +29,21 @@ Ids = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 * 2**20
 
 
+_EXAMPLES, _SHOWN = 5, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A point, and what was retrieved for it among distinct texts. All are text ids."""
+
+    point_text: int
+    gold_text: int
+    gold_rank: int | None
+    """Of the own counter, from 1; None beyond the ranks that are kept."""
+    retrieved: list[tuple[int, float, float]]
+    """Text, Euclidean distance of the embeddings, the pair classifier's probability (NaN without one); nearest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class SplitResult:
     """Figures of one split; metric names as in `metrics.jsonl` without their `eval/{split}/` prefix."""
@@ -37,6 +52,8 @@ class SplitResult:
     num_queries: int
     num_candidates: int
     metrics: dict[str, float]
+    examples: list[Example]
+    """The same few points at every evaluation."""
 
 
 def evaluate_split(
@@ -49,6 +66,7 @@ def evaluate_split(
     """
     P = len(split)
     metrics: dict[str, float] = {}
+    examples: list[Example] = []
     listed = {
         # Candidate c < P is the counter of pair c, candidate P + p the point of pair p.
         "": (np.concatenate([split.counter_text_P, split.point_text_P]), np.arange(P), P + np.arange(P)),
@@ -70,7 +88,36 @@ def evaluate_split(
             return metrics
 
         metrics |= world.on_main(measure)
-    return SplitResult(split.name, P, 2 * P - 1, metrics)
+        if suffix == "_text":
+            examples = world.on_main(lambda ranking=ranking: example_retrievals(split, ranking))  # type: ignore[misc]
+    return SplitResult(split.name, P, 2 * P - 1, metrics, examples)
+
+
+def example_retrievals(split: Split, ranking: "Ranking") -> list[Example]:
+    """A few points, evenly spread over the split, and their nearest texts.
+
+    Args:
+        ranking: of the split's distinct texts.
+    """
+    examples, text_ids = [], split.text_ids
+    for query in np.unique(np.linspace(0, len(split) - 1, _EXAMPLES).astype(np.int64)):
+        found_k = ranking.candidate_Qk[query]
+        text_k = text_ids[found_k[found_k >= 0]]
+        is_gold = text_k == split.counter_text_P[query]
+        examples.append(
+            Example(
+                int(split.point_text_P[query]),
+                int(split.counter_text_P[query]),
+                int(np.argmax(is_gold)) + 1 if is_gold.any() else None,
+                [
+                    (int(text), float(distance), float(probability))
+                    for text, distance, probability in zip(
+                        text_k[:_SHOWN], ranking.distance_Qk[query], ranking.probability_Qk[query], strict=False
+                    )
+                ],
+            )
+        )
+    return examples
 
 
 class Ranking(NamedTuple):
@@ -79,7 +126,7 @@ class Ranking(NamedTuple):
     candidate_Qk: Ids
     """Positions in the list of candidates; -1 beyond the last candidate."""
     distance_Qk: npt.NDArray[np.float32]
-    """Squared Euclidean distance less the query's own squared norm: ranks within a query; inf beyond the last."""
+    """Euclidean distance of the embeddings; inf beyond the last."""
     probability_Qk: npt.NDArray[np.float32]
     """Of the pair classifier that the candidate answers the query; NaN without one."""
 
@@ -121,7 +168,7 @@ def rank_candidates(
     k = min(k, len(candidate_text_C) - 1)
     here_c = np.flatnonzero(np.isin(candidate_text_C, embedded.text_ids_N))
     order, merged = [], []
-    for block, queries in embedded.query_blocks(query_text_Q, world, pooled=classifier is not None):
+    for block, queries in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
         mine = nearest_candidates(queries, embedded, candidate_text_C, here_c, excluded_Q[block], k=k)
         if classifier is not None and len(here_c):
             text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, here_c[0], mine.candidate_Qk)]
@@ -130,7 +177,9 @@ def rank_candidates(
         gathered = [world.gather_rows(torch.from_numpy(part)) for part in mine]
         if world.is_main:
             order.append(block)
-            merged.append(joined([[part.numpy() for part in some or []] for some in gathered], axis=1).nearest(k))
+            nearest = joined([[part.numpy() for part in some or []] for some in gathered], axis=1).nearest(k)
+            squared_Qk = nearest.distance_Qk + queries.embedding.square().sum(1, keepdim=True).numpy()
+            merged.append(nearest._replace(distance_Qk=np.sqrt(np.maximum(squared_Qk, 0))))
     if not world.is_main:
         return nothing_found(0, k)
     back_Q = np.argsort(np.concatenate(order))
@@ -146,6 +195,8 @@ def nearest_candidates(
     queries: Vectors, embedded: EmbeddedTexts, candidate_text_C: Ids, here_c: Ids, excluded_Q: Ids | None, *, k: int
 ) -> Ranking:
     """The nearest of those candidates that are held here, for a block of queries, without probabilities.
+
+    Distances are squared, and less the query's own squared norm, which changes no order.
 
     Args:
         here_c: positions of the candidates whose texts are held here, ascending.

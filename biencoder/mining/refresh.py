@@ -19,6 +19,7 @@ from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError
+from biencoder.mining.audit import Audit, audit
 from biencoder.mining.build import build_index
 from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
 
@@ -52,6 +53,7 @@ class Mined:
     wait_s: float
     """Seconds in which training stood still for them."""
     search: Search
+    audit: Audit
 
     @property
     def digest(self) -> str:
@@ -68,7 +70,7 @@ class Miner:
         self._split, self._num_texts, self._world, self._config, self._seed = split, num_texts, world, config, seed
         self._num_epochs = num_epochs
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
-        self._ahead: tuple[int, Future[tuple[Ids, Search]] | None] | None = None
+        self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
         self._searched: EmbeddedTexts | None = None
         """What that search looks at."""
@@ -85,20 +87,20 @@ class Miner:
         stale = ahead is not None and ahead[0] == epoch
         negative_text_P = np.empty(len(self._split), dtype=np.int64)
 
-        def select(holders: World) -> Search:
+        def select(holders: World) -> tuple[Search, Audit]:
             if stale and ahead and ahead[1]:
-                negative_text_P[:], search = ahead[1].result()
+                negative_text_P[:], search, found = ahead[1].result()
             else:
                 assert embedded is not None
-                negative_text_P[:], search = self._select(epoch, embedded, holders)
-            return search
+                negative_text_P[:], search, found = self._select(epoch, embedded, holders)
+            return search, found
 
-        search = self._world.on_holders(select, sharded=self._config.sharded)
+        search, found = self._world.on_holders(select, sharded=self._config.sharded)
         self._world.broadcast_ids(negative_text_P)
         wait_s = time.perf_counter() - start
         if self._config.overlap and epoch + 1 < self._num_epochs:
             self.search_ahead(epoch + 1, embedded)
-        return Mined(negative_text_P, self._config.random_rate_at(epoch), int(stale), wait_s, search)
+        return Mined(negative_text_P, self._config.random_rate_at(epoch), int(stale), wait_s, search, found)
 
     def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
         """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings."""
@@ -116,8 +118,8 @@ class Miner:
         if future and future.done() and (error := future.exception()):
             raise BiencoderError(f"mining in the background: {error}") from None
 
-    def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search]:
-        """The negatives (P,) of an epoch, on every rank of `holders`, all of which take part."""
+    def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search, Audit]:
+        """The negatives (P,) of an epoch and what they are like, on every rank of `holders`, all of which take part."""
         split, seed = self._split, self._seed
         forbidden = Forbidden.of(split, self._num_texts)
         rate = self._config.random_rate_at(epoch)
@@ -129,7 +131,7 @@ class Miner:
             is_random_P[by_distance] = negative_text_P[by_distance] < 0
         at_random = np.flatnonzero(is_random_P)
         negative_text_P[at_random] = random_negatives(at_random, split, forbidden, seed=seed, epoch=epoch)
-        return negative_text_P, search
+        return negative_text_P, search, audit(split, negative_text_P, embedded, holders)
 
     def _search(self, samples: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search]:
         """The nearest allowed text of each of these samples (-1: none found)."""

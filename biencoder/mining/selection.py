@@ -93,7 +93,7 @@ def nearest_negatives(
     """
     mined, distance = np.full(len(samples), -1, dtype=np.int64), np.full(len(samples), np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
-    for block, queries in embedded.query_blocks(split.point_text_P[samples], world, pooled=False):
+    for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         points_Q = split.point_text_P[samples[block]]
 
         def allowed(some: Ids, rows: Ids, points_Q: Ids = points_Q) -> npt.NDArray[np.bool_]:

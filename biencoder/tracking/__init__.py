@@ -1,6 +1,8 @@
-"""What a run tells the world: metrics.jsonl, Weights & Biases, and the terminal."""
+"""What a run tells the world.
 
-from biencoder.tracking.names import Kind
-from biencoder.tracking.tracker import Tracker, open_tracker
-
-__all__ = ["Kind", "Tracker", "open_tracker"]
+names           the one list of metric names
+tracker         the one place that writes: metrics.jsonl, Weights & Biases (wandb_run), the health guards' alerts
+terminal        what a person sees while it happens
+record          reads it all back
+live_report     keeps report.html up to date
+"""

@@ -1,75 +1,146 @@
-"""The one list of metric names: what stands here is what metrics.jsonl and Weights & Biases get.
+"""The one list of metric names: what stands here is what metrics.jsonl and Weights & Biases get, and what panels plot.
 
-train/loss                   combined loss, mean over the global batches since the last record
-train/loss_triplet           its parts, before their weights
-train/loss_ce_positive
-train/loss_ce_negative
-train/active_triplets        share of triplets whose triplet loss is above 0
-train/grad_norm              global L2 norm before clipping
-train/clip_coef              factor applied by clipping, 1 where it did nothing
-train/lr                     learning rate of the step
-train/loss_scale             fp16 only; 1 otherwise
-train/skipped_steps          steps so far that fp16 overflow made void
-train/triplets_per_s         over all ranks, since the last record
-mine/encode_s                seconds to embed the training texts (shared with the evaluation of the training split)
-mine/index_s                 seconds to build the index
-mine/search_s                seconds to search it
-mine/wait_s                  seconds that training stood still for the two (0 but for waiting with mining.overlap)
-mine/staleness               age, in epochs, of the embeddings that were searched
-mine/random_rate             probability of a random negative in this epoch
-mine/nearest_share           share of samples that got the nearest text
-mine/nearest_distance        mean distance from a point to its nearest negative
-mine/recall                  share of nearest negatives that truly are the nearest; 1 for exact indexes
-mine/shortfalls              samples for which an approximate index found nothing allowed (they got a random text)
-eval/{split}/embedding/...   accuracy@1 accuracy@5 accuracy@10 mrr@10 ndcg@10, and each with _text (see evaluation)
-eval/{split}/rerank/...      accuracy@1, accuracy@1_text
-eval/{split}/candidates      candidates of each query
-eval/seconds                 seconds to embed and rank all splits
-checkpoint/blocked_s         seconds that training stood still for a checkpoint; its files are written in the background
+STEP, MINE, EVAL and CHECKPOINT say what each kind of record holds; {split} and {ranking} stand for each split and for
+`embedding` or `rerank`. Tables and histograms have names of their own.
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from biencoder.engine import StepReport
-from biencoder.evaluation import SplitResult
-from biencoder.mining import Mined
+if TYPE_CHECKING:
+    from biencoder.engine import StepReport
+    from biencoder.evaluation import SplitResult
+    from biencoder.mining import Mined
 
-Kind = Literal["step", "eval", "mine", "checkpoint", "event"]
+Kind = Literal["step", "eval", "mine", "checkpoint", "event", "histogram", "table"]
 Metrics = dict[str, float]
 
-LOSS_PARTS = (
-    "train/loss",
-    "train/loss_triplet",
-    "train/loss_ce_positive",
-    "train/loss_ce_negative",
-    "train/active_triplets",
-)
+STEP = {
+    "train/loss": "combined loss, mean over the global batches since the last record",
+    "train/loss_triplet": "its triplet part, before its weight",
+    "train/loss_ce_positive": "its part for (point, counter), before its weight",
+    "train/loss_ce_negative": "its part for (point, negative), before its weight",
+    "train/active_triplets": "share of triplets whose triplet loss is above 0",
+    "train/grad_norm": "global L2 norm of the gradient before clipping",
+    "train/grad_norm_clipped": "the same after clipping",
+    "train/clip_coef": "factor applied by clipping, 1 where it did nothing",
+    "train/lr": "learning rate of the step",
+    "train/loss_scale": "fp16 only; 1 otherwise",
+    "train/skipped_steps": "steps so far whose gradient was not finite, and which changed nothing",
+    "train/triplets_per_s": "over all ranks, since the last record",
+    "train/step_s": "seconds a step, mean since the last record",
+    "train/data_s": "seconds of it to put the batch together, mean over ranks",
+    "train/forward_s": "seconds of it for the forward pass, mean over ranks: a rank's own work, before it waits for others",
+    "train/slowest_rank": "the rank with the most data_s + forward_s",
+    "train/slowest_ratio": "that rank's data_s + forward_s over the median of the others; 1 on one rank",
+}
+MINE = {
+    "mine/encode_s": "seconds to embed the training texts (shared with the evaluation of the training split)",
+    "mine/index_s": "seconds to build the index",
+    "mine/search_s": "seconds to search it",
+    "mine/wait_s": "seconds that training stood still for mining after embedding",
+    "mine/staleness": "age, in epochs, of the embeddings that were searched",
+    "mine/random_rate": "probability of a random negative in this epoch",
+    "mine/nearest_share": "share of samples that got the nearest text",
+    "mine/nearest_distance": "mean distance from a point to its nearest negative",
+    "mine/recall": "share of nearest negatives that truly are the nearest; 1 for exact indexes",
+    "mine/shortfalls": "samples for which an approximate index found nothing allowed (they got a random text)",
+    "mine/pair_distance": "mean distance from a point to its own counter",
+    "mine/harder_share": "share of samples whose negative is nearer to the point than its counter",
+    "mine/near_copies": "share of samples whose negative is nearly a copy of their point or counter",
+    "mine/spread": "root mean square distance of the candidates' embeddings from their mean",
+    "mine/effective_rank": "number of dimensions that the embeddings really use",
+    "mine/audit_s": "seconds to measure the five above",
+}
+EVAL = {
+    "eval/{split}/{ranking}/accuracy@1": "share of points whose own counter comes first",
+    "eval/{split}/{ranking}/accuracy@1_text": "the same, with identical texts counted as one",
+    **{
+        f"eval/{{split}}/embedding/{name}{suffix}": f"{text}{', with identical texts counted as one' if suffix else ''}"
+        for name, text in {
+            "accuracy@5": "share of points whose own counter is among the first 5",
+            "accuracy@10": "share of points whose own counter is among the first 10",
+            "mrr@10": "mean reciprocal rank of the own counter, 0 beyond 10",
+            "ndcg@10": "normalised discounted cumulative gain of the first 10",
+        }.items()
+        for suffix in ("", "_text")
+    },
+    "eval/{split}/candidates": "candidates of each query",
+    "eval/seconds": "seconds to embed and rank all splits",
+}
+CHECKPOINT = {
+    "checkpoint/blocked_s": "seconds that training stood still for a checkpoint; its files are written in the background",
+}
+
+HARDNESS = "mine/hardness"
+"""Histogram: distance from the point to its counter less that to its negative; above 0 the negative is the nearer one."""
+CLOSEST = "mine/closest"
+"""Table: the samples whose negative is nearest to a copy of their point or counter."""
+
+LOSS_PARTS = tuple(STEP)[:5]
 """In the order of `LossParts`."""
 
 
-def step_metrics(parts: list[float], report: StepReport, triplets_per_s: float) -> Metrics:
+def examples(split: str) -> str:
+    """Name of the table of example retrievals."""
+    return f"eval/{split}/examples"
+
+
+def step_metrics(
+    parts: list[float],
+    report: "StepReport",
+    *,
+    steps: int,
+    seconds: float,
+    triplets: int,
+    data_s: float,
+    busy_s: list[float],
+) -> Metrics:
+    """Of `steps` steps, which took `seconds` and saw `triplets`.
+
+    Args:
+        data_s: seconds for putting batches together, mean over the ranks.
+        busy_s: of each rank, for putting batches together and the forward pass.
+    """
+    slowest, ratio = slowest_rank(busy_s)
     return dict(zip(LOSS_PARTS, parts, strict=True)) | {
         "train/grad_norm": report.grad_norm,
+        "train/grad_norm_clipped": report.grad_norm * report.clip_coef,
         "train/clip_coef": report.clip_coef,
         "train/lr": report.lr,
         "train/loss_scale": report.loss_scale,
         "train/skipped_steps": report.skipped_steps,
-        "train/triplets_per_s": triplets_per_s,
+        "train/triplets_per_s": triplets / seconds,
+        "train/step_s": seconds / steps,
+        "train/data_s": data_s / steps,
+        "train/forward_s": (sum(busy_s) / len(busy_s) - data_s) / steps,
+        "train/slowest_rank": slowest,
+        "train/slowest_ratio": ratio,
     }
 
 
-def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
+def slowest_rank(busy_s: list[float]) -> tuple[int, float]:
+    """The rank that was busy for longest, and how many times as long as the others' median."""
+    slowest = max(range(len(busy_s)), key=busy_s.__getitem__)
+    others = sorted(busy_s[:slowest] + busy_s[slowest + 1 :])
+    if not others:
+        return slowest, 1.0
+    median = (others[(len(others) - 1) // 2] + others[len(others) // 2]) / 2
+    return slowest, busy_s[slowest] / max(median, 1e-9)
+
+
+def mine_metrics(mined: "Mined", encode_s: float) -> Metrics:
     return {
         "mine/encode_s": encode_s,
         "mine/random_rate": mined.random_rate,
         "mine/staleness": mined.staleness,
         "mine/wait_s": mined.wait_s,
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
+        **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.audit.figures).items()},
     }
 
 
-def eval_metrics(results: list[SplitResult]) -> Metrics:
+def eval_metrics(results: "list[SplitResult]") -> Metrics:
     metrics: Metrics = {}
     for result in results:
         metrics[f"eval/{result.split}/candidates"] = result.num_candidates

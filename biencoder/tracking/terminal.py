@@ -14,6 +14,7 @@ from biencoder.config import Config
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
 from biencoder.distributed import World
+from biencoder.health import Alert
 from biencoder.inference import Hit
 from biencoder.preflight_rows import Row
 from biencoder.tracking.names import Metrics, accuracy
@@ -112,6 +113,11 @@ class Terminal:
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+    def alert(self, alert: Alert, step: int) -> None:
+        """What a health guard has seen, and what to try."""
+        self.console.print(Text(f"! {alert.guard} at step {step}: {alert.sign}", "bold yellow"), soft_wrap=True)
+        self.say(f"  Try: {alert.advice}.")
 
     def evaluation(self, row: str, metrics: Metrics) -> None:
         """The table of all evaluations so far, the newest last."""

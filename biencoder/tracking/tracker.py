@@ -1,31 +1,35 @@
 """One place that writes: metrics.jsonl first, then Weights & Biases; on ranks other than 0 a tracker that does nothing.
 
-No network, no account or a server that does not answer never stops or slows a run: W&B then records offline in run.dir,
-and `wandb sync` uploads it later.
+Whatever is recorded passes the health guards, whose alerts are recorded like everything else and shown to the person.
 """
 
 import json
-import math
 import os
-import secrets
 import sys
 import time
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from biencoder.config import TrackingConfig
+from biencoder.config import Config
 from biencoder.errors import ConfigError
+from biencoder.health import Alert, Guards
+from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.names import Kind, Metrics
-
-_INIT_TIMEOUT_S = 20
+from biencoder.tracking.numbers import to_json
+from biencoder.tracking.wandb_run import WandbRun, start_wandb
 
 
 class Tracker(Protocol):
     def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
         """Record numbers under their names."""
+
+    def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
+        """Record how many values lay between each two edges."""
+
+    def table(self, name: str, *, step: int, epoch: int, columns: list[str], rows: list[list[Any]]) -> None:
+        """Record a small table of plain values."""
 
     def event(self, name: str, *, step: int, epoch: int, detail: str) -> None:
         """Record that something happened."""
@@ -36,13 +40,20 @@ class Tracker(Protocol):
     def rewind(self, position: int) -> None:
         """Forget what was recorded after this position: it will happen again."""
 
-    def close(self) -> None: ...
+    def close(self, model: Path | None = None) -> None:
+        """End the record. Args: model: the finished run's exported model."""
 
 
 class Silent:
     """The tracker of every rank but 0."""
 
     def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
+        pass
+
+    def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
+        pass
+
+    def table(self, name: str, *, step: int, epoch: int, columns: list[str], rows: list[list[Any]]) -> None:
         pass
 
     def event(self, name: str, *, step: int, epoch: int, detail: str) -> None:
@@ -54,19 +65,48 @@ class Silent:
     def rewind(self, position: int) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, model: Path | None = None) -> None:
         pass
 
 
-class FileAndWandb:
-    def __init__(self, file: FileIO, run: Any) -> None:
-        self._file, self._run = file, run
+class Recorder:
+    """The tracker of rank 0."""
+
+    def __init__(
+        self,
+        file: FileIO,
+        wandb: WandbRun | None,
+        new_guards: Callable[[], Guards] | None,
+        report: LiveReport | None,
+        show: Callable[[Alert, int], None],
+    ) -> None:
+        """
+        Args:
+            new_guards: makes guards that have seen nothing yet; None for no guards.
+            show: tells the person of an alert and the step it was raised at.
+        """
+        self._file, self._wandb, self._report, self._show = file, wandb, report, show
+        self._new_guards = new_guards
+        self._guards = new_guards() if new_guards else None
         self._unwritten = b""
 
     def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
-        self._write(kind, step, epoch, {name: _json_number(value) for name, value in metrics.items()})
-        if self._run:
-            self._run.log({**metrics, "step": step, "epoch": epoch})
+        self._write(kind, step, epoch, {name: to_json(value) for name, value in metrics.items()})
+        if self._wandb:
+            self._wandb.log(metrics, step=step, epoch=epoch)
+        if self._report:
+            self._report.refresh()
+
+    def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
+        self._write("histogram", step, epoch, {"name": name, "edges": edges, "counts": counts})
+        if self._wandb:
+            self._wandb.histogram(name, edges=edges, counts=counts, step=step, epoch=epoch)
+
+    def table(self, name: str, *, step: int, epoch: int, columns: list[str], rows: list[list[Any]]) -> None:
+        plain = [[to_json(value) if isinstance(value, float) else value for value in row] for row in rows]
+        self._write("table", step, epoch, {"name": name, "columns": columns, "rows": plain})
+        if self._wandb:
+            self._wandb.table(name, columns=columns, rows=rows, step=step, epoch=epoch)
 
     def event(self, name: str, *, step: int, epoch: int, detail: str) -> None:
         self._write("event", step, epoch, {"event": name, "detail": detail})
@@ -78,17 +118,32 @@ class FileAndWandb:
         self._unwritten = b""
         end = min(position, os.fstat(self._file.fileno()).st_size)
         self._file.truncate(end)
+        if self._new_guards:  # they know what the record holds, and nothing of what is forgotten
+            self._guards = self._new_guards()
+            self._file.seek(0)
+            for line in self._file.read().splitlines():
+                self._guards.observe(json.loads(line))
         self._file.seek(end)
 
-    def close(self) -> None:
+    def close(self, model: Path | None = None) -> None:
         self._write_out(b"")
         self._file.close()
-        if self._run:
-            self._run.finish()
+        if self._report:
+            self._report.finish()
+        if self._wandb:
+            if model:
+                self._wandb.model(model)
+            self._wandb.finish()
 
     def _write(self, kind: Kind, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "epoch": epoch, "time": round(time.time(), 3), **fields}
         self._write_out(json.dumps(line).encode() + b"\n")
+        for alert in self._guards.observe(line) if self._guards else []:
+            self._show(alert, step)
+            if self._wandb:
+                self._wandb.alert(alert, step=step)
+            told = {"event": "alert", "guard": alert.guard, "detail": alert.sign, "advice": alert.advice}
+            self._write("event", step, epoch, told)
 
     def _write_out(self, line: bytes) -> None:
         """Append whole lines or nothing; on a full disk they wait in memory for room."""
@@ -109,8 +164,19 @@ class FileAndWandb:
             self._unwritten = b""
 
 
-def open_tracker(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], *, is_main: bool) -> Tracker:
-    """The tracker of this rank; `settings` (flat, no secrets) become the W&B run's configuration.
+def open_tracker(
+    config: Config,
+    run_dir: Path,
+    facts: Mapping[str, Any],
+    *,
+    precision: str,
+    show: Callable[[Alert, int], None],
+    is_main: bool,
+) -> Tracker:
+    """The tracker of this rank.
+
+    Args:
+        facts: what Weights & Biases is to show of the run beside its configuration; flat, no secrets.
 
     Raises:
         ConfigError: the run folder cannot be written.
@@ -124,47 +190,11 @@ def open_tracker(config: TrackingConfig, run_dir: Path, settings: Mapping[str, A
         file.seek(0, os.SEEK_END)
     except OSError as error:
         raise ConfigError(f"run.dir {run_dir} cannot be written: {error.strerror}") from None
-    return FileAndWandb(file, _start_wandb(config, run_dir, settings))
-
-
-def _start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]) -> Any:
-    mode = os.environ.get("WANDB_MODE") or config.wandb
-    if mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import wandb
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
-
-    # One W&B run, however often the job is started: its id lives in the run folder.
-    id_file = run_dir / "wandb-id"
-    if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
-
-    def start(how: str) -> Any:
-        run = wandb.init(
-            project=config.project,
-            name=run_dir.name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=run_dir,
-            config=dict(settings),
-            mode=how,  # type: ignore[arg-type]  # one of its literals
-            settings=wandb.Settings(init_timeout=_INIT_TIMEOUT_S, console="off", silent=True),
-        )
-        run.define_metric("*", step_metric="step")
-        return run
-
-    try:
-        return start(mode)
-    except (wandb.errors.CommError, wandb.errors.UsageError):
-        return start("offline")
-
-
-def _json_number(value: float) -> float | str | None:
-    """JSON has no NaN or infinity: NaN becomes null, infinity the text that float() reads back."""
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else str(value)
+    tracking = config.tracking
+    return Recorder(
+        file,
+        start_wandb(tracking, run_dir, {**config.flat(), **facts}),
+        (lambda: Guards(config, precision=precision)) if tracking.guards else None,
+        LiveReport(run_dir) if tracking.report else None,
+        show,
+    )

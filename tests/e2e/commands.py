@@ -119,6 +119,7 @@ def small_run(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) ->
         "train.lr": 1e-3,
         "train.log_every": 1,
         "mining.random_rate": 0.5,
+        "tracking.report": "false",
         **{name.replace("__", "."): value for name, value in overrides.items()},
     }
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]

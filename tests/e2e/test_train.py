@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from biencoder.config import load_config
+from biencoder.tracking.names import CHECKPOINT, CLOSEST, EVAL, HARDNESS, LOSS_PARTS, MINE, STEP, examples
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, run, small_run, train
+from tests.e2e.wandb_file import history, wandb_records
 
 pytestmark = pytest.mark.e2e
-
-STEP_METRICS = """train/loss train/loss_triplet train/loss_ce_positive train/loss_ce_negative train/active_triplets
-train/grad_norm train/clip_coef train/lr train/loss_scale train/skipped_steps train/triplets_per_s""".split()
 
 
 def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
@@ -36,13 +35,28 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
 
     steps = records(run_dir, "step")
     assert [(r["step"], r["epoch"]) for r in steps] == [(s, (s - 1) // 4) for s in range(1, 9)]
-    assert all(set(STEP_METRICS) <= set(r) for r in steps)
+    assert all(set(STEP) <= set(r) for r in steps)
+    listed = (
+        set(STEP)
+        | set(MINE)
+        | set(CHECKPOINT)
+        | {
+            name.format(split=split, ranking=ranking)
+            for name in EVAL
+            for split in ("training", "validation")
+            for ranking in ("embedding", "rerank")
+        }
+    )
+    lines = [line for kind in ("step", "mine", "eval", "checkpoint") for line in records(run_dir, kind)]
+    assert {name for line in lines for name in line if "/" in name} <= listed
+    assert all(0 < r["train/data_s"] + r["train/forward_s"] < r["train/step_s"] for r in steps)
     assert [r["train/lr"] for r in steps] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3])
     for r in steps:
         assert r["train/loss"] == pytest.approx(
             r["train/loss_triplet"] + r["train/loss_ce_positive"] + r["train/loss_ce_negative"], rel=1e-5
         )
         assert r["train/clip_coef"] == pytest.approx(min(1.0, 1.0 / r["train/grad_norm"]))
+        assert r["train/grad_norm_clipped"] == pytest.approx(min(1.0, r["train/grad_norm"]))
     assert [r["epoch"] for r in records(run_dir, "mine")] == [0, 1]
     evaluations = records(run_dir, "eval")
     assert [r["step"] for r in evaluations] == [0, 4, 8]
@@ -80,7 +94,7 @@ def row_of(output: str, name: str) -> list[str]:
 
 def comparable(run_dir: Path) -> tuple[list[str], list[list[float]], list[dict[str, Any]]]:
     negatives = [r["detail"] for r in records(run_dir, "event") if r["event"] == "negatives"]
-    losses = [[r[name] for name in STEP_METRICS[:6]] for r in records(run_dir, "step")]
+    losses = [[r[name] for name in (*LOSS_PARTS, "train/grad_norm")] for r in records(run_dir, "step")]
     evaluations = [
         {k: v for k, v in r.items() if k.startswith("eval/") and "seconds" not in k} for r in records(run_dir, "eval")
     ]
@@ -129,15 +143,36 @@ def test_both_indexes_and_separate_weights_train(tiny_bert: Path, write_corpus: 
 
 
 def test_wandb_records_offline_without_a_login(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
-    corpus, run_dir = write_corpus(numbered_corpus(training=16)), tmp_path / "run"
+    """What W&B holds on disk is what metrics.jsonl holds, on the right axes, with the final model."""
+    corpus, run_dir = write_corpus(numbered_corpus(training=16, validation=4)), tmp_path / "run"
     environment = {"WANDB_MODE": "", "WANDB_API_KEY": "", "NETRC": str(tmp_path / "none"), "HOME": str(tmp_path)}
-    done = train(*small_run(tiny_bert, corpus, run_dir, train__epochs=1), env=environment)
+    done = train(*small_run(tiny_bert, corpus, run_dir, train__lr=1.0), env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    (record,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    content = record.read_bytes()
-    for name in ("train/loss_triplet", "train/grad_norm", "mine/index_s", "eval/validation/embedding/accuracy@1"):
-        assert name.encode() in content
+    logged, kinds = history(run_dir), ("step", "mine", "eval", "checkpoint")
+    mine = [record for kind in kinds for record in records(run_dir, kind)]
+    assert len(mine) == 4 + 2 + 3 + 2
+    for record in mine:
+        metrics = {name: value for name, value in record.items() if "/" in name}
+        at = {name: record[name] for name in ("step", "epoch")}
+        (entry,) = [line for line in logged if at.items() <= line.items() and metrics.keys() <= line.keys()]
+        for name, value in metrics.items():
+            assert entry[name] == value or (value is None and entry[name] == "NaN"), name
+    for name, count in ((HARDNESS, 2), (CLOSEST, 2), (examples("validation"), 3)):
+        assert sum(any(key.startswith(name) for key in line) for line in logged) == count, name
+
+    found = wandb_records(run_dir)
+    axes = {r.metric.glob_name: r.metric.step_metric for r in found if r.WhichOneof("record_type") == "metric"}
+    assert axes.items() >= {"train/*": "step", "mine/*": "epoch", "eval/*": "epoch", "checkpoint/*": "step"}.items()
+    alerts = [record.alert.title for record in found if record.WhichOneof("record_type") == "alert"]
+    assert alerts == [e["guard"] for e in records(run_dir, "event") if e["event"] == "alert"] != []
+    (model,) = [r.artifact for r in found if r.WhichOneof("record_type") == "artifact" and r.artifact.type == "model"]
+    assert {"model.safetensors", "README.md", "biencoder.json"} <= {entry.path for entry in model.manifest.contents}
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    shown = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert shown["train.lr"] == 1.0
+    assert len(shown["data"]["fingerprint"]) == 64
+    assert shown["commit"]
 
 
 def spoilt(name: str, corpus: Path, tmp_path: Path) -> dict[str, Any]:

@@ -275,7 +275,9 @@ def sharded_search(mining: dict[str, Any], out: str) -> None:
                 "negatives": mined.negative_text_P.tolist(),
                 "distance": mined.search.nearest_distance,
                 "recall": mined.search.recall,
+                "audit": asdict(mined.audit),
                 "metrics": result.metrics,
+                "examples": [asdict(example) for example in result.examples],
             }
         if ranks.rank == ranks.size - 1:
             assert len(held) == 0
@@ -472,5 +474,26 @@ def run_on_a_small_gpu(arguments: list[str], room: int) -> None:
         return score(engine, batch)
 
     Engine.score = limited  # type: ignore[method-assign]
+    sys.argv = ["train.py", *arguments]
+    run(train.main)
+
+
+def troubled_run(arguments: list[str], trouble: str) -> None:
+    """`launcher/train.py` with a trouble that no setting makes."""
+    import sys
+
+    from biencoder import loop
+    from launcher import train
+
+    if trouble == "fp16":
+        _let_any_cpu_compute_fp16()
+    if trouble == "slow data":
+        quick = loop.triplet_batch
+
+        def slow(*inputs: Any, **more: Any) -> Any:
+            time.sleep(0.1)
+            return quick(*inputs, **more)
+
+        loop.triplet_batch = slow
     sys.argv = ["train.py", *arguments]
     run(train.main)

@@ -107,3 +107,15 @@ def test_ranking_equals_a_plain_sort() -> None:
     exact = torch.cdist(queries.embedding.double(), embedded.candidate.embedding.double())
     exact[torch.arange(50), torch.arange(50)] = torch.inf
     assert ranking.candidate_Qk.tolist() == exact.argsort(dim=1)[:, :10].tolist()
+
+
+def test_examples_show_the_point_its_gold_and_what_was_retrieved() -> None:
+    # Texts on a line: the nearest to point 0 is point 1, then its counter 2; counter 3 of point 1 comes third.
+    split = make_split([0, 1], [2, 3])
+    result = evaluate_split(split, embed([0.0, 1.0, 2.5, -4.0]), Likeness(), top_k=10, world=World.alone())
+    first, second = result.examples
+    assert (first.point_text, first.gold_text, first.gold_rank) == (0, 2, 2)
+    assert [text for text, _, _ in first.retrieved] == [1, 2, 3]
+    assert [distance for _, distance, _ in first.retrieved] == pytest.approx([1, 2.5, 4])
+    assert [p for _, _, p in first.retrieved] == pytest.approx([1 / (1 + np.exp(d)) for d in (1, 2.5, 4)], rel=1e-5)
+    assert (second.gold_text, second.gold_rank) == (3, 3)

@@ -16,7 +16,7 @@ EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
 
 
 def start(folder: Path, from_step: int) -> None:
-    record_start(folder, Config(), EMPTY, world_size=1, from_step=from_step)
+    record_start(folder, Config(), EMPTY, precision="fp32", world_size=1, from_step=from_step)
 
 
 def test_a_fourth_automatic_start_from_one_step_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

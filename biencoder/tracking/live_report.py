@@ -1,0 +1,45 @@
+"""report.html, kept up to date while the run trains: written by a process of its own, which training never waits for."""
+
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+_EVERY_S = 180.0
+_LAST_TAKES_S = 120.0
+
+
+class LiveReport:
+    """Refreshes at most every three minutes, so that the two or three seconds of one core do not count, and at the end."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._writer: subprocess.Popen[bytes] | None = None
+        self._due = 0.0
+
+    def refresh(self) -> None:
+        """Start the writer, if it is time for it and the one before has finished."""
+        if time.monotonic() < self._due or (self._writer and self._writer.poll() is None):
+            return
+        self._due = time.monotonic() + _EVERY_S
+        self._start()
+
+    def finish(self) -> None:
+        """Write the report of the whole record, and wait for it."""
+        with suppress(subprocess.TimeoutExpired):  # a report is nothing to hold up a job for
+            if self._writer:
+                self._writer.wait(_LAST_TAKES_S)
+            self._start()
+            if self._writer:
+                self._writer.wait(_LAST_TAKES_S)
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "launcher.report", str(self._run_dir)]
+        with suppress(OSError, psutil.Error):
+            self._writer = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            psutil.Process(self._writer.pid).nice(10)

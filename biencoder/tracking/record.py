@@ -1,0 +1,74 @@
+"""What a run has recorded, read back from its folder: while it trains, after it ended, or after it was killed.
+
+record = read_record(Path("runs/mine"))
+record.frame("step")["train/loss"]
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from biencoder.config import Config, load_config
+from biencoder.errors import ConfigError
+from biencoder.tracking.names import Kind
+from biencoder.tracking.numbers import from_json
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    folder: Path
+    config: Config
+    starts: list[Line]
+    """Of run.jsonl, oldest first: what each start ran on, and the stops between them."""
+    lines: list[Line]
+    """Of metrics.jsonl, in the order in which they were written."""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def of(self, kind: Kind, name: str | None = None) -> list[Line]:
+        """The lines of one kind; of tables and histograms those with this name, of events those of this event."""
+        key = "event" if kind == "event" else "name"
+        return [line for line in self.lines if line["kind"] == kind and name in (None, line.get(key))]
+
+    def frame(self, kind: Kind) -> pd.DataFrame:
+        """The numbers of one kind, a row a record: `step`, `epoch`, `time`, and the metrics of tracking/names.py."""
+        frame = pd.DataFrame([{name: _number(name, value) for name, value in line.items()} for line in self.of(kind)])
+        return frame.drop(columns="kind", errors="ignore")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """
+    Raises:
+        ConfigError: the folder holds no run, or one whose configuration or metrics cannot be read.
+    """
+    for name in ("config.toml", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder} is no run's folder: it holds no {name}; give the folder that run.dir named")
+    return RunRecord(
+        folder,
+        load_config(file=(folder / "config.toml").resolve()),
+        _read_lines(folder / "run.jsonl"),
+        _read_lines(folder / "metrics.jsonl"),
+    )
+
+
+def _read_lines(file: Path) -> list[Line]:
+    try:
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last line may be half written just now
+        return [json.loads(line) for line in whole.splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+
+
+def _number(name: str, value: Any) -> Any:
+    return from_json(value) if "/" in name else value
