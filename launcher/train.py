@@ -45,7 +45,7 @@ def check(config: "Config", world: "World") -> None:
     from biencoder.tracking.terminal import Terminal
 
     rows = preflight(config, world)
-    Terminal(is_main=world.is_main).preflight(rows)
+    Terminal(is_main=world.is_main).rows("Preflight: nothing was trained", rows)
     world.together(lambda: raise_failed(rows))
 
 

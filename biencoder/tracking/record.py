@@ -5,10 +5,11 @@ record.frame("step")["train/loss"]
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -18,6 +19,8 @@ from biencoder.tracking.names import Kind
 from biencoder.tracking.numbers import from_json
 
 Line = Mapping[str, Any]
+
+_LATELY_S = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,21 @@ class RunRecord:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16, as of the last start."""
+        return str(next((line["precision"] for line in reversed(self.starts) if "precision" in line), "fp32"))
+
+    @property
+    def state(self) -> Literal["finished", "stopped", "running", "unfinished"]:
+        """`stopped`: it was asked to; `running`: it has recorded something lately; `unfinished`: anything else."""
+        if (self.folder / "model" / "last").is_dir():
+            return "finished"
+        if self.starts and "stopped" in self.starts[-1]:
+            return "stopped"
+        lately = bool(self.lines) and time.time() - self.lines[-1]["time"] < _LATELY_S
+        return "running" if lately else "unfinished"
 
     def of(self, kind: Kind, name: str | None = None) -> list[Line]:
         """The lines of one kind; of tables and histograms those with this name, of events those of this event."""

@@ -67,10 +67,10 @@ class Terminal:
             f'--data.root {config.data.root} "your argument"'
         )
 
-    def preflight(self, rows: Sequence[Row]) -> None:
-        """What the checks before a job have found, one row each."""
+    def rows(self, title: str, rows: Sequence[Row]) -> None:
+        """What checks have found, one row each."""
         colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-        table = Table(title="Preflight: nothing was trained", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
         table.add_column("finding", overflow="fold")

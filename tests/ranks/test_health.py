@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, small_run, training, wait_for, workers_of
+from tests.e2e.commands import run as run_command
 from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
@@ -77,6 +79,10 @@ def test_a_trouble_is_named_with_advice(tiny_bert: Path, write_corpus: WriteCorp
     assert trouble.sign in sign
     assert trouble.advice in advice
     assert f"! {trouble.guard} at step" in end.stdout
+    if name == "a learning rate of 1":
+        told = run_command([sys.executable, "launcher/doctor.py", str(tmp_path / "run")]).stdout
+        assert "finished at step 8, epoch 2" in told
+        assert all(sign in told and advice in told for sign, advice in raised.values())
 
 
 def alerts(run_dir: Path) -> dict[str, tuple[str, str]]:

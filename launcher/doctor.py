@@ -1,0 +1,65 @@
+"""Before a run: is this machine ready, is the data sound? After it: what went wrong, and what to try.
+
+python launcher/doctor.py --config configs/arguana.toml --data.root DIR      (the arguments of train.py)
+python launcher/doctor.py runs/RUN [runs/RUN ...]
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.entry import parse_run, run
+
+_DESCRIPTION = (
+    "Before a run, given the arguments of train.py: look at the machine and the data.\n"
+    "After it, given its folder (doctor.py runs/RUN [runs/RUN ...]): say what went wrong, and what to try."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    folders = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
+    if folders:
+        after([Path(folder) for folder in folders])
+    else:
+        before(argv)
+
+
+def before(argv: Sequence[str]) -> None:
+    config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION).config
+    from biencoder.data import load_dataset
+    from biencoder.distributed import world
+    from biencoder.doctor import examine_machine
+    from biencoder.preflight import preflight, raise_failed
+    from biencoder.tracking.terminal import Terminal
+
+    limits = config.distributed
+    with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
+        terminal, rows = Terminal(is_main=ranks.is_main), [*preflight(config, ranks), *examine_machine()]
+        terminal.rows("Before a run: nothing was trained", rows)
+        ranks.together(lambda: raise_failed(rows))
+        terminal.findings(load_dataset(config.data.root, clean=config.data.clean).findings)
+
+
+def after(folders: Sequence[Path]) -> None:
+    from biencoder.doctor import diagnose
+    from biencoder.tracking.record import read_record
+    from biencoder.tracking.terminal import Terminal
+
+    terminal = Terminal(is_main=True)
+    for record in [read_record(folder) for folder in folders]:
+        diagnosis = diagnose(record)
+        terminal.say(diagnosis.summary)
+        for event in diagnosis.events:
+            terminal.say(f"  {event}")
+        for step, alert in diagnosis.alerts:
+            terminal.alert(alert, step)
+        if not diagnosis.alerts:
+            terminal.say("  No guard sees anything wrong.")
+
+
+def command() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()
