@@ -99,6 +99,7 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, An
     try:
         return WandbRun(start(mode))
     except (wandb.errors.CommError, wandb.errors.UsageError):
+        wandb.teardown()  # the process that serves W&B would hold on to the run's id
         return WandbRun(start("offline"))
 
 
