@@ -17,6 +17,7 @@ import torch
 from biencoder.health import Alert, Guards
 from biencoder.preflight_rows import Row
 from biencoder.tracking.names import accuracy
+from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import RunRecord
 
 _ANSWERS_WITHIN_S = 10
@@ -100,19 +101,15 @@ def _summary(record: RunRecord) -> str:
     told = f"{record.folder}: {record.state} at step {last['step']}, epoch {last['epoch']}"
     if record.state == "unfinished":
         told += f", silent for {_duration(time.time() - last['time'])}; the same command goes on from its last checkpoint"
-    found = record.frame("eval")
-    name = next((n for n in map(_deciding, ("validation", "training")) if n in found), None)
-    if name is None:
+    name, best, evaluations = accuracy(record.deciding_split, "embedding"), record.best, record.of("eval")
+    if not evaluations:
         return f"{told}; nothing was measured"
-    best = int(found[name].argmax())
+    before = f"{from_json(evaluations[0][name]):.1%} before training"
+    if best is None:
+        return f"{told}; accuracy@1 on {record.deciding_split} {before}"
     return (
-        f"{told}; best accuracy@1 on {name.split('/')[1]} {found[name].iloc[best]:.1%} at step {found['step'].iloc[best]}, "
-        f"{found[name].iloc[0]:.1%} before training"
+        f"{told}; best accuracy@1 on {record.deciding_split} {from_json(best[name]):.1%} at step {best['step']}, {before}"
     )
-
-
-def _deciding(split: str) -> str:
-    return accuracy(split, "embedding")
 
 
 def _duration(seconds: float) -> str:

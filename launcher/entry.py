@@ -23,7 +23,9 @@ _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one sentence."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
@@ -37,7 +39,7 @@ class RunArguments:
 
 def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArguments:
     """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`, and `--preflight`."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML or YAML file with any of the keys below")
     parser.add_argument(
         "--preflight", action="store_true", help="check ranks, network, data, memory and disk; print a table; train nothing"
@@ -68,7 +70,7 @@ def parse_model_command(
     argv: Sequence[str], *, prog: str, description: str, with_queries: bool = False
 ) -> argparse.Namespace:
     """Arguments of the commands that use a trained model: model, data_root, clean, top_k, and queries where wanted."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     defaults = Config()
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
     parser.add_argument("--data.root", dest="data_root", default=defaults.data.root, metavar="PATH", help="the corpus")

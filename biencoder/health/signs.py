@@ -94,7 +94,8 @@ def embedding_collapse(history: History) -> Finding | None:
         )
     tries = any_of(history.lower_lr(10), history.random_rate(+0.2))
     return Finding(
-        sign, f"{tries} (the nearest negatives alone can pull all texts together); is model.name a pretrained encoder?"
+        sign,
+        f"{tries} (the nearest negatives alone can pull all texts together); see that model.name is a pretrained encoder",
     )
 
 

@@ -22,7 +22,7 @@ Distances = npt.NDArray[np.float64]
 
 NEAR_COPY = 0.2
 """A text is nearly a copy of another if their distance is below this share of that of two texts drawn at random."""
-_BINS = 40
+_MOST_BINS = 40
 _LISTED = 10
 _MOST_ROWS = 20_000
 
@@ -72,7 +72,7 @@ def audit(split: Split, negative_text_P: Ids, embedded: EmbeddedTexts, world: Wo
     )
     spread, effective_rank = geometry(embedded, world)
     hardness_P = pair_P - negative_P
-    counts, edges = np.histogram(hardness_P, bins=_BINS)
+    counts, edges = np.histogram(hardness_P, bins=min(_MOST_BINS, 1 + math.isqrt(len(split))))
     closest = np.argsort(copied_P, kind="stable")[:_LISTED]
     figures = Figures(
         pair_distance=float(pair_P.mean()),

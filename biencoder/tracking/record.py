@@ -15,7 +15,7 @@ import pandas as pd
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
-from biencoder.tracking.names import Kind
+from biencoder.tracking.names import Kind, accuracy
 from biencoder.tracking.numbers import from_json
 
 Line = Mapping[str, Any]
@@ -35,6 +35,19 @@ class RunRecord:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def deciding_split(self) -> str:
+        """The split that the best model is chosen on."""
+        measured = any(accuracy("validation", "embedding") in line for line in self.of("eval"))
+        return "validation" if measured else "training"
+
+    @property
+    def best(self) -> Line | None:
+        """The evaluation, after the first, with the best accuracy@1 on the deciding split (the earliest such), as the run
+        itself chooses its best model; None before there is one."""
+        name = accuracy(self.deciding_split, "embedding")
+        return max(self.of("eval")[1:], key=lambda line: from_json(line[name]), default=None)
 
     @property
     def precision(self) -> str:

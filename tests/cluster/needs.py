@@ -26,6 +26,8 @@ _PACKAGES = {
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
     "sbatch": "slurm-wlm",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
@@ -34,6 +36,14 @@ def need(*programs: str) -> None:
     """Skip the test unless this machine may make nodes and has these programs."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to make network namespaces")
+    need_programs(*programs)
+    refusal = _refusal_of_namespaces()
+    if refusal:
+        pytest.skip(f"needs the right to make namespaces and a bridge; this machine says: {refusal}")
+
+
+def need_programs(*programs: str) -> None:
+    """Skip the test unless this machine has these programs, or may install them."""
     missing = [program for program in programs if not path_of(program)]
     if missing and os.environ.get("BIENCODER_TEST_INSTALL") == "1" and shutil.which("apt-get"):
         _install({_PACKAGES[program] for program in missing})
@@ -41,9 +51,6 @@ def need(*programs: str) -> None:
     if missing:
         names = ", ".join(f"{program} (package {_PACKAGES[program]})" for program in missing)
         pytest.skip(f"needs {names}; BIENCODER_TEST_INSTALL=1 installs them")
-    refusal = _refusal_of_namespaces()
-    if refusal:
-        pytest.skip(f"needs the right to make namespaces and a bridge; this machine says: {refusal}")
 
 
 def path_of(program: str) -> str | None:

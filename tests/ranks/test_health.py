@@ -43,7 +43,7 @@ TROUBLES = {
         sign="at most 2 apart",
     ),
     "constant embeddings": Trouble(
-        "embedding collapse", "is model.name a pretrained encoder?", sign="nearly the same embedding"
+        "embedding collapse", "see that model.name is a pretrained encoder", sign="nearly the same embedding"
     ),
     "a learning rate of nearly 0": Trouble(
         "no progress", "train.lr 3e-09 (now 1e-09)", {"train__lr": 1e-9, "train__epochs": 4}
