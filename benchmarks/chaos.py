@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
+from biencoder.tracking.names import measures_time
+
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {
     "--config": "configs/quickstart.toml",
@@ -158,7 +160,7 @@ def main() -> None:
 def told(run_dir: Path) -> list[dict[str, Any]]:
     """What a run has computed: every record without its times, and without the restarts."""
     return [
-        {k: v for k, v in record.items() if k != "time" and not k.endswith(("_s", "/seconds"))}
+        {k: v for k, v in record.items() if k != "time" and not measures_time(k)}
         for record in records(run_dir)
         if record["kind"] != "checkpoint" and record.get("event") != "resumed"
     ]

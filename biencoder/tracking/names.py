@@ -151,3 +151,8 @@ def eval_metrics(results: "list[SplitResult]") -> Metrics:
 def accuracy(split: str, ranking: Literal["embedding", "rerank"], *, text: bool = False) -> str:
     """The name of accuracy@1 of a split, strict or counting identical texts as one."""
     return f"eval/{split}/{ranking}/accuracy@1" + ("_text" if text else "")
+
+
+def measures_time(name: str) -> bool:
+    """Whether a metric tells of the machine, rather than of what was computed, which is the same in every repetition."""
+    return name.endswith(("_s", "/seconds", "/slowest_rank", "/slowest_ratio"))
