@@ -13,15 +13,12 @@ Prints a table, and writes benchmarks/results/memory.json.
 import argparse
 import gc
 import json
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertModel
@@ -60,7 +57,7 @@ def measure(ranks: World, file: str) -> tuple[float, float]:
     during: list[int] = []
     for step in range(2):  # the moments come to life in the first step
         tokens = Tokens(torch.randint(5, 8000, (12, 16)), torch.ones(12, 16, dtype=torch.long))
-        batch = TripletBatch(tokens, None, torch.arange(4), torch.arange(4, 8), torch.arange(8, 12))
+        batch = TripletBatch([tokens], None, torch.arange(4), torch.arange(4, 8), torch.arange(8, 12))
         loss = combined_loss(engine.score(batch), LossConfig()).total
         if step:
             last.register_post_accumulate_grad_hook(lambda _: during.append(_alive()))
@@ -99,37 +96,17 @@ def worker(files: list[str]) -> None:
             print(json.dumps(found), flush=True)
 
 
-def run(files: list[str], size: int) -> dict[str, list[float]]:
-    """What `measure` says of each file on so many ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--worker", "--files", *files],
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(size)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"{size} ranks failed")
-    found: dict[str, list[float]] = json.loads(said[0].splitlines()[-1])
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", nargs="+", default=sorted(str(p) for p in Path("ds_configs").glob("zero*.json")))
+    parser.add_argument("--files", nargs="+", default=sorted(str(p) for p in Path("ds_configs").glob("zero*_*[0-9]*.json")))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.files)
         return
-    measured = {size: run(arguments.files, size) for size in RANKS}
+    measured = {
+        size: run_ranks(__file__, ["--worker", "--files", *arguments.files], size=size, threads=1) for size in RANKS
+    }
     table = Table(title="bytes per parameter and rank: computed / before the update / during the backward pass", box=None)
     table.add_column("file")
     table.add_column("bucket\nMB", justify="right")

@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import resource
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
+from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
@@ -110,27 +109,9 @@ def worker(case: str, size: int, queries: int, dimension: int) -> None:
 
 
 def run_case(case: str, size: int, queries: int, dimension: int) -> dict[str, Any]:
-    """Start the ranks of a row and read what rank 0 says."""
-    size_of_world = 2 if CASES[case][1] == "sharded" else 1
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": size_of_world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // size_of_world), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, __file__, "--worker", case, "--sizes", str(size), "--queries", str(queries)]
-    processes = [
-        subprocess.Popen(
-            [*command, "--dimension", str(dimension)],
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(size_of_world)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"{case} at {size} failed")
-    found: dict[str, Any] = json.loads(said[0])
+    """A row, as rank 0 says it."""
+    arguments = ["--worker", case, "--sizes", str(size), "--queries", str(queries), "--dimension", str(dimension)]
+    found: dict[str, Any] = run_ranks(__file__, arguments, size=2 if CASES[case][1] == "sharded" else 1)
     return found | {"case": case}
 
 

@@ -69,6 +69,8 @@ def main() -> None:
 
     def measured(run: Run, progress: Progress) -> None:
         found.update(windows(run, progress, pairs))
+        (Path(run.config.run.dir) / "model" / "best").mkdir(parents=True)  # which a run leaves, and W&B is given
+        (Path(run.config.run.dir) / "model" / "best" / "README.md").touch()
 
     loop.fit = measured
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +99,7 @@ def main() -> None:
         *(f"{100 * rows[name]:+.2f} %" for name in ("records", "report", "together")),
     )
     Console(width=100).print(table)
+    OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=2) + "\n")
 
 

@@ -77,6 +77,10 @@ class ModelConfig:
     separate_weights: Annotated[
         bool, Field(description="One encoder for queries (points) and another for candidates, from the same start.")
     ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        Field(description="Compute each layer's activations again in the backward pass: less memory, a third more time."),
+    ] = False
     freeze_encoder: Annotated[bool, Field(description="Train only the projection and the pair classifier.")] = False
 
 
@@ -151,8 +155,15 @@ class EvalConfig:
         int, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
     ] = 10
     batch_tokens: Annotated[
-        int, Field(ge=64, description="Tokens, padding included, in one forward while texts are embedded.")
-    ] = 16384
+        int,
+        Field(
+            ge=0,
+            description="Tokens, with padding, in one forward while texts are embedded; 0: 4096 on CPUs, 32768 on GPUs.",
+        ),
+    ] = 0
+
+    def batch_tokens_on(self, device_type: str) -> int:
+        return self.batch_tokens or (4096 if device_type == "cpu" else 32768)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)

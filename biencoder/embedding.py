@@ -17,7 +17,7 @@ import torch
 from biencoder.distributed import World
 from biencoder.engine import Engine
 from biencoder.model import Side, Vectors
-from biencoder.tokens import TokenizedTexts
+from biencoder.tokens import TokenizedTexts, padded_width
 
 Ids = npt.NDArray[np.int64]
 _MESSAGE_BYTES = 64 * 2**20
@@ -81,8 +81,7 @@ def plan_batches(lengths_N: Ids, batch_tokens: int) -> list[Ids]:
     order_N = np.argsort(-lengths_N, kind="stable")
     batches, start = [], 0
     while start < len(order_N):
-        width = -(-int(lengths_N[order_N[start]]) // 8) * 8
-        size = max(1, batch_tokens // width)
+        size = max(1, batch_tokens // int(padded_width(lengths_N[order_N[start]])))
         batches.append(order_N[start : start + size])
         start += size
     return batches
@@ -105,7 +104,7 @@ def embed_texts(
         advance: called after each round with the number of texts that all ranks have embedded in it.
     """
     world.doing(f"embedding {len(text_ids_M)} texts")
-    batches = plan_batches(tokens.lengths_N[text_ids_M], batch_tokens)
+    batches = plan_batches(tokens.lengths(text_ids_M), batch_tokens)
     rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
     holder_M = np.zeros(len(text_ids_M), dtype=np.int32)
     if sharded:

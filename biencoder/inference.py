@@ -10,15 +10,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from biencoder.config import ModelConfig
+from biencoder.config import EvalConfig, ModelConfig
 from biencoder.data.cleaning import normalise
 from biencoder.embedding import EmbeddedTexts, plan_batches
 from biencoder.evaluation.protocol import nearest_candidates, pair_probability
 from biencoder.export import load_model
 from biencoder.model import BiEncoder, PairClassifier, Side, Vectors
 from biencoder.tokens import TokenizedTexts, tokenize
-
-_BATCH_TOKENS = 16384
 
 
 class Hit(NamedTuple):
@@ -78,7 +76,7 @@ class Inference:
     @torch.inference_mode()
     def _embed_side(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64], side: Side) -> Vectors:
         embeddings, pooled, order = [], [], []
-        for batch in plan_batches(tokens.lengths_N[text_ids_N], _BATCH_TOKENS):
+        for batch in plan_batches(tokens.lengths(text_ids_N), EvalConfig().batch_tokens_on(self.device.type)):
             vectors = self.model(tokens.batch(text_ids_N[batch]).to(self.device), side)
             embeddings.append(vectors.embedding.cpu())
             pooled.append(vectors.pooled.cpu())

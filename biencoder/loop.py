@@ -8,6 +8,7 @@ Everything here runs on every rank, in the same order and equally often; what on
 
 import math
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from biencoder.mining import Mined
 from biencoder.model import TripletBatch, Vectors
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
+from biencoder.prefetch import prefetched
 from biencoder.resume import finish_writing, load_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
 from biencoder.run import Progress, Run, steps_per_epoch, total_steps
@@ -79,11 +81,12 @@ def run_epoch(run: Run, progress: Progress, last: int) -> None:
     assert progress.negatives is not None
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
     progress.window.restart_clock()
-    with run.stop.stepping():
+    made = prefetched(micro_batches(run, batch_G, progress.negatives) for batch_G in batches_SG)
+    with run.stop.stepping(), closing(made):
         for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
             run.world.doing(f"training step {progress.step + 1}")
             with progress.window.batches.running():
-                batches = micro_batches(run, batch_G, progress.negatives)
+                batches = next(made)
             parts = train_step(run, batches, progress.step)
             progress.step += 1
             progress.window.timed_steps += 1
@@ -118,8 +121,11 @@ def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.
 
 def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], negative_text_P: npt.NDArray[np.int64]) -> list[TripletBatch]:
     """This rank's share of a global batch, as batches on its device."""
+    split = run.dataset.splits["training"]
+    texts_3G = np.stack([split.point_text_P[batch_G], split.counter_text_P[batch_G], negative_text_P[batch_G]])
     share_AM = rank_share(
         batch_G,
+        run.tokens.lengths(texts_3G).sum(axis=0),
         rank=run.world.rank,
         world_size=run.world.size,
         micro_batch_size=run.config.train.micro_batch(run.world.size),
@@ -127,10 +133,11 @@ def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], negative_text_P: npt
     return [
         triplet_batch(
             samples_M,
-            run.dataset.splits["training"],
+            split,
             negative_text_P,
             run.tokens,
             shared=run.engine.model.shared,
+            pass_cost=run.engine.pass_cost,
             device=run.world.device,
         )
         for samples_M in share_AM
@@ -251,7 +258,7 @@ def embed_split(run: Run, split: Split) -> tuple[EmbeddedTexts | None, float]:
         run.tokens,
         split.text_ids,
         run.world,
-        batch_tokens=run.config.eval.batch_tokens,
+        batch_tokens=run.config.eval.batch_tokens_on(run.world.device.type),
         sharded=run.config.mining.sharded,
         advance=run.terminal.advance,
     )

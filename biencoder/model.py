@@ -7,6 +7,7 @@ The model is the Bipolar-encoder of Shi, Cao, Nguyen 2023 (arXiv 2304.08807): e 
 sharded parameters (ZeRO-3) only there.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -37,11 +38,12 @@ class Vectors(NamedTuple):
 class TripletBatch:
     """B triplets as rows of encoded texts, so that a text that occurs twice is encoded once.
 
+    The texts of a side come in groups of similar length, each padded for itself; rows count through them in order.
     `candidates` is None when both sides share their weights: then all rows index `queries`.
     """
 
-    queries: Tokens
-    candidates: Tokens | None
+    queries: list[Tokens]
+    candidates: list[Tokens] | None
     point_row_B: torch.Tensor
     counter_row_B: torch.Tensor
     negative_row_B: torch.Tensor
@@ -148,9 +150,13 @@ class BiEncoder(nn.Module):
         vectors: Vectors = tower(tokens)
         return vectors
 
+    def _encode_groups(self, groups: list[Tokens], side: Side) -> Vectors:
+        encoded = [self._encode(tokens, side) for tokens in groups]
+        return Vectors(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
+
     def _score(self, batch: TripletBatch) -> Scores:
-        queries = self._encode(batch.queries, "query")
-        candidates = queries if batch.candidates is None else self._encode(batch.candidates, "candidate")
+        queries = self._encode_groups(batch.queries, "query")
+        candidates = queries if batch.candidates is None else self._encode_groups(batch.candidates, "candidate")
         point, counter = queries.rows(batch.point_row_B), candidates.rows(batch.counter_row_B)
         negative = candidates.rows(batch.negative_row_B)
         return Scores(
@@ -172,4 +178,13 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
             twin.pooler = None  # type: ignore[assignment]  # BERT takes it for "no pooler"
         twin.load_state_dict(pretrained.encoder.state_dict())
         encoders.append(twin)
+    if config.gradient_checkpointing:
+        for encoder in encoders:
+            _checkpoint_layers(encoder)
     return BiEncoder(config, encoders, pretrained.pooling)
+
+
+def _checkpoint_layers(encoder: PreTrainedModel) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of transformers 5 have another name for it
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

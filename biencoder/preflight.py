@@ -42,6 +42,7 @@ from biencoder.memory import (
     state_bytes,
 )
 from biencoder.model import build_model
+from biencoder.precision import fast_precision
 from biencoder.preflight_rows import (
     Device,
     Judgement,
@@ -190,7 +191,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
 
     def configuration() -> dict[str, str]:
         config.check(world.size)
-        job.settings = read_settings(config, world.size)
+        job.settings = read_settings(config, world.size, auto=fast_precision(world.device))
         content = hashlib.sha256(json.dumps(job.settings, sort_keys=True).encode()).hexdigest()
         return {name: str(value) for name, value in config.flat().items()} | {
             "the content of deepspeed_config": content[:12]

@@ -52,6 +52,8 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     limit = getattr(settings, "max_position_embeddings", config.max_length)
     if config.max_length > limit:
         raise ModelError(f"model.max_length {config.max_length} is more than the {limit} tokens of {config.name!r}")
+    if config.gradient_checkpointing and not encoder.supports_gradient_checkpointing:
+        raise ModelError(f"model.gradient_checkpointing is true, but {config.name!r} does not support it")
     pooling: Pooling = config.pooling if config.pooling != "auto" else _stated_pooling(Path(source)) or "pooler"
     has_pooler = getattr(encoder, "pooler", None) is not None
     if pooling == "pooler" and not has_pooler:

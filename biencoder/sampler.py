@@ -17,9 +17,20 @@ def global_batches(*, num_samples: int, global_batch_size: int, seed: int, epoch
 
 
 def rank_share(
-    batch_G: npt.NDArray[np.int64], *, rank: int, world_size: int, micro_batch_size: int
+    batch_G: npt.NDArray[np.int64],
+    length_G: npt.NDArray[np.int64],
+    *,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
 ) -> npt.NDArray[np.int64]:
-    """This rank's micro-batches (A, M) of a global batch; over all ranks every sample occurs exactly once."""
-    shares_RAM = batch_G.reshape(world_size, -1, micro_batch_size)
-    mine_AM: npt.NDArray[np.int64] = shares_RAM[rank]
+    """This rank's micro-batches (A, M) of a global batch; over all ranks every sample occurs exactly once.
+
+    Args:
+        length_G: tokens of each sample. The samples are dealt longest first, back and forth over all micro-batches, so that
+            these are of about equal length and no rank waits for another.
+    """
+    rounds_MX = batch_G[np.argsort(-length_G, kind="stable")].reshape(micro_batch_size, -1)  # X: all micro-batches
+    rounds_MX[1::2] = rounds_MX[1::2, ::-1]
+    mine_AM: npt.NDArray[np.int64] = rounds_MX.T[rank::world_size]
     return mine_AM

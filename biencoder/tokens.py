@@ -20,7 +20,16 @@ class Tokens:
     attention_mask_UL: torch.Tensor
 
     def to(self, device: torch.device) -> "Tokens":
-        return Tokens(self.input_ids_UL.to(device, non_blocking=True), self.attention_mask_UL.to(device, non_blocking=True))
+        if device.type == "cuda":  # from pinned memory the copy waits for nothing
+            return Tokens(
+                *(part.pin_memory().to(device, non_blocking=True) for part in (self.input_ids_UL, self.attention_mask_UL))
+            )
+        return self
+
+
+def padded_width(lengths_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Tokens that texts of these lengths take in a batch where they are the longest."""
+    return -(-lengths_U // _PAD_TO_MULTIPLE) * _PAD_TO_MULTIPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +40,19 @@ class TokenizedTexts:
     offsets_N1: npt.NDArray[np.int64]
     pad_id: int
 
-    @property
-    def lengths_N(self) -> npt.NDArray[np.int64]:
-        return np.diff(self.offsets_N1)
+    def lengths(self, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Tokens of each of these texts (an array of any shape)."""
+        lengths: npt.NDArray[np.int64] = self.offsets_N1[text_ids + 1] - self.offsets_N1[text_ids]
+        return lengths
 
     def batch(self, text_ids_U: npt.NDArray[np.int64]) -> Tokens:
         """The texts with these ids, padded to a common length."""
-        lengths_U = self.offsets_N1[text_ids_U + 1] - self.offsets_N1[text_ids_U]
-        width = -(-int(lengths_U.max()) // _PAD_TO_MULTIPLE) * _PAD_TO_MULTIPLE
-        input_ids_UL = np.full((len(text_ids_U), width), self.pad_id, dtype=np.int64)
-        for row, text_id in enumerate(text_ids_U):
-            input_ids_UL[row, : lengths_U[row]] = self.flat_T[self.offsets_N1[text_id] : self.offsets_N1[text_id + 1]]
-        mask_UL = np.arange(width) < lengths_U[:, None]
-        return Tokens(torch.from_numpy(input_ids_UL), torch.from_numpy(mask_UL.astype(np.int64)))
+        starts_U, ends_U = self.offsets_N1[text_ids_U], self.offsets_N1[text_ids_U + 1]
+        columns_L = np.arange(padded_width(ends_U - starts_U).max())
+        places_UL = starts_U[:, None] + columns_L
+        mask_UL = places_UL < ends_U[:, None]
+        input_ids_UL = np.where(mask_UL, self.flat_T[np.minimum(places_UL, len(self.flat_T) - 1)], self.pad_id)
+        return Tokens(torch.from_numpy(input_ids_UL.astype(np.int64)), torch.from_numpy(mask_UL.astype(np.int64)))
 
 
 def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> TokenizedTexts:

@@ -60,12 +60,13 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.mining import Miner
     from biencoder.model import build_model
     from biencoder.out_of_memory import OutOfMemory, record_bound, within_bound
+    from biencoder.precision import fast_precision
     from biencoder.preemption import Stopped, StopRequests
     from biencoder.pretrained import load_pretrained
     from biencoder.resume import find_checkpoint, load_checkpoint
     from biencoder.run import Progress, Run, steps_per_epoch, total_steps
     from biencoder.run_folder import model_card, record_start, record_stop, run_folder
-    from biencoder.tokens import tokenize
+    from biencoder.token_cache import cached_tokens
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
@@ -74,7 +75,8 @@ def train(config: "Config", world: "World") -> None:
     world.together(lambda: config.check(world.size))
     folder, given = world.on_main(lambda: run_folder(config)), config
     config = world.on_main(lambda: within_bound(folder, given, world_size=world.size))
-    settings = world.together(lambda: read_settings(config, world.size))
+    auto = world.on_main(lambda: fast_precision(world.device))
+    settings = world.together(lambda: read_settings(config, world.size, auto=auto))
     dataset = world.together(lambda: load_dataset(config.data.root, clean=config.data.clean))
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
@@ -109,8 +111,10 @@ def train(config: "Config", world: "World") -> None:
     world.before_end(before_exit)
     stop = StopRequests(world, before_exit=before_exit)
     terminal.findings(dataset.findings)
-    terminal.opening(config, dataset, world, folder, mining=mining, from_step=from_step)
-    tokens = tokenize(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length)
+    if precision != "fp32" and auto == "fp32":
+        terminal.say(f"Beware: this machine computes {precision} slower than fp32; take ds_configs/zero1_auto.json")
+    terminal.opening(config, dataset, world, folder, precision=precision, mining=mining, from_step=from_step)
+    tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=world)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, last_step)
     num_epochs = math.ceil(last_step / steps_per_epoch(dataset, config))

@@ -42,7 +42,15 @@ class Terminal:
         self.console.print(table)
 
     def opening(
-        self, config: Config, dataset: Dataset, world: World, folder: Path, *, mining: str, from_step: int | None
+        self,
+        config: Config,
+        dataset: Dataset,
+        world: World,
+        folder: Path,
+        *,
+        precision: str,
+        mining: str,
+        from_step: int | None,
     ) -> None:
         """What is about to happen, in five lines."""
         train = config.train
@@ -52,8 +60,8 @@ class Terminal:
         self.say(f"model    {config.model.name}, texts cut at {config.model.max_length} tokens")
         self.say(
             f"steps    {world.size} ranks x {accumulation} x {micro} = {train.global_batch_size} triplets; peak learning "
-            f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} on "
-            f"{world.device.type}"
+            f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} in "
+            f"{precision} on {world.device.type}"
         )
         self.say(f"mining   {mining}")
         self.say(f"run      {folder}" + ("" if from_step is None else f", going on from step {from_step}"))

@@ -164,9 +164,11 @@ def engine_for(model: BiEncoder, settings_file: str, ranks: World, train: TrainC
 def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split, negatives: Any, step: int) -> float:
     """A step of the global batch over all ranks in two micro-batches; the mean loss."""
     losses = []
-    share = rank_share(samples_of(step), rank=ranks.rank, world_size=ranks.size, micro_batch_size=BATCH // ranks.size // 2)
-    for samples in share:
-        batch = triplet_batch(samples, split, negatives, tokens, shared=True, device=ranks.device)
+    samples = samples_of(step)
+    lengths = tokens.lengths(split.point_text_P[samples])
+    micro = BATCH // ranks.size // 2
+    for share in rank_share(samples, lengths, rank=ranks.rank, world_size=ranks.size, micro_batch_size=micro):
+        batch = triplet_batch(share, split, negatives, tokens, shared=True, pass_cost=engine.pass_cost, device=ranks.device)
         loss = combined_loss(engine.score(batch), LossConfig())
         engine.backward(loss.total)
         engine.step()

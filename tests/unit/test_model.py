@@ -1,5 +1,7 @@
 """Model and loss: shapes and features of the paper, pooling, both sides, and the loss against PyTorch's own."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from biencoder.batch import triplet_batch
+from biencoder.batch import length_groups, triplet_batch
 from biencoder.config import LossConfig, ModelConfig, TrainConfig
 from biencoder.data import Split
 from biencoder.errors import ModelError
@@ -85,7 +87,7 @@ def test_pooling_ignores_padding(tiny_bert: Path, pooling: str) -> None:
     alone = model(tokens.batch(np.array([0])))
     torch.testing.assert_close(together.pooled[:1], alone.pooled, rtol=1e-5, atol=1e-6)
     states = model.towers[0].encoder(**as_inputs(tokens.batch(np.array([0]))))
-    length = tokens.lengths_N[0]
+    length = tokens.lengths(np.array(0))
     expected = {
         "cls": states.last_hidden_state[:, 0],
         "mean": states.last_hidden_state[:, :length].mean(1),
@@ -112,17 +114,25 @@ def test_without_a_dimension_the_embedding_starts_as_the_pooled_vector(tiny_bert
     torch.testing.assert_close(vectors.embedding, vectors.pooled)
 
 
+@pytest.mark.parametrize("pass_cost", [0, math.inf])
 @pytest.mark.parametrize("separate", [False, True])
-def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, separate: bool) -> None:
+def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, separate: bool, pass_cost: float) -> None:
     model, tokens = make(tiny_bert, separate_weights=separate)
     if separate:  # twins start equal: make the sides differ
         with torch.no_grad():
             model.towers[1].projection.weight.mul_(2.0)
     split = Split("training", (), np.array([0, 1, 0]), np.array([2, 3, 4]))
     batch = triplet_batch(
-        np.array([0, 1, 2]), split, np.array([3, 0, 1]), tokens, shared=model.shared, device=torch.device("cpu")
+        np.array([0, 1, 2]),
+        split,
+        np.array([3, 0, 1]),
+        tokens,
+        shared=model.shared,
+        pass_cost=pass_cost,
+        device=torch.device("cpu"),
     )
-    assert len(batch.queries.input_ids_UL) == (2 if separate else 5)
+    assert sum(len(group.input_ids_UL) for group in batch.queries) == (2 if separate else 5)
+    assert len(batch.candidates or batch.queries) == (1 if pass_cost else 2)
     scores = model(batch)
     everything = tokens.batch(np.arange(5))
     queries, candidates = model(everything, "query"), model(everything, "candidate")
@@ -133,6 +143,24 @@ def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, sepa
     torch.testing.assert_close(scores.negative_BD, negative.embedding, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.counter_logits_B2, model.classifier(point, counter), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores.negative_logits_B2, model.classifier(point, negative), rtol=1e-4, atol=1e-5)
+
+
+def test_length_groups_are_the_cheapest_of_all_cuts() -> None:
+    rng = np.random.default_rng(0)
+    for pass_cost in (0.0, 20.0, 90.0):
+        lengths = rng.integers(3, 120, size=9)
+        groups = length_groups(lengths, pass_cost)
+        assert np.concatenate(groups).tolist() == np.argsort(-lengths, kind="stable").tolist()
+        widths = -(-np.sort(lengths)[::-1] // 8) * 8
+
+        def cost(cuts: tuple[int, ...], widths: Any = widths, pass_cost: float = pass_cost) -> float:
+            edges = (0, *cuts, 9)
+            return sum(widths[a] * (b - a) + pass_cost for a, b in itertools.pairwise(edges))
+
+        found = cost(tuple(np.cumsum([len(group) for group in groups])[:-1].tolist()))
+        cheapest = min(cost(cuts) for n in range(9) for cuts in itertools.combinations(range(1, 9), n))
+        assert found == cheapest
+    assert len(length_groups(np.array([3, 500]), math.inf)) == 1
 
 
 def test_separate_sides_start_equal_and_share_nothing(tiny_bert: Path) -> None:
@@ -149,6 +177,22 @@ def test_a_frozen_encoder_gets_no_gradient(tiny_bert: Path) -> None:
         name.split(".")[2] if "towers" in name else "classifier" for name, p in model.named_parameters() if p.requires_grad
     }
     assert names == {"projection", "classifier"}
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(tiny_bert: Path, separate: bool) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, tokens = make(tiny_bert, dropout=0.2, gradient_checkpointing=checkpointing, separate_weights=separate)
+        model.train()
+        torch.manual_seed(7)
+        sides = [model(tokens.batch(np.arange(5)), side) for side in ("query", "candidate")]
+        sum(vectors.embedding.square().sum() for vectors in sides).backward()
+        layers = [tower.encoder.encoder.layer[0] for tower in model.towers]
+        assert [layer.gradient_checkpointing for layer in layers] == [checkpointing] * len(layers)
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) > 20
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_dropout_is_what_the_configuration_says(tiny_bert: Path) -> None:

@@ -25,9 +25,12 @@ def test_order_differs_between_epochs_and_seeds_only() -> None:
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 16), (2, 8), (4, 4), (4, 2), (2, 1), (1, 4)])
 def test_ranks_share_a_global_batch_without_gap_or_overlap(world_size: int, micro: int) -> None:
     batch = np.arange(100, 116)
-    shares = [rank_share(batch, rank=r, world_size=world_size, micro_batch_size=micro) for r in range(world_size)]
+    lengths = np.random.default_rng(0).integers(10, 700, size=16)
+    shares = [rank_share(batch, lengths, rank=r, world_size=world_size, micro_batch_size=micro) for r in range(world_size)]
     assert {share.shape for share in shares} == {(16 // (world_size * micro), micro)}
     assert sorted(np.concatenate(shares).ravel()) == batch.tolist()
+    sums = [lengths[share - 100].sum() for share in shares]
+    assert max(sums) - min(sums) <= lengths.max() - lengths.min()
 
 
 def test_uniforms_are_uniform_and_independent_of_company() -> None:

@@ -1,0 +1,107 @@
+"""Texts per second of embedding a corpus, against `SentenceTransformer.encode`: same weights, texts, length, precision.
+
+    python benchmarks/encoding.py [--data DIR]        # a few minutes on two cores
+
+Both load one exported model folder, and start from texts: tokenization is part of it. In turns, `--repeats` times, in one
+process; the first turn warms up. The peer runs at its default batch of 32, and also gets every distinct text once.
+
+texts as they stand   a corpus tool is given every point and every counter; what stands twice, ours embeds once
+distinct texts        what is left without that
+largest difference    between the two embeddings (of length 1), any coordinate
+
+Prints a table, and writes benchmarks/results/encoding.json.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sentence_transformers import SentenceTransformer
+
+from biencoder.config import ModelConfig
+from biencoder.data import load_dataset
+from biencoder.export import save_model
+from biencoder.inference import Inference
+from biencoder.model import build_model
+from biencoder.precision import fast_precision
+from biencoder.pretrained import load_pretrained
+
+OUT = Path(__file__).parent / "results" / "encoding.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="examples/debates")
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--texts", type=int, default=600, help="distinct texts, at most")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = fast_precision(device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dataset = load_dataset(given.data, clean=True)
+    split = dataset.splits["training"]
+    ids = np.concatenate([split.point_text_P, split.counter_text_P])
+    standing = ids[: len(ids) * given.texts // max(given.texts, len(split.text_ids))]
+    distinct = np.unique(standing)
+    config = ModelConfig(name="minilm", max_length=given.length, embedding_dim=0, normalize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pretrained = load_pretrained(config)
+        model = build_model(config, pretrained, seed=0)
+        save_model(Path(folder) / "model", model, model.state_dict(), pretrained.tokenizer, config, card="")
+        inference = Inference.load(f"{folder}/model")
+        inference.model.to(dtype)
+        peer = SentenceTransformer(f"{folder}/model", model_kwargs={"dtype": dtype})
+    peer.max_seq_length = given.length
+
+    def ours(text_ids: Any) -> torch.Tensor:
+        kept, row = np.unique(text_ids, return_inverse=True)
+        tokens = inference.tokenize([dataset.texts[i] for i in kept])
+        return inference.embed(tokens, np.arange(len(kept))).query.embedding[torch.from_numpy(row)]
+
+    def theirs(text_ids: Any) -> torch.Tensor:
+        encoded: torch.Tensor = peer.encode([dataset.texts[i] for i in text_ids], convert_to_tensor=True)
+        return encoded.cpu()
+
+    work: dict[str, Callable[[], torch.Tensor]] = {
+        "peer, texts as they stand": lambda: theirs(standing),
+        "ours, texts as they stand": lambda: ours(standing),
+        "peer, distinct texts": lambda: theirs(distinct),
+        "ours, distinct texts": lambda: ours(distinct),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    vectors = {}
+    for repeat in range(-1, given.repeats):
+        for name in list(work)[:: -1 if repeat % 2 else 1]:
+            start = time.perf_counter()
+            vectors[name] = work[name]().float()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    table = Table(title=f"embedding, MiniLM, {given.length} tokens, {precision}, {device.type}", box=None)
+    for column in ("", "texts", "s", "texts/s", "ratio", "largest difference"):
+        table.add_column(column, justify="right" if column else "left")
+    rows: dict[str, Any] = {}
+    for kind, some in (("texts as they stand", standing), ("distinct texts", distinct)):
+        pair = {who: statistics.median(seconds[f"{who}, {kind}"]) for who in ("peer", "ours")}
+        difference = (vectors[f"peer, {kind}"] - vectors[f"ours, {kind}"]).abs().max().item()
+        rows[kind] = {"texts": len(some), **pair, "ratio": pair["peer"] / pair["ours"], "difference": difference}
+        for who, took in pair.items():
+            cells = (f"{pair['peer'] / took:.2f}x", f"{difference:.1e}") if who == "ours" else ("", "")
+            table.add_row(f"{who}, {kind}", str(len(some)), f"{took:.1f}", f"{len(some) / took:.1f}", *cells)
+    Console(width=110).print(table)
+    OUT.parent.mkdir(exist_ok=True)
+    setting = {"length": given.length, "precision": precision, "device": device.type, "data": Path(given.data).name}
+    OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

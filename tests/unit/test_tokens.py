@@ -1,0 +1,104 @@
+"""Padding, the cache of token ids, and batches made ahead."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biencoder import token_cache
+from biencoder.config import ModelConfig
+from biencoder.distributed import World
+from biencoder.prefetch import prefetched
+from biencoder.pretrained import load_pretrained
+from biencoder.token_cache import cache_folder, cached_tokens
+from biencoder.tokens import TokenizedTexts
+
+TEXTS = ["the quick fox", "a lazy dog argues against taxes", "votes", "brown dogs rise"]
+
+
+def tokens_of(tiny_bert: Path, texts: list[str] = TEXTS, *, max_length: int = 16) -> TokenizedTexts:
+    tokenizer = load_pretrained(ModelConfig(name=str(tiny_bert), max_length=16)).tokenizer
+    return cached_tokens(texts, tokenizer, max_length=max_length, world=World.alone())
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return cache_folder()
+
+
+def test_a_batch_holds_its_texts_and_padding(tiny_bert: Path) -> None:
+    tokenizer = load_pretrained(ModelConfig(name=str(tiny_bert), max_length=16)).tokenizer
+    batch = tokens_of(tiny_bert).batch(np.array([1, 3]))
+    assert batch.input_ids_UL.shape[1] % 8 == 0
+    for row, text in enumerate((TEXTS[1], TEXTS[3])):
+        wanted = tokenizer(text, truncation=True, max_length=16)["input_ids"]
+        assert batch.input_ids_UL[row, : len(wanted)].tolist() == wanted
+        assert set(batch.input_ids_UL[row, len(wanted) :].tolist()) <= {tokenizer.pad_token_id}
+        assert batch.attention_mask_UL[row].sum() == len(wanted)
+
+
+def test_the_second_run_reads_what_the_first_has_made(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tokens_of(tiny_bert)
+    monkeypatch.setattr(token_cache, "tokenize", None)  # calling it would fail
+    second = tokens_of(tiny_bert)
+    assert isinstance(second.flat_T, np.memmap)
+    np.testing.assert_array_equal(first.flat_T, second.flat_T)
+    np.testing.assert_array_equal(first.offsets_N1, second.offsets_N1)
+    assert first.pad_id == second.pad_id
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_texts_or_another_cut_are_another_entry(tiny_bert: Path, cache: Path) -> None:
+    tokens_of(tiny_bert)
+    assert tokens_of(tiny_bert, max_length=4).lengths(np.arange(4)).max() == 4
+    assert len(tokens_of(tiny_bert, [*TEXTS[:3], "brown dogs fall"]).offsets_N1) == 5
+    assert tokens_of(tiny_bert, TEXTS[:3]).offsets_N1.shape == (4,)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_damaged_entry_is_made_again(tiny_bert: Path, cache: Path) -> None:
+    first = tokens_of(tiny_bert)
+    (entry,) = cache.iterdir()
+    for damage in (b"", (entry / "flat.npy").read_bytes()[:-4]):
+        (entry / "flat.npy").write_bytes(damage)
+        np.testing.assert_array_equal(tokens_of(tiny_bert).flat_T, first.flat_T)
+        assert np.load(entry / "flat.npy").shape == first.flat_T.shape
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tiny_bert: Path, cache: Path) -> None:
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text("a file where the folder should be")
+    assert len(tokens_of(tiny_bert).offsets_N1) == 5
+
+
+def test_items_are_made_one_ahead_and_in_order() -> None:
+    made, second_made = [], threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            if number == 1:
+                second_made.set()
+            yield number
+
+    ahead = prefetched(items())
+    assert next(ahead) == 0
+    assert second_made.wait(10), "the second item is not made while the caller works on the first"
+    assert list(ahead) == [1, 2, 3]
+    assert made == [0, 1, 2, 3]
+
+
+def test_an_error_comes_in_its_items_place() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        raise KeyError("bad item")
+
+    ahead = prefetched(items())
+    assert next(ahead) == 0
+    with pytest.raises(KeyError, match="bad item"):
+        next(ahead)
