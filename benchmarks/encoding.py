@@ -7,6 +7,7 @@ process; the first turn warms up. The peer runs at its default batch of 32, and 
 
 texts as they stand   a corpus tool is given every point and every counter; what stands twice, ours embeds once
 distinct texts        what is left without that
+texts to negatives    embedding and the nearest allowed text for every point, against `mine_hard_negatives` (with FAISS)
 largest difference    between the two embeddings (of length 1), any coordinate
 
 Prints a table, and writes benchmarks/results/encoding.json.
@@ -18,19 +19,24 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
 
-from biencoder.config import ModelConfig
-from biencoder.data import load_dataset
+from biencoder.config import MiningConfig, ModelConfig
+from biencoder.data import Split, load_dataset
+from biencoder.distributed import World
 from biencoder.export import save_model
 from biencoder.inference import Inference
+from biencoder.mining import Miner
 from biencoder.model import build_model
 from biencoder.precision import fast_precision
 from biencoder.pretrained import load_pretrained
@@ -72,27 +78,47 @@ def main() -> None:
         encoded: torch.Tensor = peer.encode([dataset.texts[i] for i in text_ids], convert_to_tensor=True)
         return encoded.cpu()
 
-    work: dict[str, Callable[[], torch.Tensor]] = {
+    points = np.flatnonzero(np.isin(split.point_text_P, distinct) & np.isin(split.counter_text_P, distinct))
+    some_pairs = Split("training", (None,) * len(points), split.point_text_P[points], split.counter_text_P[points])
+
+    def our_negatives() -> Any:
+        kept = some_pairs.text_ids
+        pairs = replace(some_pairs, point_text_P=np.searchsorted(kept, some_pairs.point_text_P))
+        pairs = replace(pairs, counter_text_P=np.searchsorted(kept, some_pairs.counter_text_P))
+        embedded = inference.embed(inference.tokenize([dataset.texts[i] for i in kept]), np.arange(len(kept)))
+        nearest = MiningConfig(random_rate=0)
+        return Miner(pairs, len(kept), World.alone(), nearest, seed=0, num_epochs=1).negatives(0, embedded)
+
+    def their_negatives() -> Any:
+        columns = {"point": some_pairs.point_text_P, "counter": some_pairs.counter_text_P}
+        texts = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in columns.items()})
+        corpus = [dataset.texts[i] for i in some_pairs.text_ids]
+        return mine_hard_negatives(texts, peer, corpus=corpus, num_negatives=1, use_faiss=True, verbose=False)
+
+    work: dict[str, Callable[[], Any]] = {
         "peer, texts as they stand": lambda: theirs(standing),
         "ours, texts as they stand": lambda: ours(standing),
         "peer, distinct texts": lambda: theirs(distinct),
         "ours, distinct texts": lambda: ours(distinct),
+        "peer, texts to negatives": their_negatives,
+        "ours, texts to negatives": our_negatives,
     }
     seconds: dict[str, list[float]] = {name: [] for name in work}
     vectors = {}
     for repeat in range(-1, given.repeats):
         for name in list(work)[:: -1 if repeat % 2 else 1]:
             start = time.perf_counter()
-            vectors[name] = work[name]().float()
+            vectors[name] = work[name]()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - start)
     table = Table(title=f"embedding, MiniLM, {given.length} tokens, {precision}, {device.type}", box=None)
     for column in ("", "texts", "s", "texts/s", "ratio", "largest difference"):
         table.add_column(column, justify="right" if column else "left")
     rows: dict[str, Any] = {}
-    for kind, some in (("texts as they stand", standing), ("distinct texts", distinct)):
+    kinds = {"texts as they stand": standing, "distinct texts": distinct, "texts to negatives": some_pairs.text_ids}
+    for kind, some in kinds.items():
         pair = {who: statistics.median(seconds[f"{who}, {kind}"]) for who in ("peer", "ours")}
-        difference = (vectors[f"peer, {kind}"] - vectors[f"ours, {kind}"]).abs().max().item()
+        difference = (vectors["peer, distinct texts"] - vectors["ours, distinct texts"]).abs().max().item()
         rows[kind] = {"texts": len(some), **pair, "ratio": pair["peer"] / pair["ours"], "difference": difference}
         for who, took in pair.items():
             cells = (f"{pair['peer'] / took:.2f}x", f"{difference:.1e}") if who == "ours" else ("", "")

@@ -13,6 +13,10 @@ recall          share of negatives that are the nearest allowed text, from 500 o
 peak            most memory that rank 0 took above what it held before it had vectors, MiB
 computed        what the program foretells for it, MiB (see biencoder/memory.py)
 
+peer, peer faiss  sentence-transformers' mine_hard_negatives over the same vectors (its model hands them out): one negative
+                for each of `--queries` points, out of all texts, with its default search and with FAISS. It takes
+                vectors as they are and compares texts, not ids; its memory and recall are not looked at
+
 Prints a table, and writes benchmarks/results/mining.json.
 """
 
@@ -21,6 +25,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], Placement]] = {
     "faiss hnsw, sharded": ({"faiss_kind": "hnsw"}, "sharded"),
     "balltree": ({"index": "balltree"}, "rank0"),
 }
+PEERS = ("peer", "peer faiss")
 
 
 def clustered(size: int, dimension: int, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -98,7 +104,55 @@ def measure(ranks: World, size: int, queries: int, dimension: int, config: Minin
     }
 
 
+class Precomputed:
+    """Of a sentence-transformers model what mine_hard_negatives asks for; a text is the number of its vector."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+        self._rows = rows
+
+    def encode_document(self, texts: list[str], **options: Any) -> npt.NDArray[np.float32]:
+        return self._rows[[int(text) for text in texts]]
+
+    encode_query = encode_document
+
+    def get_embedding_dimension(self) -> int:
+        return self._rows.shape[1]
+
+    @staticmethod
+    def similarity(queries: Any, texts: Any) -> torch.Tensor:
+        return torch.as_tensor(queries) @ torch.as_tensor(texts).T
+
+    @staticmethod
+    def similarity_pairwise(queries: Any, texts: Any) -> torch.Tensor:
+        return (torch.as_tensor(queries) * torch.as_tensor(texts)).sum(-1)
+
+
+def peer(size: int, queries: int, dimension: int, *, faiss: bool) -> dict[str, Any]:
+    """A row of the peer's."""
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+
+    rows = clustered(size, dimension, np.arange(size // BLOCK))
+    pairs = {"point": range(0, 2 * queries, 2), "counter": range(1, 2 * queries, 2)}
+    texts = Dataset.from_dict({name: [str(i) for i in ids] for name, ids in pairs.items()})
+    start = time.perf_counter()
+    mined = mine_hard_negatives(
+        texts,
+        Precomputed(rows),  # type: ignore[arg-type]
+        corpus=[str(i) for i in range(size)],
+        num_negatives=1,
+        use_faiss=faiss,
+        verbose=False,
+    )
+    return {"vectors": size, "queries": len(mined), "seconds": time.perf_counter() - start}
+
+
 def worker(case: str, size: int, queries: int, dimension: int) -> None:
+    if case in PEERS:
+        print(json.dumps(peer(size, min(queries, size // 2), dimension, faiss="faiss" in case)), flush=True)
+        return
     settings, placement = CASES[case]
     rate = max(0.0, 1 - queries / (size // 2))
     config = MiningConfig(placement=placement, random_rate=rate, **settings)
@@ -111,8 +165,8 @@ def worker(case: str, size: int, queries: int, dimension: int) -> None:
 def run_case(case: str, size: int, queries: int, dimension: int) -> dict[str, Any]:
     """A row, as rank 0 says it."""
     arguments = ["--worker", case, "--sizes", str(size), "--queries", str(queries), "--dimension", str(dimension)]
-    found: dict[str, Any] = run_ranks(__file__, arguments, size=2 if CASES[case][1] == "sharded" else 1)
-    return found | {"case": case}
+    found: dict[str, Any] = run_ranks(__file__, arguments, size=2 if "sharded" in case else 1)
+    return found | {"case": case, "seconds": found.get("seconds") or found["build_s"] + found["search_s"]}
 
 
 def main() -> None:
@@ -120,9 +174,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="multiples of 1000")
     parser.add_argument("--queries", type=int, default=5000)
     parser.add_argument("--dimension", type=int, default=128)
-    parser.add_argument("--skip", nargs="*", default=[], choices=list(CASES))
+    parser.add_argument("--skip", nargs="*", default=[], choices=[*CASES, *PEERS])
     parser.add_argument("--balltree-up-to", type=int, default=10_000, help="texts; it takes minutes above")
-    parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=[*CASES, *PEERS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.sizes[0], arguments.queries, arguments.dimension)
@@ -133,10 +187,15 @@ def main() -> None:
     results = []
     for size in arguments.sizes:
         flat = None
-        for case in CASES:
+        for case in (*CASES, *PEERS):
             if case in arguments.skip or (case == "balltree" and size > arguments.balltree_up_to):
                 continue
             row = run_case(case, size, arguments.queries, arguments.dimension)
+            results.append(row)
+            print(f"{size:,} {case}: {row['seconds']:.1f} s", file=sys.stderr)
+            if case in PEERS:
+                table.add_row(f"{size:,}", f"{row['queries']:,}", case, "", f"{row['seconds']:.2f}")
+                continue
             flat = flat or row["negatives"]
             exact = "flat" in case or case == "balltree"
             sign = (" =" if row["negatives"] == flat else " !") if exact else "  "
@@ -150,8 +209,6 @@ def main() -> None:
                 f"{row['peak_mib']:,.0f}",
                 f"{row['computed_mib']:,.0f}",
             )
-            results.append(row)
-            print(f"{size:,} {case}: {row['build_s'] + row['search_s']:.1f} s", file=sys.stderr)
     Console().print(table)
     out = Path(__file__).parent / "results" / "mining.json"
     out.parent.mkdir(exist_ok=True)
