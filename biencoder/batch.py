@@ -14,23 +14,25 @@ Ids = npt.NDArray[np.int64]
 def triplet_batch(
     samples_B: Ids,
     split: Split,
-    negative_text_P: Ids,
+    negative_text_PK: Ids,
     tokens: TokenizedTexts,
     *,
-    shared: bool,
+    one_encoder: bool,
+    rivals: bool,
     pass_cost: float,
     device: torch.device,
 ) -> TripletBatch:
     """The triplets of these samples (positions of pairs in the split).
 
     Args:
-        negative_text_P: for each pair of the split the text id of its mined negative.
-        shared: whether both sides of the model share their weights; then no text is encoded twice.
+        negative_text_PK: for each pair of the split the text ids of its mined negatives.
+        one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice.
+        rivals: whether the points are wanted as candidates, too.
         pass_cost: see `length_groups`.
     """
-    B = len(samples_B)
     point_B, counter_B = split.point_text_P[samples_B], split.counter_text_P[samples_B]
-    candidates_2B = np.concatenate([counter_B, negative_text_P[samples_B]])
+    negative_BK = negative_text_PK[samples_B]
+    parts = [counter_B, negative_BK.ravel(), *([point_B] if rivals else [])]
 
     def grouped(text_ids: Ids) -> tuple[list[Tokens], Ids]:
         """The distinct ones of these texts, and the row of each."""
@@ -41,14 +43,15 @@ def triplet_batch(
         return [tokens.batch(texts_U[group]).to(device) for group in groups], row_U[nth]
 
     candidates = None
-    if shared:
-        queries, row_3B = grouped(np.concatenate([point_B, candidates_2B]))
+    if one_encoder:
+        texts, rows = grouped(np.concatenate([point_B, *parts]))
     else:
-        queries, point_row_B = grouped(point_B)
-        candidates, candidate_row_2B = grouped(candidates_2B)
-        row_3B = np.concatenate([point_row_B, candidate_row_2B])
-    point_row, counter_row, negative_row = torch.from_numpy(row_3B).to(device).reshape(3, B)
-    return TripletBatch(queries, candidates, point_row, counter_row, negative_row)
+        texts, point_rows = grouped(point_B)
+        candidates, candidate_rows = grouped(np.concatenate(parts))
+        rows = np.concatenate([point_rows, candidate_rows])
+    B, K = negative_BK.shape
+    point, counter, negative, rival = torch.split(torch.from_numpy(rows).to(device), [B, B, B * K, B * rivals])
+    return TripletBatch(texts, candidates, point, counter, negative.reshape(B, K), rival if rivals else None)
 
 
 def length_groups(lengths_U: Ids, pass_cost: float) -> list[Ids]:

@@ -74,9 +74,13 @@ class ModelConfig:
     classifier_norm: Annotated[bool, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")] = (
         False
     )
-    separate_weights: Annotated[
-        bool, Field(description="One encoder for queries (points) and another for candidates, from the same start.")
-    ] = False
+    sides: Annotated[
+        Literal["shared", "heads", "encoders"],
+        Field(
+            description="What queries (points) and candidates have of their own. shared: nothing; heads: a projection "
+            "each, over one encoder; encoders: all, from the same start."
+        ),
+    ] = "shared"
     gradient_checkpointing: Annotated[
         bool,
         Field(description="Compute each layer's activations again in the backward pass: less memory, a third more time."),
@@ -91,6 +95,17 @@ class LossConfig:
     classification_weight: Annotated[
         float, Field(ge=0, description="Weight of the pair classifier's two cross-entropies.")
     ] = 1.0
+    contrastive_weight: Annotated[
+        float,
+        Field(ge=0, description="Weight of the in-batch contrastive loss (InfoNCE) over the whole global batch; 0: none."),
+    ] = 0.0
+    temperature: Annotated[
+        float,
+        Field(gt=0, le=10, description="Of the contrastive loss: what half the squared distances are divided by."),
+    ] = 0.05
+    symmetric: Annotated[
+        bool, Field(description="Let the contrastive loss also ask of every counter which point it answers.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
@@ -99,12 +114,46 @@ class MiningConfig:
         Literal["balltree", "faiss"],
         Field(description="Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."),
     ] = "faiss"
+    negatives: Annotated[
+        int,
+        Field(ge=0, le=64, description="Negatives of each sample; 0: none are mined (contrastive loss alone)."),
+    ] = 1
     random_rate: Annotated[
         float, Field(ge=0, le=1, description="Share of negatives drawn at random in epoch 0; the rest are nearest.")
     ] = 0.8
     random_rate_decay: Annotated[
         float, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
     ] = 0.02
+    range_min: Annotated[
+        int,
+        Field(ge=0, le=10_000, description="Leave out so many of the nearest texts, the likeliest to be right answers."),
+    ] = 0
+    range_max: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Draw the near negatives at random from the range_min-th to the range_max-th nearest; 0: take the "
+            "nearest from range_min on.",
+        ),
+    ] = 0
+    absolute_margin: Annotated[
+        float,
+        Field(ge=0, description="Near negatives must be so much farther from the point than its own counter; 0: no bound."),
+    ] = 0.0
+    relative_margin: Annotated[
+        float,
+        Field(ge=0, description="The same as a share of the counter's distance: 0.05 is 5 % farther; 0: no bound."),
+    ] = 0.0
+    positive_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Near negatives' cosine may be at most this share of the own counter's, 0.95 say (needs "
+            "model.normalize); 0: no bound.",
+        ),
+    ] = 0.0
     faiss_kind: Annotated[
         Literal["flat", "ivf", "hnsw"],
         Field(description="flat: exact. ivf, hnsw: approximate and faster on large corpora; their recall is reported."),
@@ -133,6 +182,16 @@ class MiningConfig:
             "before it starts. 0: what is free.",
         ),
     ] = 0.0
+
+    @property
+    def num_neighbours(self) -> int:
+        """Near texts to search for each sample."""
+        return self.range_max or self.range_min + self.negatives
+
+    @property
+    def keeps_distance(self) -> bool:
+        """Whether near negatives are bounded by the distance of the own counter."""
+        return bool(self.absolute_margin or self.relative_margin or self.positive_share)
 
     @property
     def exact(self) -> bool:
@@ -176,8 +235,17 @@ class TrainConfig:
         int, Field(ge=1, description="Triplets in one optimizer step, summed over ranks and accumulation.")
     ] = 8
     micro_batch_size: Annotated[
-        int, Field(ge=0, description="Triplets in one forward on one rank; 0: global_batch_size / ranks.")
+        int,
+        Field(
+            ge=0,
+            description="Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the "
+            "whole global batch all the same (GradCache), for one more forward where it takes several.",
+        ),
     ] = 0
+    batches: Annotated[
+        Literal["shuffled", "debates", "themes"],
+        Field(description="What a global batch is made of: any samples, or as far as possible whole debates or themes."),
+    ] = "shuffled"
     optimizer: Annotated[
         Literal["adam", "adamw"], Field(description="adam: as in the reference; adamw: decoupled weight decay.")
     ] = "adam"
@@ -192,6 +260,13 @@ class TrainConfig:
     warmup_ratio: Annotated[
         float, Field(ge=0, le=1, description="Share of all steps in which the learning rate rises from 0.")
     ] = 0.0
+    head_lr_factor: Annotated[
+        float, Field(gt=0, le=1000, description="Learning rate of projections and pair classifier, as a multiple of lr.")
+    ] = 1.0
+    layer_decay: Annotated[
+        float,
+        Field(gt=0, le=1, description="Each layer of the encoder has this multiple of the learning rate of the one above."),
+    ] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay (not on biases and LayerNorms).")] = 0.0
     clip_norm: Annotated[
         float, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
@@ -300,8 +375,20 @@ class Config:
                 f"train.global_batch_size {train.global_batch_size} is not a multiple of micro_batch_size x ranks "
                 f"({per_step} = {(micro or 1) * world_size}); choose a multiple, or another number of ranks"
             )
-        if self.loss.triplet_weight == self.loss.classification_weight == 0:
-            problems.append("loss.triplet_weight and loss.classification_weight are both 0; set one above 0")
+        loss = self.loss
+        if loss.triplet_weight == loss.classification_weight == loss.contrastive_weight == 0:
+            problems.append("the weights of the loss (triplet, classification, contrastive) are all 0; set one above 0")
+        if self.mining.negatives == 0 and (loss.triplet_weight or loss.classification_weight):
+            problems.append(
+                "mining.negatives is 0, but triplet and classification loss need negatives; set their weights to 0"
+            )
+        if self.mining.range_max and self.mining.range_max < self.mining.range_min + self.mining.negatives:
+            problems.append(
+                f"mining.range_max {self.mining.range_max} leaves less than mining.negatives {self.mining.negatives} from "
+                f"mining.range_min {self.mining.range_min} on; raise it, or set it to 0"
+            )
+        if self.mining.positive_share and not self.model.normalize:
+            problems.append("mining.positive_share compares cosines, but model.normalize is false; set it to true")
         if self.mining.overlap and self.mining.sharded:
             problems.append("mining.overlap works on rank 0, but mining.placement is sharded; set one of them back")
         if problems:

@@ -125,17 +125,27 @@ class World:
         return rows_QD
 
     def nearest(
-        self, ids_Q: npt.NDArray[np.int64], distance_Q: npt.NDArray[np.float64]
+        self, ids_Qk: npt.NDArray[np.int64], distance_Qk: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """For each query the nearest of the ranks' answers (id, distance), ties to the lower id. Every rank takes part."""
+        """For each query the k nearest of the ranks' answers (ids, distances), ties to the lower id, nearest first. Every
+        rank takes part."""
         if self.size == 1:
-            return ids_Q, distance_Q
-        least_Q = torch.from_numpy(distance_Q.copy())
-        dist.all_reduce(least_Q, op=dist.ReduceOp.MIN, group=self._control)
-        beaten_Q = distance_Q > least_Q.numpy()
-        id_Q = torch.from_numpy(np.where(beaten_Q, np.iinfo(np.int64).max, ids_Q))
-        dist.all_reduce(id_Q, op=dist.ReduceOp.MIN, group=self._control)
-        return id_Q.numpy(), least_Q.numpy()
+            return ids_Qk, distance_Qk
+        columns: list[list[torch.Tensor]] = []
+        for part in (torch.from_numpy(ids_Qk), torch.from_numpy(distance_Qk)):
+            columns.append([torch.empty_like(part) for _ in range(self.size)])
+            dist.all_gather(columns[-1], part.contiguous(), group=self._control)
+        all_ids, all_distances = (torch.cat(parts, dim=1).numpy() for parts in columns)
+        order_Qk = np.lexsort((all_ids, all_distances), axis=1)[:, : ids_Qk.shape[1]]
+        return np.take_along_axis(all_ids, order_Qk, axis=1), np.take_along_axis(all_distances, order_Qk, axis=1)
+
+    def all_rows(self, rows_RD: torch.Tensor) -> torch.Tensor:
+        """Every rank's rows (equal shapes) on every rank, in rank order, with gradient: what all ranks want of them is
+        summed. Every rank takes part, also in the backward pass."""
+        if self.size == 1:
+            return rows_RD
+        gathered: torch.Tensor = _AllRows.apply(rows_RD, self.rank, self.size)  # type: ignore[no-untyped-call]
+        return gathered
 
     def gather_rows(self, rows_RD: torch.Tensor) -> list[torch.Tensor] | None:
         """Every rank's rows (equal shapes) on rank 0, in rank order; None elsewhere. Every rank takes part."""
@@ -232,6 +242,21 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> It
         if watch:
             watch.close()
         dist.destroy_process_group()
+
+
+class _AllRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_RD: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        ctx.rank, ctx.size = rank, size
+        parts = [torch.empty_like(rows_RD) for _ in range(size)]
+        dist.all_gather(parts, rows_RD.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        summed = gradients[0].contiguous()
+        dist.all_reduce(summed)
+        return summed.chunk(ctx.size)[ctx.rank], None, None
 
 
 def _ranks_from_environment() -> tuple[int, int, int]:

@@ -4,10 +4,10 @@ The plan of batches is global, so each rank knows which rows the others hold, an
 (the last round is filled up with repeats: under ZeRO-3 a forward is collective). The rows then travel to rank 0, round by
 round and in bounded messages, or stay where they were made (`sharded`).
 
-N: texts held by this rank, M: all texts, Q: queries, D: similarity embedding, H: hidden size, C: D + H.
+N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, D: similarity embedding, H: hidden size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 
 from biencoder.distributed import World
 from biencoder.engine import Engine
-from biencoder.model import Side, Vectors
+from biencoder.model import Side, Sides, Vectors
 from biencoder.tokens import TokenizedTexts, padded_width
 
 Ids = npt.NDArray[np.int64]
@@ -75,6 +75,20 @@ class EmbeddedTexts:
                     ),
                 )
 
+    def distances(self, side: Side, text_X: Ids, candidate_text_X: Ids, world: World) -> npt.NDArray[np.float64]:
+        """Euclidean distance (X,) of each text's vector of that side to the candidate's. Every holder takes part."""
+        distance_X = np.empty(len(text_X))
+        vectors_ND = self.candidate.embedding
+        for block, mine in self.blocks(text_X, world, side=side, pooled=False):
+            here = np.flatnonzero(np.isin(candidate_text_X[block], self.text_ids_N))
+            rows = np.searchsorted(self.text_ids_N, candidate_text_X[block][here])
+            distance_Q1 = np.full((len(block), 1), np.inf)
+            gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
+            distance_Q1[here, 0] = torch.linalg.vector_norm(gap_QD, dim=1).double().numpy()
+            _, least_Q1 = world.nearest(np.zeros((len(block), 1), dtype=np.int64), distance_Q1)
+            distance_X[block] = least_Q1[:, 0]
+        return distance_X
+
 
 def plan_batches(lengths_N: Ids, batch_tokens: int) -> list[Ids]:
     """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding."""
@@ -111,22 +125,18 @@ def embed_texts(
         for rank, batch in ((rank, batch) for some in rounds for rank, batch in enumerate(some)):
             holder_M[batch] = rank
     held = np.flatnonzero(holder_M == world.rank)
-    sides: list[Side] = ["query"] if engine.model.shared else ["query", "candidate"]
-    vectors = []
-    for side in sides:
-        table = VectorTable(held)
-        for round_ in rounds:
-            mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
-            encoded = engine.encode(tokens.batch(text_ids_M[mine]), side)
-            if sharded:
-                table.put(mine if world.rank < len(round_) else mine[:0], encoded)
-            else:
-                gather(encoded, round_, table, world)
-            advance(sum(len(batch) for batch in round_))
-        vectors.append(table.vectors)
+    table = VectorTable(held)
+    for round_ in rounds:
+        mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
+        parts = engine.encode(tokens.batch(text_ids_M[mine])).parts()
+        if sharded:
+            table.put(mine if world.rank < len(round_) else mine[:0], parts)
+        else:
+            gather(parts, round_, table, world)
+        advance(sum(len(batch) for batch in round_))
     if not sharded and not world.is_main:
         return None
-    return EmbeddedTexts(text_ids_M[held], vectors[0], vectors[-1], text_ids_M, holder_M)
+    return EmbeddedTexts(text_ids_M[held], *Sides.of(table.parts), text_ids_M, holder_M)
 
 
 class VectorTable:
@@ -134,25 +144,25 @@ class VectorTable:
 
     def __init__(self, positions_N: Ids) -> None:
         self._positions_N = positions_N
-        self.vectors = Vectors(torch.empty(0), torch.empty(0))
+        self.parts: list[torch.Tensor] = []
 
-    def put(self, positions: Ids, vectors: Vectors) -> None:
-        """Fill in the first `len(positions)` rows of `vectors`."""
-        if not len(self.vectors.embedding):
-            self.vectors = Vectors(*(torch.empty(len(self._positions_N), part.shape[1]) for part in vectors))
+    def put(self, positions: Ids, parts: Sequence[torch.Tensor]) -> None:
+        """Fill in the first `len(positions)` rows of these parts (see `Sides`)."""
+        if not self.parts:
+            self.parts = [torch.empty(len(self._positions_N), part.shape[1]) for part in parts]
         target = torch.from_numpy(np.searchsorted(self._positions_N, positions))
-        for part, given in zip(self.vectors, vectors, strict=True):
+        for part, given in zip(self.parts, parts, strict=True):
             part[target] = given[: len(positions)].cpu()
 
 
-def gather(vectors: Vectors, round_: list[Ids], table: VectorTable, world: World) -> None:
+def gather(parts: Sequence[torch.Tensor], round_: list[Ids], table: VectorTable, world: World) -> None:
     """Bring a round's vectors to rank 0, in messages of bounded size. Every rank takes part."""
-    both_BC = torch.cat(vectors, dim=1)
+    rows_BW = torch.cat(list(parts), dim=1)  # W: of all parts, side by side
     longest = max(len(batch) for batch in round_)
-    padded_BC = torch.nn.functional.pad(both_BC, (0, 0, 0, longest - len(both_BC)))
-    dim = vectors.embedding.shape[1]
-    size = max(1, _MESSAGE_BYTES // (4 * both_BC.shape[1] * world.size))
+    padded_BW = torch.nn.functional.pad(rows_BW, (0, 0, 0, longest - len(rows_BW)))
+    widths = [part.shape[1] for part in parts]
+    size = max(1, _MESSAGE_BYTES // (4 * sum(widths) * world.size))
     for start in range(0, longest, size):
-        gathered = world.gather_rows(padded_BC[start : start + size].contiguous())
-        for batch, part_BC in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
-            table.put(batch[start : start + size], Vectors(part_BC[:, :dim], part_BC[:, dim:]))
+        gathered = world.gather_rows(padded_BW[start : start + size].contiguous())
+        for batch, part_BW in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
+            table.put(batch[start : start + size], torch.split(part_BW, widths, dim=1))

@@ -20,7 +20,7 @@ from biencoder.config import Config, TrainConfig, find_file
 from biencoder.distributed import World
 from biencoder.engine_state import EngineState, EngineTensors
 from biencoder.errors import ConfigError
-from biencoder.model import BiEncoder, PairClassifier, Scores, Side, TripletBatch, Vectors
+from biencoder.model import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.optim import build_optimizer, schedule
 from biencoder.precision import Precision
 from biencoder.stopwatch import Stopwatch
@@ -150,12 +150,12 @@ class Engine:
         return scores
 
     @torch.no_grad()
-    def encode(self, tokens: Tokens, side: Side) -> Vectors:
-        """Vectors of texts as one side, fp32, without graph and without dropout."""
+    def encode(self, tokens: Tokens) -> Sides:
+        """Vectors of texts as both sides, without graph and without dropout."""
         self._engine.eval()
-        vectors = self._engine(tokens.to(self.device), side)
+        sides: Sides = self._engine(tokens.to(self.device))
         self._engine.train()
-        return Vectors(vectors.embedding.float(), vectors.pooled.float())
+        return sides
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss)
@@ -170,7 +170,7 @@ class Engine:
             return
         self._lr = self._config.peak_lr * self.lr_factor * self._schedule(self.applied_steps)
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = self._lr
+            group["lr"] = self._lr * group.get("lr_factor", 1.0)
         if self._tensors.is_plain:
             # DeepSpeed tells no norm at stage 0 in fp32, and skips nothing; the gradients are averaged over the ranks here.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -1,7 +1,8 @@
 """A trained model as a folder that sentence-transformers loads, with the pair classifier and a model card beside it.
 
     folder/                      modules.json, config_sentence_transformers.json, README.md (the model card)
-      (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ where the sides have separate weights
+      (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ where the sides differ (candidate/ holds
+                                 the projection alone where they share the encoder)
       1_Pooling 2_Dense …        pooling, BERT's pooler where it is used, the projection, and length 1 where configured
       biencoder.json             how this program builds the model again
       classifier.safetensors     the pair classifier
@@ -29,6 +30,8 @@ from biencoder.model import BiEncoder, Tower
 
 _ST = "sentence_transformers"
 _SIDES = ("query", "candidate")
+Modules = list[tuple[str, str]]
+"""What a text passes through: (path within the folder, kind)."""
 
 
 def save_model(
@@ -66,17 +69,20 @@ def _save_model(
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    towers = [fresh] if model.shared else [fresh / side for side in _SIDES]
-    for number, place in enumerate(towers):
-        place.mkdir(exist_ok=True)
+    routes: list[Modules] = []
+    for number, side in enumerate([""] if model.shared else _SIDES):
+        (fresh / side).mkdir(exist_ok=True)
         prefix = f"towers.{number}."
         tower: Tower = model.towers[number]  # type: ignore[assignment]  # a ModuleList of towers
         own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        modules = _save_tower(place, tower, own, config.max_length)
-        tokenizer.save_pretrained(place)
-        _write_json(place / "modules.json", modules)
-    if not model.shared:
-        _write_router(fresh)
+        if number == 0 or not model.one_encoder:
+            encoder = _save_encoder(fresh, side, tower, own, config.max_length)
+            tokenizer.save_pretrained(fresh / side)
+        routes.append([*encoder, *_save_projection(fresh, side, tower, own, start=len(encoder))])
+    if model.shared:
+        _write_json(fresh / "modules.json", [_module(i, path, kind) for i, (path, kind) in enumerate(routes[0])])
+    else:
+        _write_router(fresh, routes)
     _write_json(
         fresh / "config_sentence_transformers.json",
         {
@@ -110,12 +116,10 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
         raise ModelError(f"{folder} is no model of this program: it has no biencoder.json; give runs/<run>/model/best, say")
     try:
         config = TypeAdapter(ModelConfig).validate_python(json.loads(description.read_text(encoding="utf-8")))
-        shared = not config.separate_weights
-        places = [folder] if shared else [folder / side for side in _SIDES]
-        encoders = [
-            AutoModel.from_config(AutoConfig.from_pretrained(place))  # type: ignore[no-untyped-call]
-            for place in places
-        ]
+        places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
+        homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
+        made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
+        encoders = [made[home] for home in homes]
         tokenizer = AutoTokenizer.from_pretrained(places[0])
         if config.pooling != "pooler":
             for encoder in encoders:
@@ -123,22 +127,21 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
         assert config.pooling != "auto"
         model = BiEncoder(config, encoders, config.pooling)
         weights = {f"classifier.{name}": w for name, w in load_file(folder / "classifier.safetensors").items()}
-        for number, place in enumerate(places):
-            weights |= {f"towers.{number}.{name}": w for name, w in _load_tower(place, config).items()}
+        for number, (place, home) in enumerate(zip(places, homes, strict=True)):
+            weights |= {f"towers.{number}.{name}": w for name, w in _load_tower(place, home, config).items()}
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ValidationError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), tokenizer, config
 
 
-def _save_tower(place: Path, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> list[dict[str, Any]]:
-    """Encoder, pooling and projection of one tower as sentence-transformers modules; returns modules.json's content."""
+def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> Modules:
+    """Encoder and pooling of one tower, with BERT's pooler where it is used."""
+    place, hidden = folder / side, tower.projection.in_features
     encoder_weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     tower.encoder.config.save_pretrained(place)
     save_file(encoder_weights, place / "model.safetensors", metadata={"format": "pt"})
     _write_json(place / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    modules = [_module(0, "", "models.Transformer"), _module(1, "1_Pooling", "models.Pooling")]
-    hidden, dimension = tower.projection.in_features, tower.projection.out_features
     (place / "1_Pooling").mkdir()
     _write_json(
         place / "1_Pooling" / "config.json",
@@ -148,55 +151,58 @@ def _save_tower(place: Path, tower: Tower, weights: Mapping[str, torch.Tensor], 
             "pooling_mode_mean_tokens": tower.pooling == "mean",
         },
     )
-    denses: list[tuple[str, str | None, int, int, str]] = [
-        ("projection.weight", None, hidden, dimension, "torch.nn.modules.linear.Identity")
-    ]
+    modules = [(side, "models.Transformer"), (_join(side, "1_Pooling"), "models.Pooling")]
     if tower.pooling == "pooler":  # BERT's pooler is the first token through a dense layer and tanh
-        dense = "encoder.pooler.dense."
-        denses.insert(0, (f"{dense}weight", f"{dense}bias", hidden, hidden, "torch.nn.modules.activation.Tanh"))
-    for weight, bias, width, height, activation in denses:
-        name = f"{len(modules)}_Dense"
-        (place / name).mkdir()
-        tensors = {"linear.weight": weights[weight]} | ({"linear.bias": weights[bias]} if bias else {})
-        save_file(tensors, place / name / "model.safetensors")
-        _write_json(
-            place / name / "config.json",
-            {"in_features": width, "out_features": height, "bias": bias is not None, "activation_function": activation},
-        )
-        modules.append(_module(len(modules), name, "models.Dense"))
-    if tower.normalize:
-        name = f"{len(modules)}_Normalize"
-        (place / name).mkdir()
-        _write_json(place / name / "config.json", {})
-        modules.append(_module(len(modules), name, "models.Normalize"))
+        dense = {name: weights[f"encoder.pooler.dense.{name}"] for name in ("weight", "bias")}
+        modules.append(_save_dense(folder, _join(side, "2_Dense"), dense, "torch.nn.modules.activation.Tanh"))
     return modules
 
 
-def _load_tower(place: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
-    weights = {f"encoder.{name}": w for name, w in load_file(place / "model.safetensors").items()}
+def _save_projection(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], *, start: int) -> Modules:
+    """The projection of one tower, and the scaling to length 1 where it is configured."""
+    dense, identity = {"weight": weights["projection.weight"]}, "torch.nn.modules.linear.Identity"
+    modules = [_save_dense(folder, _join(side, f"{start}_Dense"), dense, identity)]
+    if tower.normalize:
+        name = _join(side, f"{start + 1}_Normalize")
+        (folder / name).mkdir()
+        _write_json(folder / name / "config.json", {})
+        modules.append((name, "models.Normalize"))
+    return modules
+
+
+def _save_dense(folder: Path, name: str, weights: Mapping[str, torch.Tensor], activation: str) -> tuple[str, str]:
+    (folder / name).mkdir()
+    save_file({f"linear.{kind}": weight for kind, weight in weights.items()}, folder / name / "model.safetensors")
+    height, width = weights["weight"].shape
+    shape = {"in_features": width, "out_features": height, "bias": "bias" in weights}
+    _write_json(folder / name / "config.json", {**shape, "activation_function": activation})
+    return name, "models.Dense"
+
+
+def _load_tower(place: Path, home: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Args: home: where its encoder is."""
+    weights = {f"encoder.{name}": w for name, w in load_file(home / "model.safetensors").items()}
     dense = "3_Dense" if config.pooling == "pooler" else "2_Dense"
     weights["projection.weight"] = load_file(place / dense / "model.safetensors")["linear.weight"]
     return weights
 
 
-def _write_router(folder: Path) -> None:
+def _write_router(folder: Path, routes: list[Modules]) -> None:
     """Let sentence-transformers encode queries and documents with their own side (encode_query, encode_document)."""
-    structure: dict[str, list[str]] = {}
-    types: dict[str, str] = {}
-    for side, route in zip(_SIDES, ("query", "document"), strict=True):
-        modules = json.loads((folder / side / "modules.json").read_text(encoding="utf-8"))
-        names = [str(Path(side) / module["path"]) if module["path"] else side for module in modules]
-        structure[route] = names
-        types |= {name: module["type"] for name, module in zip(names, modules, strict=True)}
+    structure = {route: [path for path, _ in modules] for route, modules in zip(("query", "document"), routes, strict=True)}
     _write_json(
         folder / "router_config.json",
         {
-            "types": types,
+            "types": {path: f"{_ST}.{kind}" for modules in routes for path, kind in modules},
             "structure": structure,
             "parameters": {"default_route": "query", "allow_empty_key": True, "route_mappings": {}},
         },
     )
     _write_json(folder / "modules.json", [_module(0, "", "models.Router")])
+
+
+def _join(side: str, name: str) -> str:
+    return f"{side}/{name}" if side else name
 
 
 def _module(number: int, path: str, kind: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from biencoder.data.cleaning import normalise
 from biencoder.embedding import EmbeddedTexts, plan_batches
 from biencoder.evaluation.protocol import nearest_candidates, pair_probability
 from biencoder.export import load_model
-from biencoder.model import BiEncoder, PairClassifier, Side, Vectors
+from biencoder.model import BiEncoder, PairClassifier, Sides
 from biencoder.tokens import TokenizedTexts, tokenize
 
 
@@ -54,9 +54,15 @@ class Inference:
 
     def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
-        sides: list[Side] = ["query"] if self.model.shared else ["query", "candidate"]
-        vectors = [self._embed_side(tokens, text_ids_N, side) for side in sides]
-        return EmbeddedTexts.whole(text_ids_N, vectors[0], vectors[-1])
+        parts: list[list[torch.Tensor]] = []
+        order = plan_batches(tokens.lengths(text_ids_N), EvalConfig().batch_tokens_on(self.device.type))
+        with torch.inference_mode():
+            for batch in order:
+                sides: Sides = self.model(tokens.batch(text_ids_N[batch]).to(self.device))
+                parts.append([part.cpu() for part in sides.parts()])
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        whole = [torch.cat(some)[back] for some in zip(*parts, strict=True)]
+        return EmbeddedTexts.whole(text_ids_N, *Sides.of(whole))
 
     def search(self, query: str, corpus: EmbeddedTexts, texts: Sequence[str], *, top_k: int) -> list[Hit]:
         """The nearest texts of the corpus, without the query's own text."""
@@ -72,14 +78,3 @@ class Inference:
             Hit(texts[row], float(distance), float(probability))
             for row, distance, probability in zip(ranked_1k[0], distance_k, probability_k, strict=True)
         ]
-
-    @torch.inference_mode()
-    def _embed_side(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64], side: Side) -> Vectors:
-        embeddings, pooled, order = [], [], []
-        for batch in plan_batches(tokens.lengths(text_ids_N), EvalConfig().batch_tokens_on(self.device.type)):
-            vectors = self.model(tokens.batch(text_ids_N[batch]).to(self.device), side)
-            embeddings.append(vectors.embedding.cpu())
-            pooled.append(vectors.pooled.cpu())
-            order.append(batch)
-        back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        return Vectors(torch.cat(embeddings)[back], torch.cat(pooled)[back])

@@ -8,7 +8,7 @@ Everything here runs on every rank, in the same order and equally often; what on
 
 import math
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from biencoder.batch import triplet_batch
 from biencoder.checkpoint import Checkpoint
+from biencoder.contrastive import Pull, contrast, targets
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts, embed_texts
@@ -24,14 +25,14 @@ from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.mining import Mined
-from biencoder.model import TripletBatch, Vectors
+from biencoder.model import Scores, TripletBatch, Vectors
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
 from biencoder.prefetch import prefetched
 from biencoder.resume import finish_writing, load_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
-from biencoder.run import Progress, Run, steps_per_epoch, total_steps
-from biencoder.sampler import global_batches, rank_share
+from biencoder.run import Progress, Run, StepBatch, steps_per_epoch, total_steps
+from biencoder.sampler import global_batches, shares
 from biencoder.tracking.names import (
     CLOSEST,
     HARDNESS,
@@ -47,19 +48,18 @@ from biencoder.tracking.tables import closest_table, examples_table
 
 def fit(run: Run, progress: Progress) -> None:
     """Train from where `progress` stands to the end. Every rank takes part."""
-    training = run.dataset.splits["training"]
     last, metrics = total_steps(run.dataset, run.config), Metrics()
     while True:
         if progress.negatives is None:
-            embedded, encode_s = embed_split(run, training)
-            if progress.step >= last or progress.epoch % run.config.eval.every_epochs == 0:
+            done = progress.step >= last
+            measured = done or progress.epoch % run.config.eval.every_epochs == 0
+            embedded, encode_s = embed_split(run, run.training) if measured or run.config.mining.negatives else (None, 0.0)
+            if measured:
                 metrics = evaluate(run, progress, embedded, zero_shot=progress.epoch == 0)
                 keep_best(run, progress, metrics)
-            if progress.step >= last:
+            if done:
                 break
-            mined = run.miner.negatives(progress.epoch, embedded)
-            report_mining(run, progress, mined, encode_s)
-            progress.negatives = mined.negative_text_P
+            progress.negatives = mine(run, progress, embedded, encode_s)
             del embedded
         try:
             run_epoch(run, progress, last)
@@ -77,17 +77,18 @@ def run_epoch(run: Run, progress: Progress, last: int) -> None:
         global_batch_size=train.global_batch_size,
         seed=run.config.run.seed,
         epoch=progress.epoch,
+        group_N=run.training.groups(train.batches),
     )[progress.step - start : last - start]
     assert progress.negatives is not None
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
     progress.window.restart_clock()
-    made = prefetched(micro_batches(run, batch_G, progress.negatives) for batch_G in batches_SG)
+    made = prefetched(step_batch(run, batch_G, progress.negatives) for batch_G in batches_SG)
     with run.stop.stepping(), closing(made):
         for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
             run.world.doing(f"training step {progress.step + 1}")
             with progress.window.batches.running():
-                batches = next(made)
-            parts = train_step(run, batches, progress.step)
+                batch = next(made)
+            parts = train_step(run, batch, progress.step)
             progress.step += 1
             progress.window.timed_steps += 1
             if not was_skipped(run, progress, batch_G):
@@ -102,15 +103,15 @@ def run_epoch(run: Run, progress: Progress, last: int) -> None:
     run.terminal.end()
 
 
-def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.Tensor:
+def train_step(run: Run, batch: StepBatch, step: int) -> torch.Tensor:
     """One optimizer step; returns this rank's mean loss parts, on the device and without graph."""
-    engine = run.engine
-    torch.manual_seed(stream_seed(run.config.run.seed, "dropout", step, run.world.rank))
+    engine, config, chunks = run.engine, run.config.loss, batch.micro_batches
     parts = []
     try:
-        for batch in micro_batches:
-            scores = engine.score(batch)
-            loss = combined_loss(scores, run.config.loss)
+        pulls, scored = contrast_step(run, batch, step)
+        for number, chunk in enumerate(chunks):
+            scores = scored or score(run, chunk, step, number)
+            loss = combined_loss(scores, config, pulls[number], num_chunks=len(chunks))
             engine.backward(loss.total)
             engine.step()  # updates at the last micro-batch, accumulates before
             parts.append(loss.detached())
@@ -119,29 +120,52 @@ def train_step(run: Run, micro_batches: list[TripletBatch], step: int) -> torch.
     return torch.stack(parts).mean(0)
 
 
-def micro_batches(run: Run, batch_G: npt.NDArray[np.int64], negative_text_P: npt.NDArray[np.int64]) -> list[TripletBatch]:
+def contrast_step(run: Run, batch: StepBatch, step: int) -> tuple[list[Pull | None], Scores | None]:
+    """What the contrastive loss wants of each micro-batch, and the scores with their graph where there is only one: of
+    several the graphs would not fit, and they are scored once more. Every rank takes part."""
+    chunks = batch.micro_batches
+    if batch.targets is None:
+        return [None] * len(chunks), None
+    with nullcontext() if len(chunks) == 1 else torch.no_grad():
+        scored = [score(run, chunk, step, number) for number, chunk in enumerate(chunks)]
+    pulls = contrast(scored, batch.targets, run.config.loss, run.world)
+    return list(pulls), scored[0] if len(chunks) == 1 else None
+
+
+def score(run: Run, chunk: TripletBatch, step: int, number: int) -> Scores:
+    """Score a micro-batch, with the same dropout however often it is done."""
+    torch.manual_seed(stream_seed(run.config.run.seed, "dropout", step, run.world.rank, number))
+    return run.engine.score(chunk)
+
+
+def step_batch(run: Run, batch_G: npt.NDArray[np.int64], negative_text_PK: npt.NDArray[np.int64]) -> StepBatch:
     """This rank's share of a global batch, as batches on its device."""
-    split = run.dataset.splits["training"]
-    texts_3G = np.stack([split.point_text_P[batch_G], split.counter_text_P[batch_G], negative_text_P[batch_G]])
-    share_AM = rank_share(
+    split, world, model, contrastive = run.training, run.world, run.engine.model, run.config.loss.contrastive_weight > 0
+    texts_XG = np.stack([split.point_text_P[batch_G], split.counter_text_P[batch_G], *negative_text_PK[batch_G].T])
+    shares_RAM = shares(
         batch_G,
-        run.tokens.lengths(texts_3G).sum(axis=0),
-        rank=run.world.rank,
-        world_size=run.world.size,
-        micro_batch_size=run.config.train.micro_batch(run.world.size),
+        run.tokens.lengths(texts_XG).sum(axis=0),
+        world_size=world.size,
+        micro_batch_size=run.config.train.micro_batch(world.size),
     )
-    return [
+    micro_batches = [
         triplet_batch(
             samples_M,
             split,
-            negative_text_P,
+            negative_text_PK,
             run.tokens,
-            shared=run.engine.model.shared,
+            one_encoder=model.one_encoder,
+            rivals=contrastive,
             pass_cost=run.engine.pass_cost,
-            device=run.world.device,
+            device=world.device,
         )
-        for samples_M in share_AM
+        for samples_M in shares_RAM[world.rank]
     ]
+    if not contrastive:
+        return StepBatch(micro_batches, None)
+    samples_RS = shares_RAM.reshape(world.size, -1)
+    wanted = targets(samples_RS, split, negative_text_PK, run.forbidden, rank=world.rank)
+    return StepBatch(micro_batches, wanted.to(world.device))
 
 
 def report_steps(run: Run, progress: Progress) -> None:
@@ -166,12 +190,21 @@ def report_steps(run: Run, progress: Progress) -> None:
     window.clear()
 
 
+def mine(run: Run, progress: Progress, embedded: EmbeddedTexts | None, encode_s: float) -> npt.NDArray[np.int64]:
+    """The negatives (P, K) of the epoch that begins. Every rank takes part."""
+    if run.config.mining.negatives == 0:
+        return np.empty((run.num_samples, 0), dtype=np.int64)
+    mined = run.miner.negatives(progress.epoch, embedded)
+    report_mining(run, progress, mined, encode_s)
+    return mined.negative_text_PK
+
+
 def report_mining(run: Run, progress: Progress, mined: Mined, encode_s: float) -> None:
     at, audit, texts = {"step": progress.step, "epoch": progress.epoch}, mined.audit, run.dataset.texts
     run.tracker.log("mine", **at, metrics=mine_metrics(mined, encode_s))
     run.tracker.event("negatives", **at, detail=mined.digest)
     run.tracker.histogram(HARDNESS, **at, edges=audit.hardness_edges, counts=audit.hardness_counts)
-    run.tracker.table(CLOSEST, **at, **closest_table(audit.closest, run.dataset.splits["training"], texts))
+    run.tracker.table(CLOSEST, **at, **closest_table(audit.closest, run.training, texts))
 
 
 def save_or_stop(run: Run, progress: Progress) -> None:
@@ -201,7 +234,7 @@ def was_skipped(run: Run, progress: Progress, batch_G: npt.NDArray[np.int64]) ->
         return False
     progress.skipped_steps = run.engine.skipped_steps
     progress.skipped_in_a_row += 1
-    pairs = run.dataset.splits["training"].pairs
+    pairs = run.training.pairs
     names = ", ".join(pairs[i].point.source for i in batch_G[:8]) + (" ..." if len(batch_G) > 8 else "")
     detail = f"no finite gradient for the batch of {names}"
     run.tracker.event("skipped step", step=progress.step, epoch=progress.epoch, detail=detail)

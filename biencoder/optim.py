@@ -1,6 +1,8 @@
 """The optimizer and its learning-rate schedule, as plain PyTorch objects that the engine is given."""
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -10,14 +12,40 @@ from biencoder.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over the trainable parameters; biases and norms (vectors) are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Adam or AdamW over the trainable parameters, in groups whose `lr_factor` is a multiple of the learning rate.
+
+    Biases and norms (vectors) are not decayed. The encoder's layers learn the slower the lower they are, by
+    `layer_decay` each (Howard and Ruder 2018); embeddings lie below the lowest.
+    """
+    factors = lr_factors(model, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[factors[name], parameter.ndim >= 2].append(parameter)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=config.peak_lr, fused=True)
+    return kind(
+        [
+            {"params": parameters, "lr_factor": factor, "weight_decay": config.weight_decay if decayed else 0.0}
+            for (factor, decayed), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        ],
+        lr=config.peak_lr,
+        fused=True,
+    )
+
+
+def lr_factors(model: nn.Module, config: TrainConfig) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied with."""
+    names = [name for name, _ in model.named_parameters()]
+    # Transformers name layers `encoder.layer.7.`, `layers.7.` and the like, counted from the bottom.
+    layer = {name: int(found[1]) + 1 for name in names if (found := re.search(r"\.encoder\..*?\blayers?\.(\d+)\.", name))}
+    top = max(layer.values(), default=0)
+    below = {name for name in names if ".embeddings." in name}
+    return {
+        name: config.layer_decay ** (top - layer.get(name, 0 if name in below else top))
+        if ".encoder." in name
+        else config.head_lr_factor
+        for name in names
+    }
 
 
 def schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:

@@ -135,7 +135,11 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     mine = sums_RK[world.rank] if ranks == world.size else sums_RK.mean(0)
     progress.window.parts = mine.to(run.world.device)
     if has_negatives:
-        negatives = mining["negatives"].numpy().copy() if mining else np.empty(run.num_samples, dtype=np.int64)
+        negatives = (
+            mining["negatives"].numpy().copy()
+            if mining
+            else np.empty((run.num_samples, run.config.mining.negatives), dtype=np.int64)
+        )
         progress.negatives = world.broadcast_ids(negatives)
     if state["ahead"] is not None:
         run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,13 @@ import torch
 
 from biencoder.checkpoint import CheckpointFolder
 from biencoder.config import Config
-from biencoder.data import Dataset
+from biencoder.contrastive import Targets
+from biencoder.data import Dataset, Forbidden, Split
 from biencoder.distributed import World
 from biencoder.engine import Engine
 from biencoder.loss import LossParts
 from biencoder.mining import Miner
+from biencoder.model import TripletBatch
 from biencoder.preemption import StopRequests
 from biencoder.stopwatch import Stopwatch
 from biencoder.tokens import TokenizedTexts
@@ -37,12 +40,25 @@ class Run:
     stop: StopRequests
     tracker: Tracker
     terminal: Terminal
+    forbidden: Forbidden
     save: Callable[[str, Metrics], None]
     """Write the model under a name (`best`, `last`) with the metrics that its card quotes. Every rank takes part."""
 
     @property
+    def training(self) -> Split:
+        return self.dataset.splits["training"]
+
+    @property
     def num_samples(self) -> int:
-        return len(self.dataset.splits["training"])
+        return len(self.training)
+
+
+class StepBatch(NamedTuple):
+    """What a rank works on in one step."""
+
+    micro_batches: list[TripletBatch]
+    targets: Targets | None
+    """Of the contrastive loss over the whole step; None where it has no weight."""
 
 
 class Window:
@@ -75,7 +91,7 @@ class Progress:
         self.step = 0
         self.epoch = 0
         self.negatives: npt.NDArray[np.int64] | None = None
-        """For each sample of the epoch the text id of its negative; None where the epoch has yet to be mined for."""
+        """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
         self.window = Window(device)
         self.best = -1.0
         """Best accuracy@1 so far, and the step it was measured after."""

@@ -113,7 +113,7 @@ def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int)
         f"{metrics[f'eval/{split}/embedding/mrr@10']:.3f} | {metrics[f'eval/{split}/embedding/ndcg@10']:.3f} |"
         for split in dataset.splits
     )
-    encode = "encode_query / encode_document" if config.model.separate_weights else "encode"
+    encode = "encode" if config.model.sides == "shared" else "encode_query / encode_document"
     distance = (
         "length-1 embeddings, so cosine and Euclidean order agree" if config.model.normalize else "Euclidean distance"
     )

@@ -52,7 +52,7 @@ def check(config: "Config", world: "World") -> None:
 def train(config: "Config", world: "World") -> None:
     """Check everything, build everything, then `fit`. Nothing is written before all checks have passed."""
     from biencoder.checkpoint import Checkpoint, CheckpointFolder
-    from biencoder.data import load_dataset
+    from biencoder.data import Forbidden, load_dataset
     from biencoder.engine import Engine, precision_of, read_settings
     from biencoder.export import save_model
     from biencoder.loop import fit
@@ -117,8 +117,9 @@ def train(config: "Config", world: "World") -> None:
     tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=world)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, last_step)
+    forbidden = Forbidden.of(training, len(dataset.texts))
     num_epochs = math.ceil(last_step / steps_per_epoch(dataset, config))
-    miner = Miner(training, len(dataset.texts), world, config.mining, seed=config.run.seed, num_epochs=num_epochs)
+    miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=num_epochs)
     tracker = world.together(
         lambda: open_tracker(config, folder, facts, precision=precision, show=terminal.alert, is_main=world.is_main)
     )
@@ -136,7 +137,7 @@ def train(config: "Config", world: "World") -> None:
             )
         )
 
-    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, save)
+    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, save)
     if from_step is None:
         progress = Progress(world.device)
         tracker.rewind(0)

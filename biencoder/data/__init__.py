@@ -9,5 +9,6 @@ Two arguments with the same text share one id, so "the same text" is an integer 
 """
 
 from biencoder.data.dataset import SPLITS, Dataset, Split, load_dataset
+from biencoder.data.forbidden import Forbidden
 
-__all__ = ["SPLITS", "Dataset", "Split", "load_dataset"]
+__all__ = ["SPLITS", "Dataset", "Forbidden", "Split", "load_dataset"]

@@ -33,6 +33,15 @@ class Split:
         """The distinct text ids of this split, ascending."""
         return np.unique(np.concatenate([self.point_text_P, self.counter_text_P]))
 
+    def groups(self, kind: str) -> npt.NDArray[np.int64] | None:
+        """The number of each pair's group (P,): of its debate, its theme; None for any other kind."""
+        if kind not in ("debates", "themes"):
+            return None
+        points = [pair.point for pair in self.pairs]
+        keys = [point.domain if kind == "themes" else f"{point.domain}\0{point.topic}" for point in points]
+        numbers: npt.NDArray[np.int64] = np.unique(keys, return_inverse=True)[1]
+        return numbers
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

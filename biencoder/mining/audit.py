@@ -1,7 +1,7 @@
 """What the mined negatives are like: how hard, which look like copies of what they should differ from, and whether the
 embeddings they were found with still tell texts apart.
 
-P: samples, N: texts held here, D: dimension.
+P: samples, K: negatives of each, X: P * K, N: texts held here, D: dimension.
 """
 
 import math
@@ -15,10 +15,8 @@ import torch
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
-from biencoder.model import Side
 
 Ids = npt.NDArray[np.int64]
-Distances = npt.NDArray[np.float64]
 
 NEAR_COPY = 0.2
 """A text is nearly a copy of another if their distance is below this share of that of two texts drawn at random."""
@@ -60,47 +58,39 @@ class Audit:
     """The negatives nearest to their sample's point or counter, nearest first."""
 
 
-def audit(split: Split, negative_text_P: Ids, embedded: EmbeddedTexts, world: World) -> Audit:
+def audit(split: Split, negative_text_PK: Ids, embedded: EmbeddedTexts, world: World) -> Audit:
     """Every rank of `world`, the holders of `embedded`, takes part, and gets the same."""
     start = time.perf_counter()
-    pair_P = distances("query", split.point_text_P, split.counter_text_P, embedded, world)
-    negative_P = distances("query", split.point_text_P, negative_text_P, embedded, world)
-    # As candidates, which share one geometry also where queries have an encoder of their own.
-    copied_P = np.minimum(
-        distances("candidate", split.point_text_P, negative_text_P, embedded, world),
-        to_counter_P := distances("candidate", split.counter_text_P, negative_text_P, embedded, world),
+    P, K = negative_text_PK.shape
+    point_X, counter_X, negative_X = (
+        np.repeat(split.point_text_P, K),
+        np.repeat(split.counter_text_P, K),
+        negative_text_PK.ravel(),
     )
+    pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, world)
+    pair_X, negative_distance_X = np.repeat(pair_P, K), embedded.distances("query", point_X, negative_X, world)
+    # As candidates, which share one geometry also where queries have an encoder of their own.
+    to_counter_X = embedded.distances("candidate", counter_X, negative_X, world)
+    copied_X = np.minimum(embedded.distances("candidate", point_X, negative_X, world), to_counter_X)
     spread, effective_rank = geometry(embedded, world)
-    hardness_P = pair_P - negative_P
-    counts, edges = np.histogram(hardness_P, bins=min(_MOST_BINS, 1 + math.isqrt(len(split))))
-    closest = np.argsort(copied_P, kind="stable")[:_LISTED]
+    hardness_X = pair_X - negative_distance_X
+    counts, edges = np.histogram(hardness_X, bins=min(_MOST_BINS, 1 + math.isqrt(P)))
+    closest = np.argsort(copied_X, kind="stable")[:_LISTED]
     figures = Figures(
         pair_distance=float(pair_P.mean()),
-        harder_share=float((hardness_P > 0).mean()),
-        near_copies=float((copied_P < NEAR_COPY * math.sqrt(2) * spread).mean()),
+        harder_share=float((hardness_X > 0).mean()),
+        near_copies=float((copied_X < NEAR_COPY * math.sqrt(2) * spread).mean()),
         spread=spread,
         effective_rank=effective_rank,
         audit_s=time.perf_counter() - start,
     )
     listed = [
-        CloseNegative(int(i), int(negative_text_P[i]), float(negative_P[i]), float(to_counter_P[i]), float(pair_P[i]))
+        CloseNegative(
+            int(i) // K, int(negative_X[i]), float(negative_distance_X[i]), float(to_counter_X[i]), float(pair_X[i])
+        )
         for i in closest
     ]
     return Audit(figures, edges.tolist(), counts.tolist(), listed)
-
-
-def distances(side: Side, text_P: Ids, candidate_text_P: Ids, embedded: EmbeddedTexts, world: World) -> Distances:
-    """Euclidean distance (P,) of each text's vector of that side to the candidate's. Every rank of `world` takes part."""
-    distance_P = np.empty(len(text_P))
-    vectors_ND = embedded.candidate.embedding
-    for block, mine in embedded.blocks(text_P, world, side=side, pooled=False):
-        here = np.flatnonzero(np.isin(candidate_text_P[block], embedded.text_ids_N))
-        rows = np.searchsorted(embedded.text_ids_N, candidate_text_P[block][here])
-        distance_Q = np.full(len(block), np.inf)
-        gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
-        distance_Q[here] = torch.linalg.vector_norm(gap_QD, dim=1).double().numpy()
-        _, distance_P[block] = world.nearest(np.zeros(len(block), dtype=np.int64), distance_Q)
-    return distance_P
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:

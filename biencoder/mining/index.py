@@ -45,22 +45,24 @@ def nearest_allowed(
     queries_QD: Vectors,
     allowed: Callable[[Rows, Rows], npt.NDArray[np.bool_]],
     *,
-    at_first: int = 8,
+    count: int = 1,
+    least_distance_Q: npt.NDArray[np.float64] | None = None,
 ) -> tuple[Rows, npt.NDArray[np.float64]]:
-    """For each query the nearest row that is allowed, ties broken by the lower row, and its distance.
+    """For each query the nearest rows that are allowed, nearest first, ties broken by the lower row, and their distances.
 
     Args:
         allowed: given query numbers (Q,) and rows (Q, k), which of the rows each query may have (Q, k).
-        at_first: neighbours asked for in the first search; more follow for queries that need them.
+        count: rows wanted for each query.
+        least_distance_Q: what is nearer than this is not allowed either.
 
     Returns:
-        Rows (Q,), -1 where no row is allowed, and exact distances (Q,), inf there.
+        Rows (Q, count), -1 where no more are allowed, and exact distances, inf there.
     """
-    best_Q = np.full(len(queries_QD), -1, dtype=np.int64)
-    distance_Q = np.full(len(queries_QD), np.inf)
+    best_Qc = np.full((len(queries_QD), count), -1, dtype=np.int64)
+    distance_Qc = np.full((len(queries_QD), count), np.inf)
     if not len(vectors_ND):
-        return best_Q, distance_Q
-    open_queries, k = np.arange(len(queries_QD)), min(at_first, len(vectors_ND))
+        return best_Qc, distance_Qc
+    open_queries, k = np.arange(len(queries_QD)), min(7 + count, len(vectors_ND))
     while len(open_queries):
         undecided = []
         chunk = max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))
@@ -68,22 +70,26 @@ def nearest_allowed(
             some = open_queries[start : start + chunk]
             rows_Qk = index.search(queries_QD[some], k)
             exact_Qk = np.where(rows_Qk >= 0, _distances(vectors_ND, queries_QD[some], rows_Qk), np.inf)
-            measured_Qk = np.where(allowed(some, rows_Qk), exact_Qk, np.inf)
-            order_Qk = np.lexsort((rows_Qk, measured_Qk), axis=1)
-            first_Q1 = order_Qk[:, :1]
-            distance = np.take_along_axis(measured_Qk, first_Q1, axis=1)[:, 0]
-            found = np.isfinite(distance)
-            best_Q[some] = np.where(found, np.take_along_axis(rows_Qk, first_Q1, axis=1)[:, 0], -1)
-            distance_Q[some] = distance
-            # Settled: everything the index did not return is farther than the best, its rounding granted.
+            good_Qk = allowed(some, rows_Qk)
+            if least_distance_Q is not None:
+                good_Qk = good_Qk & (exact_Qk >= least_distance_Q[some][:, None])
+            measured_Qk = np.where(good_Qk, exact_Qk, np.inf)
+            order_Qc = np.lexsort((rows_Qk, measured_Qk), axis=1)[:, :count]
+            near_Qc = np.take_along_axis(measured_Qk, order_Qc, axis=1)
+            found_Qc = np.isfinite(near_Qc)
+            width = order_Qc.shape[1]
+            best_Qc[some, :width] = np.where(found_Qc, np.take_along_axis(rows_Qk, order_Qc, axis=1), -1)
+            distance_Qc[some, :width] = near_Qc
+            # Settled: everything the index did not return is farther than the last one, its rounding granted.
+            last_Q, all_found = near_Qc[:, -1], found_Qc.all(1) & (width == count)
             scale_Q = np.square(queries_QD[some].astype(np.float64)).sum(1) + np.square(exact_Qk).max(1)
-            slack_Q = np.sqrt(np.square(distance) + _ROUNDING * scale_Q)
-            settled = found & (not index.exact or exact_Qk.max(axis=1) > slack_Q)
+            slack_Q = np.sqrt(np.square(last_Q) + _ROUNDING * scale_Q)
+            settled = all_found & (not index.exact or exact_Qk.max(axis=1) > slack_Q)
             undecided.append(some[~settled])
         if k == len(vectors_ND):
             break
         open_queries, k = np.concatenate(undecided), min(4 * k, len(vectors_ND))
-    return best_Q, distance_Q
+    return best_Qc, distance_Qc
 
 
 def _distances(vectors_ND: Vectors, queries_QD: Vectors, rows_Qk: Rows) -> npt.NDArray[np.float64]:

@@ -15,13 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import MiningConfig
-from biencoder.data import Split
+from biencoder.data import Forbidden, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError
 from biencoder.mining.audit import Audit, audit
 from biencoder.mining.build import build_index
-from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
+from biencoder.mining.selection import (
+    chosen_ranks,
+    draws_random,
+    least_distances,
+    nearest_negatives,
+    no_negative,
+    random_negatives,
+    recall,
+)
 
 Ids = npt.NDArray[np.int64]
 
@@ -31,13 +39,13 @@ class Search:
     """What a search took and found."""
 
     nearest_share: float = 0.0
-    """Share of samples whose negative is the nearest text rather than a random one."""
+    """Share of negatives that are near texts rather than random ones."""
     nearest_distance: float = math.nan
-    """Mean distance from a point to its nearest negative; NaN where all are random."""
+    """Mean distance from a point to such a negative; NaN where all are random."""
     recall: float = math.nan
-    """Share of nearest negatives that are truly the nearest, measured on a part of them; NaN where all are random."""
+    """Share of the truly nearest texts that were found, measured on a part of them; NaN where all are random."""
     shortfalls: int = 0
-    """Samples for which an approximate index found nothing allowed, and which got a random text instead."""
+    """Negatives for which nothing near was found that is allowed, and which are random texts instead."""
     index_s: float = 0.0
     search_s: float = 0.0
 
@@ -46,7 +54,7 @@ class Search:
 class Mined:
     """The negatives of one epoch, equal on every rank."""
 
-    negative_text_P: Ids
+    negative_text_PK: Ids
     random_rate: float
     staleness: int
     """Age, in epochs, of the embeddings that were searched."""
@@ -58,17 +66,18 @@ class Mined:
     @property
     def digest(self) -> str:
         """Equal for equal negatives: two runs or two indexes that mined the same print the same."""
-        return hashlib.sha256(self.negative_text_P.tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self.negative_text_PK.tobytes()).hexdigest()[:16]
 
 
 class Miner:
     """Selects a negative for every sample of the training split, epoch by epoch."""
 
     def __init__(
-        self, split: Split, num_texts: int, world: World, config: MiningConfig, *, seed: int, num_epochs: int
+        self, split: Split, forbidden: Forbidden, world: World, config: MiningConfig, *, seed: int, num_epochs: int
     ) -> None:
-        self._split, self._num_texts, self._world, self._config, self._seed = split, num_texts, world, config, seed
+        self._split, self._world, self._config, self._seed = split, world, config, seed
         self._num_epochs = num_epochs
+        self._forbidden = forbidden
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
@@ -85,22 +94,22 @@ class Miner:
         start = time.perf_counter()
         ahead, self._ahead = self._ahead, None
         stale = ahead is not None and ahead[0] == epoch
-        negative_text_P = np.empty(len(self._split), dtype=np.int64)
+        negative_text_PK = np.empty((len(self._split), self._config.negatives), dtype=np.int64)
 
         def select(holders: World) -> tuple[Search, Audit]:
             if stale and ahead and ahead[1]:
-                negative_text_P[:], search, found = ahead[1].result()
+                negative_text_PK[:], search, found = ahead[1].result()
             else:
                 assert embedded is not None
-                negative_text_P[:], search, found = self._select(epoch, embedded, holders)
+                negative_text_PK[:], search, found = self._select(epoch, embedded, holders)
             return search, found
 
         search, found = self._world.on_holders(select, sharded=self._config.sharded)
-        self._world.broadcast_ids(negative_text_P)
+        self._world.broadcast_ids(negative_text_PK)
         wait_s = time.perf_counter() - start
         if self._config.overlap and epoch + 1 < self._num_epochs:
             self.search_ahead(epoch + 1, embedded)
-        return Mined(negative_text_P, self._config.random_rate_at(epoch), int(stale), wait_s, search, found)
+        return Mined(negative_text_PK, self._config.random_rate_at(epoch), int(stale), wait_s, search, found)
 
     def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
         """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings."""
@@ -119,33 +128,55 @@ class Miner:
             raise BiencoderError(f"mining in the background: {error}") from None
 
     def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search, Audit]:
-        """The negatives (P,) of an epoch and what they are like, on every rank of `holders`, all of which take part."""
-        split, seed = self._split, self._seed
-        forbidden = Forbidden.of(split, self._num_texts)
+        """The negatives (P, K) of an epoch and what they are like, on every rank of `holders`, all of which take part."""
+        split, seed, K = self._split, self._seed, self._config.negatives
         rate = self._config.random_rate_at(epoch)
-        is_random_P = draws_random(seed=seed, epoch=epoch, num_samples=len(split), random_rate=rate)
-        by_distance = np.flatnonzero(~is_random_P)
-        negative_text_P, search = np.empty(len(split), dtype=np.int64), Search()
-        if len(by_distance):
-            negative_text_P[by_distance], search = self._search(by_distance, forbidden, embedded, holders)
-            is_random_P[by_distance] = negative_text_P[by_distance] < 0
-        at_random = np.flatnonzero(is_random_P)
-        negative_text_P[at_random] = random_negatives(at_random, split, forbidden, seed=seed, epoch=epoch)
-        return negative_text_P, search, audit(split, negative_text_P, embedded, holders)
+        is_random_PK = draws_random(seed=seed, epoch=epoch, num_samples=len(split), count=K, random_rate=rate)
+        negative_text_PK, search = np.full((len(split), K), -1, dtype=np.int64), Search()
+        searched = np.flatnonzero(~is_random_PK.all(1))
+        if len(searched):
+            found_QK, search = self._search(searched, ~is_random_PK[searched], epoch, embedded, holders)
+            negative_text_PK[searched] = found_QK
+        for number in range(K):
+            left = np.flatnonzero(negative_text_PK[:, number] < 0)
+            negative_text_PK[left, number] = random_negatives(
+                left, negative_text_PK[left], split, self._forbidden, seed=seed, epoch=epoch, number=number
+            )
+        return negative_text_PK, search, audit(split, negative_text_PK, embedded, holders)
 
-    def _search(self, samples: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search]:
-        """The nearest allowed text of each of these samples (-1: none found)."""
+    def _search(
+        self, samples: Ids, wanted_QK: npt.NDArray[np.bool_], epoch: int, embedded: EmbeddedTexts, holders: World
+    ) -> tuple[Ids, Search]:
+        """Near allowed texts of these samples (-1: none found) where they are wanted."""
         start = time.perf_counter()
-        index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), self._config))
+        split, config, forbidden = self._split, self._config, self._forbidden
+        index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), config))
         indexed = time.perf_counter()
-        mined, distance_Q = nearest_negatives(samples, self._split, forbidden, embedded, index, holders)
-        searched = time.perf_counter()
-        found = mined >= 0
-        return mined, Search(
-            nearest_share=float(found.sum() / len(self._split)),
-            nearest_distance=float(distance_Q[found].mean()) if found.any() else math.nan,
-            recall=1.0 if index.exact else recall(mined, samples, self._split, forbidden, embedded, holders),
-            shortfalls=int((~found).sum()),
+        least_Q = None
+        if config.keeps_distance:
+            points_Q, counters_Q = split.point_text_P[samples], split.counter_text_P[samples]
+            least_Q = least_distances(embedded.distances("query", points_Q, counters_Q, holders), config)
+        near_Qk, distance_Qk = nearest_negatives(
+            samples, split, forbidden, embedded, index, holders, count=config.num_neighbours, least_distance_Q=least_Q
+        )
+        ranks_QK = chosen_ranks(samples, config, seed=self._seed, epoch=epoch)
+        mined_QK = np.take_along_axis(near_Qk, ranks_QK, axis=1)
+        distance_QK = np.take_along_axis(distance_Qk, ranks_QK, axis=1)
+
+        def check() -> None:
+            if index.exact and least_Q is None and (near_Qk[:, 0] < 0).any():
+                raise no_negative(split, samples[int(np.argmax(near_Qk[:, 0] < 0))])
+
+        holders.together(check)
+        mined_QK = np.where(wanted_QK, mined_QK, -1)
+        found_QK, searched = mined_QK >= 0, time.perf_counter()
+        return mined_QK, Search(
+            nearest_share=float(found_QK.sum() / (len(split) * config.negatives)),
+            nearest_distance=float(distance_QK[found_QK].mean()) if found_QK.any() else math.nan,
+            recall=1.0
+            if index.exact
+            else recall(near_Qk, samples, split, forbidden, embedded, holders, least_distance_Q=least_Q),
+            shortfalls=int((wanted_QK & ~found_QK).sum()),
             index_s=indexed - start,
             search_s=searched - indexed,
         )

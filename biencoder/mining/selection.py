@@ -1,15 +1,14 @@
-"""Which negative each sample gets: a random text or the nearest one, as a function of (seed, epoch, sample).
+"""Which negatives each sample gets: random texts or near ones, as a function of (seed, epoch, sample).
 
-P: samples (pairs of the training split), Q: samples in a block, N: candidate texts held here, D: dimension.
+P: samples (pairs of the training split), Q: samples in a block, K: negatives of a sample, k: neighbours, N: candidate texts
+held here, D: dimension.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import MiningConfig
-from biencoder.data import Split
+from biencoder.data import Forbidden, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import DataError
@@ -18,38 +17,28 @@ from biencoder.mining.index import NegativeIndex, nearest_allowed
 from biencoder.rng import uniforms
 
 Ids = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.float64]
 _MAX_DRAWS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Forbidden:
-    """For each text the texts that may not be its negative: itself and every counter it is paired with."""
-
-    codes: Ids
-    """point text * number of texts + forbidden text, sorted."""
-    num_texts: int
-
-    @classmethod
-    def of(cls, split: Split, num_texts: int) -> "Forbidden":
-        """Texts are compared, not samples: what stands under several themes is forbidden under all of them."""
-        pairs = np.concatenate(
-            [split.point_text_P * num_texts + other for other in (split.point_text_P, split.counter_text_P)]
-        )
-        return cls(np.unique(pairs), num_texts)
-
-    def allows(self, points: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
-        """Elementwise (with broadcasting): may `texts` be negatives of the point texts `points`?"""
-        return ~np.isin(points * self.num_texts + texts, self.codes)
-
-
-def draws_random(*, seed: int, epoch: int, num_samples: int, random_rate: float) -> npt.NDArray[np.bool_]:
-    """Which samples (P,) take a random negative in this epoch."""
+def draws_random(*, seed: int, epoch: int, num_samples: int, count: int, random_rate: float) -> npt.NDArray[np.bool_]:
+    """Which of the `count` negatives of each sample (P, K) are random in this epoch."""
     positions_P = np.arange(num_samples)
-    return uniforms(seed=seed, purpose="random or nearest", epoch=epoch, positions_N=positions_P) < random_rate
+    drawn = [
+        uniforms(seed=seed, purpose="random or nearest", epoch=epoch, positions_N=positions_P, draw=number) < random_rate
+        for number in range(count)
+    ]
+    return np.stack(drawn, axis=1) if drawn else np.empty((num_samples, 0), dtype=bool)
 
 
-def random_negatives(samples: Ids, split: Split, forbidden: Forbidden, *, seed: int, epoch: int) -> Ids:
-    """For each of these samples a text drawn from all points and counters, redrawn while it is forbidden.
+def random_negatives(
+    samples: Ids, taken_QK: Ids, split: Split, forbidden: Forbidden, *, seed: int, epoch: int, number: int = 0
+) -> Ids:
+    """For each of these samples a text drawn from all points and counters, redrawn while it is forbidden or taken.
+
+    Args:
+        taken_QK: texts that the samples have already (negative: none). Where nothing else is left, they count as free.
+        number: which of its negatives this is: each has draws of its own.
 
     Raises:
         DataError: a sample has no text that it may have as a negative.
@@ -60,38 +49,48 @@ def random_negatives(samples: Ids, split: Split, forbidden: Forbidden, *, seed: 
         left = np.flatnonzero(chosen < 0)
         if not len(left):
             return chosen
-        u = uniforms(seed=seed, purpose="random negative", epoch=epoch, positions_N=samples[left], draw=draw)
+        nth = number * _MAX_DRAWS + draw
+        u = uniforms(seed=seed, purpose="random negative", epoch=epoch, positions_N=samples[left], draw=nth)
         texts = pool[(u * len(pool)).astype(np.int64)]
-        good = forbidden.allows(split.point_text_P[samples[left]], texts)
+        good = forbidden.allows(split.point_text_P[samples[left]], texts) & (texts[:, None] != taken_QK[left]).all(1)
         chosen[left[good]] = texts[good]
     for i in np.flatnonzero(chosen < 0):  # a tiny corpus, or one text nearly everywhere: take the first that is allowed
         points = np.full(len(pool), split.point_text_P[samples[i]])
-        allowed = pool[forbidden.allows(points, pool)]
+        allowed = np.unique(pool[forbidden.allows(points, pool)])
         if not len(allowed):
-            raise DataError(f"{split.pairs[samples[i]].point.source} has no possible negative: the corpus is too small")
-        chosen[i] = allowed.min()
+            raise no_negative(split, samples[i])
+        free = allowed[~np.isin(allowed, taken_QK[i])]
+        chosen[i] = (free if len(free) else allowed)[0]
     return chosen
 
 
 def nearest_negatives(
-    samples: Ids, split: Split, forbidden: Forbidden, embedded: EmbeddedTexts, index: NegativeIndex, world: World
-) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """For each of these samples the nearest allowed text and its distance; ties go to the lower text id.
+    samples: Ids,
+    split: Split,
+    forbidden: Forbidden,
+    embedded: EmbeddedTexts,
+    index: NegativeIndex,
+    world: World,
+    *,
+    count: int = 1,
+    least_distance_Q: Distances | None = None,
+) -> tuple[Ids, Distances]:
+    """For each of these samples the nearest allowed texts, nearest first, and their distances; ties go to the lower id.
 
-    Each rank of `world` searches the candidates that it holds, and the nearest of their answers counts: with exact indexes
+    Each rank of `world` searches the candidates that it holds, and the nearest of their answers count: with exact indexes
     that is what one index over all candidates finds. The reference keeps an index of points and one of counters and takes
     the nearer answer of the two; one index over both gives the same. Every rank of `world` takes part.
 
     Args:
         index: over the candidates held here, in the order of `embedded.text_ids_N`.
+        least_distance_Q: for each sample how far from its point a negative must be.
 
     Returns:
-        Text ids, -1 where an approximate index found nothing that is allowed, and distances, inf there.
-
-    Raises:
-        DataError: a sample has no text that it may have as a negative.
+        Text ids (len(samples), count), -1 where fewer are allowed or an approximate index found fewer, and distances, inf
+        there.
     """
-    mined, distance = np.full(len(samples), -1, dtype=np.int64), np.full(len(samples), np.inf)
+    mined = np.full((len(samples), count), -1, dtype=np.int64)
+    distance = np.full(mined.shape, np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
     for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         points_Q = split.point_text_P[samples[block]]
@@ -99,24 +98,65 @@ def nearest_negatives(
         def allowed(some: Ids, rows: Ids, points_Q: Ids = points_Q) -> npt.NDArray[np.bool_]:
             return forbidden.allows(points_Q[some][:, None], embedded.text_ids_N[rows])
 
-        rows_Q, distance_Q = nearest_allowed(index, vectors_ND, queries.embedding.numpy(), allowed)
-        found = rows_Q >= 0
-        texts_Q = np.full(len(rows_Q), -1, dtype=np.int64)
-        texts_Q[found] = embedded.text_ids_N[rows_Q[found]]
-        mined[block], distance[block] = world.nearest(texts_Q, distance_Q)
-
-    def check() -> None:
-        if index.exact and (mined < 0).any():
-            sample = samples[int(np.argmax(mined < 0))]
-            raise DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
-
-    world.together(check)
+        least_Q = None if least_distance_Q is None else least_distance_Q[block]
+        rows_Qk, distance_Qk = nearest_allowed(
+            index, vectors_ND, queries.embedding.numpy(), allowed, count=count, least_distance_Q=least_Q
+        )
+        texts_Qk = np.where(rows_Qk >= 0, embedded.text_ids_N[rows_Qk] if len(embedded.text_ids_N) else -1, -1)
+        mined[block], distance[block] = world.nearest(texts_Qk, distance_Qk)
     return mined, distance
 
 
-def recall(mined: Ids, samples: Ids, split: Split, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> float:
-    """Share of these samples whose mined negative is the truly nearest allowed text, from up to 500 of them."""
-    some = np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64)
+def chosen_ranks(samples: Ids, config: MiningConfig, *, seed: int, epoch: int) -> Ids:
+    """Which of their nearest texts (0: the nearest) these samples take, in the order they take them (Q, K).
+
+    Those from `range_min` on, or, up to `range_max`, any of these at random.
+    """
+    window = np.arange(config.range_min, config.num_neighbours)
+    if not config.range_max:
+        return np.broadcast_to(window, (len(samples), len(window)))
+    keys = [
+        uniforms(seed=seed, purpose="rank of a negative", epoch=epoch, positions_N=samples, draw=int(rank))
+        for rank in window
+    ]
+    ranks: Ids = window[np.argsort(np.stack(keys, axis=1), axis=1, kind="stable")[:, : config.negatives]]
+    return ranks
+
+
+def least_distances(pair_distance_Q: Distances, config: MiningConfig) -> Distances | None:
+    """How far a negative must be from its point, given the distances of the points' own counters; None: no bound."""
+    bounds = []
+    if config.absolute_margin:
+        bounds.append(pair_distance_Q + config.absolute_margin)
+    if config.relative_margin:
+        bounds.append(pair_distance_Q * (1 + config.relative_margin))
+    if config.positive_share:  # cos = 1 - d^2 / 2 for vectors of length 1
+        cosine_Q = np.clip(1 - np.square(pair_distance_Q) / 2, -1, 1)
+        bounds.append(np.sqrt(2 * np.maximum(0, 1 - config.positive_share * cosine_Q)))
+    return np.max(bounds, axis=0) if bounds else None
+
+
+def no_negative(split: Split, sample: int) -> DataError:
+    return DataError(f"{split.pairs[sample].point.source} has no possible negative: the corpus is too small")
+
+
+def recall(
+    mined_Qk: Ids,
+    samples: Ids,
+    split: Split,
+    forbidden: Forbidden,
+    embedded: EmbeddedTexts,
+    world: World,
+    *,
+    least_distance_Q: Distances | None = None,
+) -> float:
+    """Share of the truly nearest allowed texts that are among those found, from up to 500 of these samples."""
+    some = np.unique(np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64))
     exact_index = build_index(embedded.candidate.embedding.numpy(), MiningConfig(index="faiss", faiss_kind="flat"))
-    truth, _ = nearest_negatives(samples[some], split, forbidden, embedded, exact_index, world)
-    return float((mined[some] == truth).mean())
+    least_Q = None if least_distance_Q is None else least_distance_Q[some]
+    truth_Qk, _ = nearest_negatives(
+        samples[some], split, forbidden, embedded, exact_index, world, count=mined_Qk.shape[1], least_distance_Q=least_Q
+    )
+    there = truth_Qk >= 0
+    found = (truth_Qk[:, :, None] == mined_Qk[some][:, None, :]).any(2)
+    return float(found[there].mean()) if there.any() else 1.0

@@ -51,7 +51,8 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
     "Loss": [
         Curves("Loss", ["train/loss"]),
         Curves(
-            "Its parts, before their weights", [f"train/loss_{part}" for part in ("triplet", "ce_positive", "ce_negative")]
+            "Its parts, before their weights",
+            [f"train/loss_{part}" for part in ("triplet", "ce_positive", "ce_negative", "contrastive")],
         ),
         Curves("Share of triplets that still teach", ["train/active_triplets"]),
     ],

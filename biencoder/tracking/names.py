@@ -20,6 +20,7 @@ STEP = {
     "train/loss_triplet": "its triplet part, before its weight",
     "train/loss_ce_positive": "its part for (point, counter), before its weight",
     "train/loss_ce_negative": "its part for (point, negative), before its weight",
+    "train/loss_contrastive": "its in-batch contrastive part, before its weight; 0 where it has none",
     "train/active_triplets": "share of triplets whose triplet loss is above 0",
     "train/grad_norm": "global L2 norm of the gradient before clipping",
     "train/grad_norm_clipped": "the same after clipping",
@@ -41,13 +42,13 @@ MINE = {
     "mine/wait_s": "seconds that training stood still for mining after embedding",
     "mine/staleness": "age, in epochs, of the embeddings that were searched",
     "mine/random_rate": "probability of a random negative in this epoch",
-    "mine/nearest_share": "share of samples that got the nearest text",
-    "mine/nearest_distance": "mean distance from a point to its nearest negative",
-    "mine/recall": "share of nearest negatives that truly are the nearest; 1 for exact indexes",
-    "mine/shortfalls": "samples for which an approximate index found nothing allowed (they got a random text)",
+    "mine/nearest_share": "share of negatives that are near texts rather than random ones",
+    "mine/nearest_distance": "mean distance from a point to its near negatives",
+    "mine/recall": "share of the truly nearest texts that were found; 1 for exact indexes",
+    "mine/shortfalls": "negatives for which nothing near was allowed (they are random texts)",
     "mine/pair_distance": "mean distance from a point to its own counter",
-    "mine/harder_share": "share of samples whose negative is nearer to the point than its counter",
-    "mine/near_copies": "share of samples whose negative is nearly a copy of their point or counter",
+    "mine/harder_share": "share of negatives nearer to the point than its counter",
+    "mine/near_copies": "share of negatives that are nearly a copy of their point or counter",
     "mine/spread": "root mean square distance of the candidates' embeddings from their mean",
     "mine/effective_rank": "number of dimensions that the embeddings really use",
     "mine/audit_s": "seconds to measure the five above",
@@ -77,7 +78,7 @@ HARDNESS = "mine/hardness"
 CLOSEST = "mine/closest"
 """Table: the samples whose negative is nearest to a copy of their point or counter."""
 
-LOSS_PARTS = tuple(STEP)[:5]
+LOSS_PARTS = tuple(STEP)[:6]
 """In the order of `LossParts`."""
 
 

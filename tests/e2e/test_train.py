@@ -134,7 +134,7 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
 
 def test_both_indexes_and_separate_weights_train(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus = write_corpus(numbered_corpus(training=24))
-    shared = {"mining__random_rate": 0.0, "train__epochs": 1, "model__separate_weights": "true"}
+    shared = {"mining__random_rate": 0.0, "train__epochs": 1, "model__sides": "encoders"}
     for index in ("balltree", "faiss"):
         done = train(*small_run(tiny_bert, corpus, tmp_path / index, mining__index=index, **shared))
         assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import biencoder.engine
+from biencoder import loop
 from biencoder.batch import triplet_batch
 from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
-from biencoder.data import Split
+from biencoder.data import Forbidden, Split
 from biencoder.distributed import World, world
 from biencoder.embedding import EmbeddedTexts, embed_texts
 from biencoder.engine import Engine, _import_deepspeed, read_settings
@@ -28,7 +30,7 @@ from biencoder.loss import combined_loss
 from biencoder.mining import Miner
 from biencoder.model import BiEncoder, PairClassifier, Vectors, build_model
 from biencoder.pretrained import load_pretrained
-from biencoder.sampler import rank_share
+from biencoder.sampler import shares
 from biencoder.tokens import TokenizedTexts, tokenize
 from launcher.entry import run
 
@@ -149,7 +151,7 @@ def training_setup(tiny_bert: str) -> tuple[BiEncoder, TokenizedTexts, Split, np
     texts = [" ".join(words[(i * k) % 10] for k in range(1, 3 + i % 5)) + f" {i}" for i in range(TEXTS_IN_USE)]
     tokens = tokenize(texts, pretrained.tokenizer, max_length=32)
     split = Split("training", (), np.arange(12), np.arange(12, 24))
-    return build_model(config, pretrained, seed=0), tokens, split, (np.arange(12) + 5) % 12 + 12
+    return build_model(config, pretrained, seed=0), tokens, split, ((np.arange(12) + 5) % 12 + 12)[:, None]
 
 
 def samples_of(step: int) -> npt.NDArray[np.int64]:
@@ -167,8 +169,17 @@ def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split,
     samples = samples_of(step)
     lengths = tokens.lengths(split.point_text_P[samples])
     micro = BATCH // ranks.size // 2
-    for share in rank_share(samples, lengths, rank=ranks.rank, world_size=ranks.size, micro_batch_size=micro):
-        batch = triplet_batch(share, split, negatives, tokens, shared=True, pass_cost=engine.pass_cost, device=ranks.device)
+    for share in shares(samples, lengths, world_size=ranks.size, micro_batch_size=micro)[ranks.rank]:
+        batch = triplet_batch(
+            share,
+            split,
+            negatives,
+            tokens,
+            one_encoder=True,
+            rivals=False,
+            pass_cost=engine.pass_cost,
+            device=ranks.device,
+        )
         loss = combined_loss(engine.score(batch), LossConfig())
         engine.backward(loss.total)
         engine.step()
@@ -270,11 +281,11 @@ def sharded_search(mining: dict[str, Any], out: str) -> None:
             ("whole", EmbeddedTexts.whole(np.arange(300), everything, everything), World.alone()),
         ):
             config = MiningConfig(random_rate=0.2, placement="sharded", **mining)
-            miner = Miner(split, 300, holders, config, seed=0, num_epochs=1)
+            miner = Miner(split, Forbidden.of(split, 300), holders, config, seed=0, num_epochs=1)
             mined = miner.negatives(0, embedded)
             result = evaluate_split(split, embedded, classifier, top_k=5, world=holders)
             found[name] = {
-                "negatives": mined.negative_text_P.tolist(),
+                "negatives": mined.negative_text_PK.tolist(),
                 "distance": mined.search.nearest_distance,
                 "recall": mined.search.recall,
                 "audit": asdict(mined.audit),
@@ -296,12 +307,13 @@ def overlapped_search(out: str) -> None:
         split = Split("training", pairs, np.arange(30), np.arange(30, 60))
         found: dict[str, list[list[int]]] = {"ranks": [], "alone": []}
         for name, holders in (("ranks", ranks), ("alone", World.alone())):
-            miner = Miner(split, 60, holders, MiningConfig(overlap=True, random_rate=0.3), seed=1, num_epochs=3)
+            mining, forbidden = MiningConfig(overlap=True, random_rate=0.3), Forbidden.of(split, 60)
+            miner = Miner(split, forbidden, holders, mining, seed=1, num_epochs=3)
             for epoch in range(3):
                 rows = torch.from_numpy(np.random.default_rng(epoch).standard_normal((60, 8), dtype=np.float32))
                 embedded = EmbeddedTexts.whole(np.arange(60), Vectors(rows, rows), Vectors(rows, rows))
                 mined = miner.negatives(epoch, embedded if holders.is_main else None)
-                found[name].append([mined.staleness, *mined.negative_text_P.tolist()])
+                found[name].append([mined.staleness, *mined.negative_text_PK.ravel().tolist()])
         if ranks.rank == ranks.size - 1:
             Path(out).write_text(json.dumps(found))
 
@@ -433,7 +445,6 @@ def overflowing_steps(tiny_bert: str, files: list[str], out: str) -> None:
 
 def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float) -> None:
     """`launcher/train.py` where the loss of some steps is NaN on the last rank, until the learning rate is low enough."""
-    from biencoder import loop
     from launcher import train
 
     clean = loop.combined_loss
@@ -443,8 +454,8 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float)
         fit = loop.fit
 
         def watched(a_run: Any, progress: Any) -> None:
-            def poison(scores: Any, config: LossConfig) -> Any:
-                loss = clean(scores, config)
+            def poison(*scores: Any, **more: Any) -> Any:
+                loss = clean(*scores, **more)
                 step, last = next(steps), a_run.world.size - 1
                 bad = step in poisoned and a_run.engine.lr_factor > healed_by_lr and a_run.world.rank == last
                 return loss._replace(total=loss.total * float("nan")) if bad else loss
@@ -484,7 +495,6 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
     """`launcher/train.py` with a trouble that no setting makes."""
     import sys
 
-    from biencoder import loop
     from launcher import train
 
     if trouble == "fp16":
@@ -499,3 +509,41 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
         loop.triplet_batch = slow
     sys.argv = ["train.py", *arguments]
     run(train.main)
+
+
+def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
+    """One SGD step at learning rate 1 of the contrastive loss alone, in one micro-batch a rank and in several: the weights
+    move by its gradient. Rank 0 writes loss and gradient of each."""
+
+    def sgd(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def work(ranks: World) -> None:
+        biencoder.engine.build_optimizer = sgd
+        gradients = {}
+        for file in files:
+            for micro in sorted({BATCH // ranks.size, 1, 2}):
+                model, tokens, split, negatives = training_setup(tiny_bert)
+                train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
+                weights = {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}
+                config = Config(train=train, deepspeed_config=file, loss=LossConfig(**weights))
+                settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
+                engine = Engine(model, train, settings, ranks, STEPS)
+                before = engine.weights()
+                a_run: Any = SimpleNamespace(
+                    config=config,
+                    world=ranks,
+                    training=split,
+                    tokens=tokens,
+                    engine=engine,
+                    forbidden=Forbidden.of(split, TEXTS_IN_USE),
+                )
+                parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
+                loss, after = ranks.mean(parts)[0], engine.weights()
+                if before and after:
+                    moved = {f"{file} {micro} {name}": before[name] - after[name] for name in before}
+                    gradients |= moved | {f"{file} {micro} loss": loss.clone()}
+        if ranks.is_main:
+            save_file(gradients, out)
+
+    _in_world(work, silence_s=120)

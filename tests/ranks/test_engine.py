@@ -37,7 +37,7 @@ def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]
     for step in range(cases.STEPS):
         samples = cases.samples_of(step)
         point, counter = encode(split.point_text_P[samples]), encode(split.counter_text_P[samples])
-        negative = encode(negatives[samples])
+        negative = encode(negatives[samples, 0])
         label = torch.ones(len(samples), dtype=torch.long)
         loss = triplet(point[0], counter[0], negative[0])
         loss = loss + cross_entropy(classify(point, counter), label) + cross_entropy(classify(point, negative), 0 * label)

@@ -11,7 +11,7 @@ from biencoder.config import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.export import load_model, save_model
 from biencoder.inference import Inference
-from biencoder.model import BiEncoder, build_model
+from biencoder.model import BiEncoder, Side, Sides, build_model
 from biencoder.pretrained import load_pretrained
 from biencoder.tokens import tokenize
 
@@ -29,11 +29,11 @@ def export(tiny_bert: Path, folder: Path, **settings: Any) -> BiEncoder:
     return model
 
 
-def embeddings(model: BiEncoder, tiny_bert: Path, side: Any) -> torch.Tensor:
+def embeddings(model: BiEncoder, tiny_bert: Path, side: Side = "query") -> torch.Tensor:
     tokenizer = load_pretrained(ModelConfig(name=str(tiny_bert), max_length=16)).tokenizer
     with torch.no_grad():
-        vectors: torch.Tensor = model(tokenize(TEXTS, tokenizer, max_length=16).batch(np.arange(3)), side).embedding
-    return vectors
+        sides: Sides = model(tokenize(TEXTS, tokenizer, max_length=16).batch(np.arange(3)))
+    return getattr(sides, side).embedding  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -49,18 +49,19 @@ def test_sentence_transformers_gives_the_same_embeddings(tiny_bert: Path, tmp_pa
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert theirs.max_seq_length == 16
     encoded = theirs.encode(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(encoded, embeddings(model, tiny_bert, "query"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoded, embeddings(model, tiny_bert), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_sentence_transformers_knows_both_sides(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sides", ["heads", "encoders"])
+def test_sentence_transformers_knows_both_sides(tiny_bert: Path, tmp_path: Path, sides: str) -> None:
     from sentence_transformers import SentenceTransformer
 
-    model = export(tiny_bert, tmp_path / "model", separate_weights=True, pooling="mean")
+    model = export(tiny_bert, tmp_path / "model", sides=sides, pooling="mean")
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     queries = theirs.encode_query(TEXTS, convert_to_tensor=True)
     documents = theirs.encode_document(TEXTS, convert_to_tensor=True)
-    torch.testing.assert_close(queries, embeddings(model, tiny_bert, "query"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(queries, embeddings(model, tiny_bert), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(documents, embeddings(model, tiny_bert, "candidate"), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(queries, documents, atol=1e-3)
 
@@ -69,7 +70,8 @@ def test_sentence_transformers_knows_both_sides(tiny_bert: Path, tmp_path: Path)
     "settings",
     [
         {"pooling": "pooler", "classifier_norm": True},
-        {"pooling": "mean", "separate_weights": True},
+        {"pooling": "mean", "sides": "heads"},
+        {"pooling": "mean", "sides": "encoders"},
         {"pooling": "cls", "normalize": True, "classifier_features": "embedding"},
     ],
     ids=str,
@@ -115,7 +117,7 @@ def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp
     inference = Inference.load(str(tmp_path / "model"))
     corpus = inference.embed(inference.tokenize(TEXTS), np.arange(3))
     hits = inference.search(TEXTS[1], corpus, TEXTS, top_k=5)
-    vectors = embeddings(model, tiny_bert, "query")
+    vectors = embeddings(model, tiny_bert)
     distances = {TEXTS[i]: (vectors[i] - vectors[1]).norm().item() for i in (0, 2)}
     assert [hit.text for hit in hits] == sorted(distances, key=lambda text: distances[text])
     assert [hit.distance for hit in hits] == pytest.approx(sorted(distances.values()), rel=1e-4)

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from biencoder.config import MiningConfig
-from biencoder.data import Split
+from biencoder.data import Forbidden, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError, DataError, PeerError
 from biencoder.mining import Miner
 from biencoder.mining.build import build_index
 from biencoder.mining.index import nearest_allowed
-from biencoder.mining.selection import Forbidden, draws_random, nearest_negatives, random_negatives, recall
+from biencoder.mining.selection import draws_random, nearest_negatives, random_negatives, recall
 from biencoder.model import Vectors
 
+NOTHING = np.full((50, 1), -1)
 KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]
 
 
@@ -73,11 +74,11 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     mined, distance = nearest_negatives(
         np.arange(150), split, forbidden, embed(vectors_ND), build_index(vectors_ND, config), World.alone()
     )
-    assert mined.tolist() == brute_force(vectors_ND, points, allowed)
-    assert not np.any(mined == points)
-    assert not np.any(mined == counters)
+    assert mined[:, 0].tolist() == brute_force(vectors_ND, points, allowed)
+    assert not np.any(mined[:, 0] == points)
+    assert not np.any(mined[:, 0] == counters)
     np.testing.assert_allclose(
-        distance, np.sqrt(np.square(vectors_ND[mined].astype(float) - vectors_ND[points]).sum(1)), rtol=1e-9
+        distance[:, 0], np.sqrt(np.square(vectors_ND[mined[:, 0]].astype(float) - vectors_ND[points]).sum(1)), rtol=1e-9
     )
 
 
@@ -90,7 +91,7 @@ def test_search_goes_on_while_everything_near_is_forbidden(config: MiningConfig)
         vectors_ND[:1],
         lambda _, rows: rows >= 90,
     )
-    assert (rows.tolist(), distance.tolist()) == ([90], [90.0])
+    assert (rows.tolist(), distance.tolist()) == ([[90]], [[90.0]])
 
 
 def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
@@ -103,11 +104,11 @@ def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
 def test_random_negatives_depend_on_seed_epoch_and_sample_only() -> None:
     split = split_of(list(range(50)), list(range(50, 100)))
     forbidden = Forbidden.of(split, 100)
-    everything = random_negatives(np.arange(50), split, forbidden, seed=3, epoch=2)
-    some = random_negatives(np.array([40, 7, 11]), split, forbidden, seed=3, epoch=2)
+    everything = random_negatives(np.arange(50), NOTHING[:50], split, forbidden, seed=3, epoch=2)
+    some = random_negatives(np.array([40, 7, 11]), NOTHING[:3], split, forbidden, seed=3, epoch=2)
     assert some.tolist() == everything[[40, 7, 11]].tolist()
     for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 1}):
-        assert (random_negatives(np.arange(50), split, forbidden, **other) != everything).mean() > 0.8
+        assert (random_negatives(np.arange(50), NOTHING[:50], split, forbidden, **other) != everything).mean() > 0.8
 
 
 def test_random_negatives_cover_points_and_counters_and_obey_what_is_forbidden() -> None:
@@ -115,7 +116,7 @@ def test_random_negatives_cover_points_and_counters_and_obey_what_is_forbidden()
     forbidden = Forbidden.of(split, 6)
     seen: set[tuple[int, int]] = set()
     for epoch in range(200):
-        drawn = random_negatives(np.arange(4), split, forbidden, seed=0, epoch=epoch)
+        drawn = random_negatives(np.arange(4), NOTHING[:4], split, forbidden, seed=0, epoch=epoch)
         seen |= set(enumerate(drawn.tolist()))
     allowed = {(s, t) for s in range(4) for t in range(6) if forbidden.allows(split.point_text_P[[s]], np.array([t]))[0]}
     assert seen == allowed
@@ -125,16 +126,16 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
     split = split_of([0], [1])
     forbidden = Forbidden.of(split, 2)
     with pytest.raises(DataError, match="somewhere has no possible negative"):
-        random_negatives(np.array([0]), split, forbidden, seed=0, epoch=0)
-    vectors_ND = np.eye(2, dtype=np.float32)
-    index = build_index(vectors_ND, MiningConfig())
+        random_negatives(np.array([0]), NOTHING[:1], split, forbidden, seed=0, epoch=0)
     with pytest.raises(PeerError, match="somewhere has no possible negative"):
-        nearest_negatives(np.array([0]), split, forbidden, embed(vectors_ND), index, World.alone())
+        Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0), seed=0, num_epochs=1).negatives(
+            0, embed(np.eye(2, dtype=np.float32))
+        )
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_share_of_random_draws(rate: float) -> None:
-    share = draws_random(seed=0, epoch=0, num_samples=20_000, random_rate=rate).mean()
+    share = draws_random(seed=0, epoch=0, num_samples=10_000, count=2, random_rate=rate).mean()
     assert share == pytest.approx(rate, abs=0.012)  # 3.7 standard deviations at 0.3
 
 
@@ -157,8 +158,8 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     agreement = float((mined == exact).mean())
     assert low <= agreement <= high
     assert recall(mined, samples, split, forbidden, embedded, alone) == pytest.approx(agreement, abs=0.05)
-    found = mined >= 0
-    assert forbidden.allows(split.point_text_P[found], mined[found]).all()
+    found = mined[:, 0] >= 0
+    assert forbidden.allows(split.point_text_P[found], mined[found, 0]).all()
 
 
 def test_a_nearer_row_behind_the_index_s_rounding_is_still_found() -> None:
@@ -182,7 +183,7 @@ def test_a_nearer_row_behind_the_index_s_rounding_is_still_found() -> None:
     exact = np.sqrt(np.square(vectors_ND.astype(np.float64)).sum(1))
     exact[0] = np.inf
     rows, _ = nearest_allowed(Coarse(), vectors_ND, vectors_ND[:1], lambda _, rows: rows != 0)
-    assert rows.tolist() == [int(np.argmin(exact))]
+    assert rows.tolist() == [[int(np.argmin(exact))]]
 
 
 def moving(epoch: int) -> EmbeddedTexts:
@@ -191,7 +192,14 @@ def moving(epoch: int) -> EmbeddedTexts:
 
 def miner(num_epochs: int = 3, **config: Any) -> Miner:
     split = split_of(list(range(30)), list(range(30, 60)))
-    return Miner(split, 60, World.alone(), MiningConfig(random_rate=0.3, **config), seed=1, num_epochs=num_epochs)
+    return Miner(
+        split,
+        Forbidden.of(split, 60),
+        World.alone(),
+        MiningConfig(random_rate=0.3, **config),
+        seed=1,
+        num_epochs=num_epochs,
+    )
 
 
 def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
@@ -201,7 +209,7 @@ def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
     for epoch in range(3):
         # The draws are those of the epoch itself; only the embeddings are older.
         expected = plain.negatives(epoch, moving(max(0, epoch - 1)))
-        assert mined[epoch].negative_text_P.tolist() == expected.negative_text_P.tolist()
+        assert mined[epoch].negative_text_PK.tolist() == expected.negative_text_PK.tolist()
         assert mined[epoch].search.nearest_share == expected.search.nearest_share
 
 

@@ -16,7 +16,7 @@ from biencoder.data import Split
 from biencoder.errors import ModelError
 from biencoder.loss import combined_loss
 from biencoder.model import BiEncoder, Scores, Vectors, build_model
-from biencoder.optim import build_optimizer, schedule
+from biencoder.optim import build_optimizer, lr_factors, schedule
 from biencoder.pretrained import load_pretrained
 from biencoder.tokens import TokenizedTexts, Tokens, tokenize
 
@@ -31,17 +31,17 @@ def make(tiny_bert: Path, **settings: Any) -> tuple[BiEncoder, TokenizedTexts]:
 
 def scores_of(B: int = 4, D: int = 6, *, seed: int = 0) -> Scores:
     generator = torch.Generator().manual_seed(seed)
-    vectors = [torch.randn(B, D, generator=generator) for _ in range(3)]
-    logits = [torch.randn(B, 2, generator=generator) for _ in range(2)]
-    return Scores(*vectors, *logits)
+    point, counter, negative = (torch.randn(B, D, generator=generator) for _ in range(3))
+    positive_logits, negative_logits = (torch.randn(B, 2, generator=generator) for _ in range(2))
+    return Scores(point, counter, negative[:, None], positive_logits, negative_logits[:, None], None)
 
 
 def test_loss_is_the_sum_of_pytorchs_own_losses() -> None:
     scores = scores_of()
     parts = combined_loss(scores, LossConfig(margin=0.7, triplet_weight=2.0, classification_weight=0.5))
-    triplet = F.triplet_margin_loss(scores.point_BD, scores.counter_BD, scores.negative_BD, margin=0.7)
+    triplet = F.triplet_margin_loss(scores.point_BD, scores.counter_BD, scores.negative_BKD[:, 0], margin=0.7)
     positive = F.cross_entropy(scores.counter_logits_B2, torch.ones(4, dtype=torch.long))
-    negative = F.cross_entropy(scores.negative_logits_B2, torch.zeros(4, dtype=torch.long))
+    negative = F.cross_entropy(scores.negative_logits_BK2[:, 0], torch.zeros(4, dtype=torch.long))
     torch.testing.assert_close(parts.triplet, triplet)
     torch.testing.assert_close(parts.ce_positive, positive)
     torch.testing.assert_close(parts.ce_negative, negative)
@@ -50,8 +50,9 @@ def test_loss_is_the_sum_of_pytorchs_own_losses() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_loss_and_gradient_are_finite_when_all_vectors_are_equal(dtype: torch.dtype) -> None:
-    vectors = [torch.full((3, 5), 200.0, dtype=dtype, requires_grad=True) for _ in range(3)]
-    parts = combined_loss(Scores(*vectors, torch.zeros(3, 2, dtype=dtype), torch.zeros(3, 2, dtype=dtype)), LossConfig())
+    vectors = [torch.full(shape, 200.0, dtype=dtype, requires_grad=True) for shape in ((3, 5), (3, 5), (3, 2, 5))]
+    logits = torch.zeros(3, 2, dtype=dtype), torch.zeros(3, 2, 2, dtype=dtype)
+    parts = combined_loss(Scores(*vectors, *logits, None), LossConfig())
     parts.total.backward()
     assert all(torch.isfinite(part).all() and part.dtype == torch.float32 for part in parts)
     assert all(torch.isfinite(v.grad).all() for v in vectors if v.grad is not None)
@@ -64,7 +65,7 @@ def test_loss_and_gradient_are_finite_when_all_vectors_are_equal(dtype: torch.dt
 def test_classifier_features(tiny_bert: Path, features: str, width: int, norm: bool) -> None:
     model, tokens = make(tiny_bert, classifier_features=features, classifier_norm=norm)
     assert model.classifier.layers[-1].in_features == width
-    vectors = model(tokens.batch(np.arange(5)))
+    vectors = model(tokens.batch(np.arange(5))).query
     u, v = vectors.rows(torch.tensor([0, 1])), vectors.rows(torch.tensor([2, 3]))
     parts = {
         "embedding": [u.embedding, v.embedding, (u.embedding - v.embedding).abs()],
@@ -83,8 +84,8 @@ def test_reference_classifier_of_bert_base_has_2688_inputs() -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
 def test_pooling_ignores_padding(tiny_bert: Path, pooling: str) -> None:
     model, tokens = make(tiny_bert, pooling=pooling)
-    together = model(tokens.batch(np.array([0, 3])))
-    alone = model(tokens.batch(np.array([0])))
+    together = model(tokens.batch(np.array([0, 3]))).query
+    alone = model(tokens.batch(np.array([0]))).query
     torch.testing.assert_close(together.pooled[:1], alone.pooled, rtol=1e-5, atol=1e-6)
     states = model.towers[0].encoder(**as_inputs(tokens.batch(np.array([0]))))
     length = tokens.lengths(np.array(0))
@@ -102,47 +103,50 @@ def as_inputs(tokens: Tokens) -> dict[str, torch.Tensor]:
 
 def test_embeddings_are_projected_and_normalised_where_configured(tiny_bert: Path) -> None:
     model, tokens = make(tiny_bert)
-    vectors = model(tokens.batch(np.arange(5)))
+    vectors = model(tokens.batch(np.arange(5))).query
     torch.testing.assert_close(vectors.embedding, vectors.pooled @ model.towers[0].projection.weight.T)
     unit, tokens = make(tiny_bert, normalize=True)
-    torch.testing.assert_close(unit(tokens.batch(np.arange(5))).embedding.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(unit(tokens.batch(np.arange(5))).query.embedding.norm(dim=1), torch.ones(5))
 
 
 def test_without_a_dimension_the_embedding_starts_as_the_pooled_vector(tiny_bert: Path) -> None:
     model, tokens = make(tiny_bert, embedding_dim=0)
-    vectors = model(tokens.batch(np.arange(5)))
+    vectors = model(tokens.batch(np.arange(5))).query
     torch.testing.assert_close(vectors.embedding, vectors.pooled)
 
 
 @pytest.mark.parametrize("pass_cost", [0, math.inf])
-@pytest.mark.parametrize("separate", [False, True])
-def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, separate: bool, pass_cost: float) -> None:
-    model, tokens = make(tiny_bert, separate_weights=separate)
-    if separate:  # twins start equal: make the sides differ
+@pytest.mark.parametrize("sides", ["shared", "heads", "encoders"])
+def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, sides: str, pass_cost: float) -> None:
+    model, tokens = make(tiny_bert, sides=sides)
+    if sides != "shared":  # they start equal: make them differ
         with torch.no_grad():
-            model.towers[1].projection.weight.mul_(2.0)
+            model.candidate_tower.projection.weight.mul_(2.0)
+    separate = sides == "encoders"
     split = Split("training", (), np.array([0, 1, 0]), np.array([2, 3, 4]))
     batch = triplet_batch(
         np.array([0, 1, 2]),
         split,
-        np.array([3, 0, 1]),
+        np.array([[3, 1], [0, 4], [1, 3]]),
         tokens,
-        shared=model.shared,
+        one_encoder=model.one_encoder,
+        rivals=True,
         pass_cost=pass_cost,
         device=torch.device("cpu"),
     )
-    assert sum(len(group.input_ids_UL) for group in batch.queries) == (2 if separate else 5)
-    assert len(batch.candidates or batch.queries) == (1 if pass_cost else 2)
+    assert sum(len(group.input_ids_UL) for group in batch.texts) == (2 if separate else 5)
+    assert len(batch.candidates or batch.texts) == (1 if pass_cost else 2)
     scores = model(batch)
-    everything = tokens.batch(np.arange(5))
-    queries, candidates = model(everything, "query"), model(everything, "candidate")
+    queries, candidates = model(tokens.batch(np.arange(5)))
     point, counter = queries.rows(torch.tensor([0, 1, 0])), candidates.rows(torch.tensor([2, 3, 4]))
-    negative = candidates.rows(torch.tensor([3, 0, 1]))
+    negative = candidates.rows(torch.tensor([[3, 1], [0, 4], [1, 3]]))
+    twice = queries.rows(torch.tensor([[0, 0], [1, 1], [0, 0]]))
+    torch.testing.assert_close(scores.rival_BD, candidates.embedding[[0, 1, 0]], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.point_BD, point.embedding, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.counter_BD, counter.embedding, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(scores.negative_BD, negative.embedding, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores.negative_BKD, negative.embedding, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores.counter_logits_B2, model.classifier(point, counter), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scores.negative_logits_B2, model.classifier(point, negative), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.negative_logits_BK2, model.classifier(twice, negative), rtol=1e-4, atol=1e-5)
 
 
 def test_length_groups_are_the_cheapest_of_all_cuts() -> None:
@@ -164,8 +168,8 @@ def test_length_groups_are_the_cheapest_of_all_cuts() -> None:
 
 
 def test_separate_sides_start_equal_and_share_nothing(tiny_bert: Path) -> None:
-    model, _ = make(tiny_bert, separate_weights=True)
-    query, candidate = (dict(tower.encoder.named_parameters()) for tower in model.towers)
+    model, _ = make(tiny_bert, sides="encoders")
+    query, candidate = (dict(tower.named_parameters()) for tower in model.towers)
     for name, weight in query.items():
         torch.testing.assert_close(weight, candidate[name])
         assert weight.data_ptr() != candidate[name].data_ptr()
@@ -179,15 +183,14 @@ def test_a_frozen_encoder_gets_no_gradient(tiny_bert: Path) -> None:
     assert names == {"projection", "classifier"}
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_gradient_checkpointing_changes_no_gradient(tiny_bert: Path, separate: bool) -> None:
+@pytest.mark.parametrize("sides", ["shared", "heads", "encoders"])
+def test_gradient_checkpointing_changes_no_gradient(tiny_bert: Path, sides: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model, tokens = make(tiny_bert, dropout=0.2, gradient_checkpointing=checkpointing, separate_weights=separate)
+        model, tokens = make(tiny_bert, dropout=0.2, gradient_checkpointing=checkpointing, sides=sides)
         model.train()
         torch.manual_seed(7)
-        sides = [model(tokens.batch(np.arange(5)), side) for side in ("query", "candidate")]
-        sum(vectors.embedding.square().sum() for vectors in sides).backward()
+        sum(vectors.embedding.square().sum() for vectors in model(tokens.batch(np.arange(5)))).backward()
         layers = [tower.encoder.encoder.layer[0] for tower in model.towers]
         assert [layer.gradient_checkpointing for layer in layers] == [checkpointing] * len(layers)
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -229,6 +232,20 @@ def test_norms_and_biases_are_not_decayed(tiny_bert: Path) -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert all(p.ndim == 2 for p in decayed["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_lower_layers_learn_slower_and_heads_at_a_rate_of_their_own(tiny_bert: Path) -> None:
+    model, _ = make(tiny_bert)
+    factor = lr_factors(model, TrainConfig(layer_decay=0.5, head_lr_factor=10))
+    assert {name: value for name, value in factor.items() if "encoder" not in name} == {
+        "towers.0.projection.weight": 10,
+        "classifier.layers.0.weight": 10,
+        "classifier.layers.0.bias": 10,
+    }
+    for part, expected in {"pooler": 1, "layer.1.": 1, "layer.0.": 0.5, "embeddings": 0.25}.items():
+        assert {value for name, value in factor.items() if part in name} == {expected}
+    groups = build_optimizer(model, TrainConfig(layer_decay=0.5, head_lr_factor=10)).param_groups
+    assert sorted({group["lr_factor"] for group in groups}) == [0.25, 0.5, 1, 10]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 
 from biencoder.embedding import plan_batches
 from biencoder.rng import permutation, stream_seed, uniforms
-from biencoder.sampler import global_batches, rank_share
+from biencoder.sampler import global_batches, shares
 
 
 def test_an_epoch_uses_every_sample_at_most_once_and_drops_the_incomplete_batch() -> None:
@@ -26,10 +26,10 @@ def test_order_differs_between_epochs_and_seeds_only() -> None:
 def test_ranks_share_a_global_batch_without_gap_or_overlap(world_size: int, micro: int) -> None:
     batch = np.arange(100, 116)
     lengths = np.random.default_rng(0).integers(10, 700, size=16)
-    shares = [rank_share(batch, lengths, rank=r, world_size=world_size, micro_batch_size=micro) for r in range(world_size)]
-    assert {share.shape for share in shares} == {(16 // (world_size * micro), micro)}
-    assert sorted(np.concatenate(shares).ravel()) == batch.tolist()
-    sums = [lengths[share - 100].sum() for share in shares]
+    dealt = shares(batch, lengths, world_size=world_size, micro_batch_size=micro)
+    assert dealt.shape == (world_size, 16 // (world_size * micro), micro)
+    assert sorted(dealt.ravel()) == batch.tolist()
+    sums = [lengths[share - 100].sum() for share in dealt]
     assert max(sums) - min(sums) <= lengths.max() - lengths.min()
 
 

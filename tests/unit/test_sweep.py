@@ -171,7 +171,7 @@ def test_a_file_of_trials_may_grow_but_never_change(tmp_path: Path) -> None:
     [
         (["--", "--train.lrr", "1"], "unknown key `train.lrr`"),
         (["--", "--run.dir", "here"], "each trial has a folder of its own"),
-        (["--", "--loss.triplet_weight", "0", "--loss.classification_weight", "0"], "trial 0 of .*are both 0"),
+        (["--", "--loss.triplet_weight", "0", "--loss.classification_weight", "0"], "trial 0 of .*are all 0"),
         (["--trials", "0"], "--trials is 0, expected an integer >= 1"),
         (["--seed", "-1"], "--seed is -1, expected an integer >= 0"),
     ],
