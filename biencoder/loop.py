@@ -203,6 +203,7 @@ def report_mining(run: Run, progress: Progress, mined: Mined, encode_s: float) -
     at, audit, texts = {"step": progress.step, "epoch": progress.epoch}, mined.audit, run.dataset.texts
     run.tracker.log("mine", **at, metrics=mine_metrics(mined, encode_s))
     run.tracker.event("negatives", **at, detail=mined.digest)
+    run.tracker.event("mined from", **at, detail=f"embeddings {audit.fingerprint}, corpus {run.dataset.fingerprint[:16]}")
     run.tracker.histogram(HARDNESS, **at, edges=audit.hardness_edges, counts=audit.hardness_counts)
     run.tracker.table(CLOSEST, **at, **closest_table(audit.closest, run.training, texts))
 

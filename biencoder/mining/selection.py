@@ -141,22 +141,25 @@ def no_negative(split: Split, sample: int) -> DataError:
 
 
 def recall(
-    mined_Qk: Ids,
+    found_Qk: Ids,
     samples: Ids,
     split: Split,
     forbidden: Forbidden,
     embedded: EmbeddedTexts,
     world: World,
+    reference: MiningConfig,
     *,
     least_distance_Q: Distances | None = None,
 ) -> float:
-    """Share of the truly nearest allowed texts that are among those found, from up to 500 of these samples."""
-    some = np.unique(np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64))
-    exact_index = build_index(embedded.candidate.embedding.numpy(), MiningConfig(index="faiss", faiss_kind="flat"))
+    """Share of the nearest allowed texts by a reference index that are among those found, over some of these samples: up to
+    500, or 50 where the reference is the ball tree."""
+    size = 50 if reference.index == "balltree" else 500
+    some = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
+    index = build_index(embedded.candidate.embedding.numpy(), reference)
     least_Q = None if least_distance_Q is None else least_distance_Q[some]
     truth_Qk, _ = nearest_negatives(
-        samples[some], split, forbidden, embedded, exact_index, world, count=mined_Qk.shape[1], least_distance_Q=least_Q
+        samples[some], split, forbidden, embedded, index, world, count=found_Qk.shape[1], least_distance_Q=least_Q
     )
-    there = truth_Qk >= 0
-    found = (truth_Qk[:, :, None] == mined_Qk[some][:, None, :]).any(2)
-    return float(found[there].mean()) if there.any() else 1.0
+    there_Qk = truth_Qk >= 0
+    again_Qk = (truth_Qk[:, :, None] == found_Qk[some][:, None, :]).any(2)
+    return float(again_Qk[there_Qk].mean()) if there_Qk.any() else 1.0
