@@ -37,7 +37,6 @@ from biencoder.tracking.names import (
     CLOSEST,
     HARDNESS,
     Metrics,
-    accuracy,
     eval_metrics,
     examples,
     mine_metrics,
@@ -57,7 +56,7 @@ def fit(run: Run, progress: Progress) -> None:
             if measured:
                 metrics = evaluate(run, progress, embedded, zero_shot=progress.epoch == 0)
                 keep_best(run, progress, metrics)
-            if done:
+            if done or (run.config.eval.patience and progress.evaluations_since_best >= run.config.eval.patience):
                 break
             progress.negatives = mine(run, progress, embedded, encode_s)
             del embedded
@@ -339,8 +338,11 @@ def pooled_cosine(embedded: EmbeddedTexts) -> EmbeddedTexts:
 
 
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
-    """Save the model if it is the best so far on validation (on training where there is no validation split)."""
-    value = metrics[accuracy(run.dataset.deciding_split, "embedding")]
-    if progress.epoch and value > progress.best:
-        progress.best, progress.best_step = value, progress.step
+    """Save the model if it is the best so far by `eval.metric`. Every rank takes part."""
+    if progress.epoch == 0:
+        return  # nothing is trained yet
+    value = metrics[f"eval/{run.dataset.deciding_split}/{run.config.eval.metric}"]
+    progress.evaluations_since_best += 1
+    if value > progress.best:
+        progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
         run.save("best", metrics)

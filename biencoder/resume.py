@@ -46,6 +46,7 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         "epoch": progress.epoch,
         "best": progress.best,
         "best_step": progress.best_step,
+        "evaluations_since_best": progress.evaluations_since_best,
         "rollbacks": progress.rollbacks,
         "epoch_is_mined": progress.negatives is not None,
         "window_steps": window.steps,
@@ -127,6 +128,7 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     progress = Progress(run.world.device)
     progress.step = progress.saved_step = int(state["step"])
     progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
+    progress.evaluations_since_best = int(state["evaluations_since_best"])
     progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
     progress.window.steps = int(state["window_steps"])
 

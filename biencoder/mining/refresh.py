@@ -9,19 +9,20 @@ import hashlib
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import MiningConfig
-from biencoder.data import Forbidden, Split
+from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError
 from biencoder.mining.audit import Audit, audit, churn
 from biencoder.mining.build import build_index
 from biencoder.mining.selection import (
+    Limits,
     chosen_ranks,
     draws_random,
     least_distances,
@@ -84,6 +85,7 @@ class Miner:
         self._split, self._world, self._config, self._seed = split, world, config, seed
         self._num_epochs = num_epochs
         self._forbidden = forbidden
+        self._members = Members.of(split, config.focus, forbidden.num_texts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
@@ -166,15 +168,15 @@ class Miner:
     ) -> tuple[Ids, Search]:
         """Near allowed texts of these samples (-1: none found) where they are wanted."""
         start = time.perf_counter()
-        split, config, forbidden = self._split, self._config, self._forbidden
+        split, config = self._split, self._config
         index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), config))
         indexed = time.perf_counter()
-        least_Q = None
+        limits = Limits(self._forbidden, self._members)
         if config.keeps_distance:
-            points_Q, counters_Q = split.point_text_P[samples], split.counter_text_P[samples]
-            least_Q = least_distances(embedded.distances("query", points_Q, counters_Q, holders), config)
+            pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, holders)
+            limits = replace(limits, least_distance_P=least_distances(pair_P, config))
         near_Qk, distance_Qk = nearest_negatives(
-            samples, split, forbidden, embedded, index, holders, count=config.num_neighbours, least_distance_Q=least_Q
+            samples, split, limits, embedded, index, holders, count=config.num_neighbours
         )
         # The first wanted one gets the first rank, wherever random ones stand between them.
         nth_QK = np.maximum(0, np.cumsum(wanted_QK, axis=1) - 1)
@@ -183,7 +185,7 @@ class Miner:
         distance_QK = np.take_along_axis(distance_Qk, ranks_QK, axis=1)
 
         def check() -> None:
-            if index.exact and least_Q is None and (near_Qk[:, 0] < 0).any():
+            if index.exact and not limits.optional and (near_Qk[:, 0] < 0).any():
                 raise no_negative(split, samples[int(np.argmax(near_Qk[:, 0] < 0))])
 
         holders.together(check)
@@ -191,7 +193,7 @@ class Miner:
         found_QK, searched = mined_QK >= 0, time.perf_counter()
 
         def found_again(reference: MiningConfig) -> float:
-            return recall(near_Qk, samples, split, forbidden, embedded, holders, reference, least_distance_Q=least_Q)
+            return recall(near_Qk, samples, split, limits, embedded, holders, reference)
 
         small = config.index != "balltree" and len(embedded.all_text_ids_M) <= _BALL_TREE_TEXTS
         return mined_QK, Search(

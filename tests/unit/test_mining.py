@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from biencoder.mining import Miner
 from biencoder.mining.audit import churn
 from biencoder.mining.build import build_index
 from biencoder.mining.index import nearest_allowed
-from biencoder.mining.selection import draws_random, nearest_negatives, random_negatives, recall
+from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
 from biencoder.model import Vectors
 
 NOTHING = np.full((50, 1), -1)
@@ -73,7 +74,7 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     forbidden = Forbidden.of(split, 300)
     allowed = forbidden.allows(points[:, None], np.arange(300)[None])
     mined, distance = nearest_negatives(
-        np.arange(150), split, forbidden, embed(vectors_ND), build_index(vectors_ND, config), World.alone()
+        np.arange(150), split, Limits(forbidden), embed(vectors_ND), build_index(vectors_ND, config), World.alone()
     )
     assert mined[:, 0].tolist() == brute_force(vectors_ND, points, allowed)
     assert not np.any(mined[:, 0] == points)
@@ -153,12 +154,12 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     vectors_ND = vectors("gaussian", size=2000)
     split = split_of(list(range(1000)), list(range(1000, 2000)))
     forbidden = Forbidden.of(split, 2000)
-    samples, embedded, alone = np.arange(1000), embed(vectors_ND), World.alone()
-    mined, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, config), alone)
-    exact, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, MiningConfig()), alone)
+    samples, embedded, alone, limits = np.arange(1000), embed(vectors_ND), World.alone(), Limits(forbidden)
+    mined, _ = nearest_negatives(samples, split, limits, embedded, build_index(vectors_ND, config), alone)
+    exact, _ = nearest_negatives(samples, split, limits, embedded, build_index(vectors_ND, MiningConfig()), alone)
     agreement = float((mined == exact).mean())
     assert low <= agreement <= high
-    assert recall(mined, samples, split, forbidden, embedded, alone, MiningConfig()) == pytest.approx(agreement, abs=0.05)
+    assert recall(mined, samples, split, limits, embedded, alone, MiningConfig()) == pytest.approx(agreement, abs=0.05)
     found = mined[:, 0] >= 0
     assert forbidden.allows(split.point_text_P[found], mined[found, 0]).all()
 
@@ -297,3 +298,24 @@ def test_churn_counts_what_a_sample_did_not_have_before() -> None:
     ahead = miner()
     assert np.isnan(ahead.negatives(0, moving(0)).churn)
     assert 0.5 < ahead.negatives(1, moving(1)).churn <= 1
+
+
+def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
+    class AnyPair:
+        def __init__(self, topic: str) -> None:
+            self.point = SimpleNamespace(source="somewhere", domain="theme", topic=topic)
+
+    # Debate 0 has pairs 0 to 9, debate 1 pairs 10 to 18, debate 2 pair 19 alone: it has no negative to offer.
+    topics = ["0"] * 10 + ["1"] * 9 + ["2"]
+    split = Split("training", tuple(AnyPair(topic) for topic in topics), np.arange(20), np.arange(20, 40))  # type: ignore[arg-type]
+    config = MiningConfig(random_rate=0, focus="debates")
+    vectors_ND = vectors("gaussian", size=40)
+    found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).negatives(
+        0, embed(vectors_ND)
+    )
+    debate = np.array([int(topic) for topic in topics] * 2)
+    distance_PN = np.linalg.norm(vectors_ND[:20, None].astype(np.float64) - vectors_ND[None], axis=2)
+    distance_PN[debate[:20, None] != debate[None]] = np.inf
+    distance_PN[np.arange(20), np.arange(20)] = distance_PN[np.arange(20), np.arange(20, 40)] = np.inf
+    assert found.negative_text_PK[:19, 0].tolist() == distance_PN.argmin(1)[:19].tolist()
+    assert found.search.shortfalls == 1
