@@ -222,14 +222,14 @@ def nearest_candidates(
                 here_c[np.minimum(own_q, len(here_c) - 1)] == excluded_Q[start : start + chunk]
             )
             distance_qc[torch.from_numpy(np.flatnonzero(is_here)), torch.from_numpy(own_q[is_here])] = torch.inf
-        nearest_qk = _smallest(distance_qc, found)
+        nearest_qk = smallest(distance_qc, found)
         ranking.distance_Qk[start : start + chunk, :found] = distance_qc.gather(1, nearest_qk).numpy()
         ranking.candidate_Qk[start : start + chunk, :found] = here_c[nearest_qk.numpy()]
     ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
     return ranking
 
 
-def _smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
+def smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
     """Positions (q, k) of the k smallest values, ascending, equal ones in the order of their positions."""
     wide = min(values_qC.shape[1], k + 32)
     values, positions = values_qC.topk(wide, dim=1, largest=False)
