@@ -44,7 +44,7 @@ def load_models(folders: Sequence[str]) -> list[NamedModel]:
     Raises:
         ModelError: a folder holds neither.
     """
-    names = [Path(folder).name for folder in folders]
+    names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
     return [NamedModel(name, folder, _load(Path(folder).expanduser())) for name, folder in zip(names, folders, strict=True)]
 

@@ -15,6 +15,7 @@ import torch
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ModelError
 from biencoder.model import Vectors
+from biencoder.pretrained import hush
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,6 +39,7 @@ class SentenceFolder:
             raise ModelError(
                 f"{folder} is a sentence-transformers model; it needs that package: pip install sentence-transformers"
             ) from None
+        hush()
         try:
             model = SentenceTransformer(str(folder), local_files_only=True)
         except Exception as error:  # noqa: BLE001 - whatever its modules raise, which it does not name

@@ -50,7 +50,7 @@ class EmbeddingRanker:
 
 @dataclass(frozen=True, slots=True)
 class LexicalRanker:
-    """By the product of the query's word weights and the candidate's."""
+    """By the product of the query's word weights and the candidate's; its negative stands for the distance."""
 
     query_NV: csr_array
     candidate_NV: csr_array

@@ -144,7 +144,7 @@ class Terminal:
         self.say(
             f"leak-free: {left.kept_P.sum()} of {len(left.kept_P)} {split} queries stay; {left.num_leaked_debates} of "
             f"{left.num_debates} debates share a text with training, some by way of others; {left.num_near_duplicates} of "
-            f"{left.num_texts} distinct texts are near-duplicates"
+            f"{left.num_texts} distinct texts are near-duplicates of others"
         )
 
     def comparison(self, comparison: "Comparison") -> None:
