@@ -236,11 +236,11 @@ def smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
     by_position = positions.argsort(dim=1)
     values, positions = values.gather(1, by_position), positions.gather(1, by_position)
     order = values.argsort(dim=1, stable=True)
-    smallest = positions.gather(1, order)[:, :k]
+    first_qk = positions.gather(1, order)[:, :k]
     values = values.gather(1, order)
     cut_in_a_tie = (values[:, k - 1] == values[:, -1]) & (wide < values_qC.shape[1])
-    smallest[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
-    return smallest
+    first_qk[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
+    return first_qk
 
 
 @torch.no_grad()
