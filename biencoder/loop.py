@@ -9,7 +9,6 @@ Everything here runs on every rank, in the same order and equally often; what on
 import math
 import time
 from contextlib import closing, nullcontext
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.mining import Mined
-from biencoder.model import Scores, TripletBatch, Vectors
+from biencoder.model import Scores, TripletBatch
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
 from biencoder.prefetch import prefetched
@@ -315,7 +314,7 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
 
         def rank_all(holders: World, split: Split = split, embedded: EmbeddedTexts | None = embedded) -> SplitResult:
             assert embedded is not None
-            vectors = pooled_cosine(embedded) if zero_shot else embedded
+            vectors = embedded.pooled_cosine() if zero_shot else embedded
             return evaluate_split(split, vectors, classifier, top_k=run.config.eval.top_k, world=holders)
 
         results.append(run.world.on_holders(rank_all, sharded=run.config.mining.sharded))
@@ -326,15 +325,6 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
     run.tracker.table(examples(shown.split), step=progress.step, epoch=progress.epoch, **table)
     run.terminal.evaluation("zero-shot" if zero_shot else f"epoch {progress.epoch}", metrics)
     return metrics
-
-
-def pooled_cosine(embedded: EmbeddedTexts) -> EmbeddedTexts:
-    """The pretrained encoder's own geometry: pooled vectors at length 1, whose Euclidean order is that of the cosine."""
-
-    def unit(vectors: Vectors) -> Vectors:
-        return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
-
-    return replace(embedded, query=unit(embedded.query), candidate=unit(embedded.candidate))
 
 
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
