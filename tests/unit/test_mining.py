@@ -103,6 +103,16 @@ def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
     assert forbidden.allows(np.array([[1]]), np.arange(5)[None]).tolist() == [[True, False, False, True, True]]
 
 
+def test_texts_that_count_as_the_same_are_forbidden_together() -> None:
+    # Text 4 is nearly point 0, text 5 nearly its counter.
+    split = split_of([0, 1], [2, 3])
+    forbidden = Forbidden.of(split, 6, same_N=np.array([0, 1, 2, 3, 0, 2]))
+    assert forbidden.allows(np.array([[0], [1]]), np.arange(6)[None]).tolist() == [
+        [False, True, False, True, False, False],
+        [True, False, True, False, True, True],
+    ]
+
+
 def test_random_negatives_depend_on_seed_epoch_and_sample_only() -> None:
     split = split_of(list(range(50)), list(range(50, 100)))
     forbidden = Forbidden.of(split, 100)
