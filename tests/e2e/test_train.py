@@ -133,6 +133,30 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
         assert other[2] == evaluations, name
 
 
+def test_contrastive_learning_alone_needs_no_negatives_and_ends_when_nothing_gets_better(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    corpus, run_dir = write_corpus(numbered_corpus(training=24, validation=8)), tmp_path / "run"
+    settings = {
+        "loss__contrastive_weight": 1.0,
+        "loss__triplet_weight": 0.0,
+        "loss__classification_weight": 0.0,
+        "mining__negatives": 0,
+        "mining__exclude_near_duplicates": "true",
+        "train__lr": 1e-9,
+        "train__epochs": 9,
+        "eval__patience": 2,
+    }
+    done = train(*small_run(tiny_bert, corpus, run_dir, **settings))
+    assert done.returncode == 0, done.stderr
+    assert [record["epoch"] for record in records(run_dir, "eval")] == [0, 1, 2, 3]  # the first trained one is the best
+    assert records(run_dir, "mine") == []
+    steps = records(run_dir, "step")
+    assert len(steps) == 9
+    assert all(0 < step["train/loss"] == step["train/loss_contrastive"] for step in steps)
+    assert (run_dir / "model/last/model.safetensors").is_file()
+
+
 def test_both_indexes_and_separate_weights_train(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus = write_corpus(numbered_corpus(training=24))
     shared = {"mining__random_rate": 0.0, "train__epochs": 1, "model__sides": "encoders"}
