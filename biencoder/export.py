@@ -10,6 +10,7 @@
 Weights are safetensors only: loading a model never unpickles anything.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -134,6 +135,23 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
 def has_classifier(folder: Path) -> bool:
     """Whether the model in this folder has a pair classifier that was trained."""
     return (folder / _CLASSIFIER).is_file()
+
+
+def model_sha256(folder: Path) -> str:
+    """SHA-256 of all that a model is made of: every file of its folder but the card.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise ModelError(f"the model in {folder} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> Modules:

@@ -6,11 +6,13 @@ python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.entry import parse_model_command, run
+from launcher.entry import model_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_model_command(argv, prog="evaluate.py", description="Measure a trained model on a corpus.")
+    parser = model_parser(prog="evaluate.py", description="Measure a trained model on a corpus.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    arguments = parser.parse_args(argv)
     from biencoder.data import load_dataset
     from biencoder.distributed import World
     from biencoder.evaluation import evaluate_split

@@ -1,5 +1,6 @@
 """What a person sees on rank 0: a progress bar (plain lines where there is no terminal), one table per evaluation."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -134,13 +135,16 @@ class Terminal:
         self.console.print(evaluation_table(self._rows))
 
     def found(self, query: str, hits: Sequence[Hit]) -> None:
-        """A query and its hits, nearest first."""
+        """A query and its hits, in their order."""
+        judged = not any(math.isnan(hit.probability) for hit in hits)
         table = Table(title=query, title_justify="left", box=None, show_lines=True)
         table.add_column("distance", justify="right")
-        table.add_column("is a counter", justify="right")
+        if judged:
+            table.add_column("is a counter", justify="right")
         table.add_column("text", overflow="fold")
         for hit in hits:
-            table.add_row(f"{hit.distance:.3f}", f"{100 * hit.probability:.0f} %", hit.text)
+            probability = [f"{100 * hit.probability:.0f} %"] if judged else []
+            table.add_row(f"{hit.distance:.3f}", *probability, hit.text)
         self.console.print(table)
 
 
