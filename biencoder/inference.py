@@ -16,7 +16,8 @@ from biencoder.embedding import EmbeddedTexts, plan_batches
 from biencoder.evaluation.protocol import pair_probability
 from biencoder.export import has_classifier, load_model
 from biencoder.mining.index import Rows, nearest_allowed
-from biencoder.model import BiEncoder, PairClassifier, Side, Sides, Vectors
+from biencoder.model import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
+from biencoder.pretrained import load_pretrained
 from biencoder.search_index import SearchIndex
 from biencoder.tokens import TokenizedTexts, Tokens, tokenize
 
@@ -45,16 +46,38 @@ class Inference:
         Raises:
             ModelError: the folder holds no model of this program.
         """
-        device, path = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Path(folder).expanduser()
+        device, path = _device(), Path(folder).expanduser()
         model, tokenizer, config = load_model(path)
         return cls(model.to(device), tokenizer, config, device, has_classifier(path))
+
+    @classmethod
+    def pretrained(cls, config: ModelConfig) -> "Inference":
+        """An encoder as it is before training: its pooled vectors mean something, its embeddings and classifier nothing.
+
+        Raises:
+            ModelError: there is no such encoder.
+        """
+        found = load_pretrained(config)
+        device = _device()
+        return cls(build_model(config, found, seed=0).eval().to(device), found.tokenizer, config, device)
 
     @property
     def classifier(self) -> PairClassifier | None:
         return self.model.classifier.cpu() if self.has_classifier else None
 
+    @property
+    def max_length(self) -> int:
+        """Tokens at which texts are cut."""
+        return self.config.max_length
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         return tokenize(texts, self.tokenizer, max_length=self.config.max_length)
+
+    def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids."""
+        tokens = self.tokenize([texts[text_id] for text_id in text_ids_N])
+        embedded = self.embed(tokens, np.arange(len(text_ids_N)))
+        return EmbeddedTexts.whole(text_ids_N, embedded.query, embedded.candidate)
 
     def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
@@ -118,3 +141,7 @@ def encode_batches(
             parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return [torch.cat(some)[back] for some in zip(*parts, strict=True)]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -110,15 +110,16 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
     over the run; 1e-4 is a hundred times less than what one swapped sample changes.
     """
     corpus = write_corpus(numbered_corpus(training=101, validation=13))
+
+    def arguments(name: str, **settings: Any) -> list[str]:
+        shared = {"loss__contrastive_weight": 0.5, "mining__negatives": 2}
+        return small_run(tiny_bert, corpus, tmp_path / name, **shared, **settings)
+
     runs = {
-        "one": train(*small_run(tiny_bert, corpus, tmp_path / "one")),
-        "micro": train(*small_run(tiny_bert, corpus, tmp_path / "micro", train__micro_batch_size=2)),
-        "two": train(
-            *small_run(tiny_bert, corpus, tmp_path / "two", mining__placement="sharded"), launcher="torchrun", ranks=2
-        ),
-        "four": train(
-            *small_run(tiny_bert, corpus, tmp_path / "four", train__micro_batch_size=1), launcher="deepspeed", ranks=4
-        ),
+        "one": train(*arguments("one")),
+        "micro": train(*arguments("micro", train__micro_batch_size=2)),
+        "two": train(*arguments("two", mining__placement="sharded"), launcher="torchrun", ranks=2),
+        "four": train(*arguments("four", train__micro_batch_size=1), launcher="deepspeed", ranks=4),
     }
     for name, done in runs.items():
         assert done.returncode == 0, (name, done.stderr)
