@@ -66,11 +66,11 @@ def test_a_saved_index_finds_what_one_in_memory_finds(
     model, saved = opened(tmp_path / "index")
     in_memory = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"))
     for query in QUERIES:
-        for top_k in (1, 7, len(TEXTS) + 5):
+        for top_k in (1, 7, *([] if kind == "hnsw" else [len(TEXTS) + 5])):  # some texts no path of a graph may lead to
             for rerank in (False, True):
                 found = model.search(query, saved, top_k=top_k, rerank=rerank)
                 assert_same(found, model.search(query, in_memory, top_k=top_k, rerank=rerank))
-        assert len(found) == len(TEXTS) - (query in TEXTS)
+        assert len(found) == (7 if kind == "hnsw" else len(TEXTS) - (query in TEXTS))
 
 
 def test_reranking_orders_the_nearest_by_probability(tiny_bert: Path, tmp_path: Path) -> None:
