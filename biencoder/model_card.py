@@ -41,8 +41,7 @@ the nearest one. Trained from {base} with biencoder {version("biencoder")}.
 
 {_evaluation(dataset, metrics)}
 
-Each point is ranked against all counters and points of its split but itself. Copies of a text are rivals of each other,
-except where the table says "copies as one". {_chosen_on(dataset)}
+{_protocol(config, dataset)}
 
 ## Use
 
@@ -98,7 +97,8 @@ def _figures(split: str) -> list[tuple[str, str, str]]:
         ("accuracy@1_text", "accuracy@1, copies as one", accuracy(split, "embedding", text=True)),
         ("mrr@10", "MRR@10", f"eval/{split}/embedding/mrr@10"),
         ("ndcg@10", "nDCG@10", f"eval/{split}/embedding/ndcg@10"),
-        ("accuracy@1_reranked", "accuracy@1, re-ranked by the classifier", accuracy(split, "rerank")),
+        ("accuracy@1_reranked", "accuracy@1, re-ranked", accuracy(split, "rerank")),
+        ("accuracy@1_text_reranked", "accuracy@1, re-ranked, copies as one", accuracy(split, "rerank", text=True)),
     ]
 
 
@@ -170,7 +170,10 @@ def _negatives(config: Config) -> str:
         f"farther than the counter by {100 * mining.relative_margin:g} %": mining.relative_margin,
         f"with at most {100 * mining.positive_share:g} % of the counter's cosine": mining.positive_share,
     }
-    near = ", ".join(["the nearest texts", *filter(None, [window]), *(bound for bound, value in bounds.items() if value)])
+    among = {"corpus": "", "themes": " of the same theme", "debates": " of the same debate"}[mining.focus]
+    near = ", ".join(
+        [f"the nearest texts{among}", *filter(None, [window]), *(bound for bound, value in bounds.items() if value)]
+    )
     share = f"{100 * mining.random_rate:g} % at random in the first epoch"
     if mining.random_rate and mining.random_rate_decay:
         share += f" and {100 * mining.random_rate_decay:g} points fewer in each later one"
@@ -178,10 +181,21 @@ def _negatives(config: Config) -> str:
     return f"{mined}; and {in_batch}" if in_batch else mined
 
 
-def _chosen_on(dataset: Dataset) -> str:
+def _protocol(config: Config, dataset: Dataset) -> str:
+    said = [
+        "Each point is ranked against all counters and points of its split but itself. Copies of a text are rivals of each "
+        'other, except where the table says "copies as one".'
+    ]
+    if config.loss.classification_weight:
+        said.append(f"Re-ranked: the nearest {config.eval.top_k} in the order of the pair classifier's probability.")
     if dataset.deciding_split == "validation":
-        return "Of a run's models, `best` has the highest accuracy@1 on validation, and `last` is the final one."
-    return "There was no validation split: `best` was chosen on training, and nothing tells how it does on new texts."
+        chosen_by = next(label for _, label, name in _figures("validation") if name.endswith(config.eval.metric))
+        said.append(f"Of a run's models, `best` has the highest {chosen_by}, on validation; `last` is the final one.")
+    else:
+        said.append(
+            "There was no validation split: `best` was chosen on training, and nothing tells how it does on new texts."
+        )
+    return " ".join(said)
 
 
 def _usage(config: Config) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from biencoder.config import Config, DataConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
+from biencoder.config import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Dataset, Split
 from biencoder.data.records import Findings
 from biencoder.model_card import model_card
@@ -67,6 +67,7 @@ def test_only_what_is_on_the_hub_is_named_as_its_base(name: str, base: str | Non
 def test_every_split_has_a_row_and_only_a_trained_classifier_a_column() -> None:
     assert "| validation | 40 | 25.00 % | 50.00 % | 0.375 | 0.438 |" in card_of(loss=CONTRASTIVE)
     assert "| test | 20 | 25.00 % | 50.00 % | 0.375 | 0.438 | 12.50 % |" in card_of(reranked=0.125)
+    assert "accuracy@1, re-ranked" in card_of(reranked=0.125)
     assert "re-ranked" not in card_of(loss=CONTRASTIVE)
     assert "No pair classifier was trained." in card_of(loss=CONTRASTIVE)
     assert "classifier.safetensors" in card_of(reranked=0.125)
@@ -97,6 +98,13 @@ def test_negatives_batch_and_learning_rate() -> None:
     assert (
         "| learning rate | 4e-05, reached after 10 % of the steps, then falling linearly to 0 |" in card
     )  # twice that for 8
+
+
+def test_what_chose_the_best_model_is_said() -> None:
+    assert "`best` has the highest accuracy@1, on validation" in card_of()
+    card = card_of(eval=EvalConfig(metric="embedding/accuracy@1_text"), mining=MiningConfig(focus="debates"))
+    assert "`best` has the highest accuracy@1, copies as one, on validation" in card
+    assert "the nearest texts of the same debate |" in card
 
 
 def test_sides_of_their_own_are_encoded_as_such() -> None:
