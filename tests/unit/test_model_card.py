@@ -68,7 +68,7 @@ def test_every_split_has_a_row_and_only_a_trained_classifier_a_column() -> None:
     assert "| validation | 40 | 25.00 % | 50.00 % | 0.375 | 0.438 |" in card_of(loss=CONTRASTIVE)
     assert "| test | 20 | 25.00 % | 50.00 % | 0.375 | 0.438 | 12.50 % |" in card_of(reranked=0.125)
     assert "accuracy@1, re-ranked" in card_of(reranked=0.125)
-    assert "re-ranked" not in card_of(loss=CONTRASTIVE)
+    assert "re-ranked" not in card_of(loss=CONTRASTIVE).lower()
     assert "No pair classifier was trained." in card_of(loss=CONTRASTIVE)
     assert "classifier.safetensors" in card_of(reranked=0.125)
 
