@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     terminal.end()
     size = sum(facts.num_bytes.values()) / 2**20
     recall = "" if facts.kind == "flat" else f", finds {100 * facts.recall:.1f} % of the 10 nearest"
-    terminal.say(f"The {facts.kind} index of {len(texts):,} texts is in {folder}: {size:,.0f} MiB{recall}.")
+    terminal.say(f"The {facts.kind} index of {len(texts):,} texts is in {folder}: {size:,.1f} MiB{recall}.")
 
 
 def command() -> None:

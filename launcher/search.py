@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, ModelError
 from launcher.entry import model_parser, run
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     from biencoder.tracking.terminal import Terminal
 
-    model, index = open_index(arguments) if arguments.index else make_index(arguments)
+    model, index = saved(arguments) if arguments.index else made_now(arguments)
     if arguments.rerank and model.classifier is None:
         raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
     terminal = Terminal(is_main=True)
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def make_index(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     """Embed the whole corpus."""
     from biencoder.data import load_texts
     from biencoder.inference import Inference
@@ -66,7 +66,7 @@ def make_index(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]"
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"))
 
 
-def open_index(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     """Map a saved index, once it is certain that it is of this model, and of this corpus if one was given."""
     from biencoder.data import load_texts
     from biencoder.export import model_sha256
@@ -79,8 +79,10 @@ def open_index(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]"
         texts, _ = load_texts(arguments.data_root, clean=arguments.clean)
         check_texts(folder, facts, texts)
     model_folder = Path(arguments.model or facts.model).expanduser()
-    model = Inference.load(str(model_folder))
-    return model, open_index(folder, facts, model_sha256=model_sha256(model_folder))
+    if not model_folder.is_dir():
+        raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
+    index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
+    return Inference.load(str(model_folder)), index
 
 
 def command() -> None:
