@@ -3,7 +3,6 @@
 N: texts, D: similarity embedding.
 """
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ModelError
 from biencoder.evaluation import evaluate_split
+from biencoder.model import Vectors
 
-_TEXTS, _ROUNDS = 256, 3
+_CHUNK = 128
 _LEAST_COSINE = 0.9999
 """Of an fp32 graph with PyTorch; rounding leaves a ten-thousandth of that distance from 1."""
 
@@ -44,43 +44,54 @@ class Agreement:
 
 
 def compare(
-    encoders: Mapping[str, Encoder], texts: Sequence[str], text_ids: npt.NDArray[np.int64], split: Split | None
+    encoders: Mapping[str, Encoder], texts: Sequence[str], text_ids_N: npt.NDArray[np.int64], split: Split | None
 ) -> list[Agreement]:
-    """Run all encoders on up to 256 of these texts, in turns, and rank the split with each.
+    """Run all encoders on these texts, in turns: whatever else the machine does slows all of them alike.
 
     Args:
         encoders: by name; the first is what the others are compared with.
+        text_ids_N: ascending; all texts of the split, where one is given.
         split: to measure accuracy on.
     """
-    some = np.unique(text_ids[np.linspace(0, len(text_ids) - 1, _TEXTS).astype(np.int64)])
-    seconds: dict[str, list[float]] = {name: [] for name in encoders}
-    found: dict[str, EmbeddedTexts] = {}
-    for turn in range(-1, _ROUNDS):  # the first one warms up
+    parts: dict[str, list[EmbeddedTexts]] = {name: [] for name in encoders}
+    seconds = dict.fromkeys(encoders, 0.0)
+    for encoder in encoders.values():  # first calls make room, and count for nothing
+        encoder.embed_texts(texts, text_ids_N[:_CHUNK])
+    for chunk_n in np.array_split(text_ids_N, -(-len(text_ids_N) // _CHUNK)):
         for name, encoder in encoders.items():
             start = time.perf_counter()
-            found[name] = encoder.embed_texts(texts, some)
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+            parts[name].append(encoder.embed_texts(texts, chunk_n))
+            seconds[name] += time.perf_counter() - start
+    found = {name: _joined(some) for name, some in parts.items()}
     reference = next(iter(found.values()))
     rows = []
-    for name, encoder in encoders.items():
-        pairs = [(found[name].query, reference.query), (found[name].candidate, reference.candidate)]
+    for name, embedded in found.items():
+        pairs = [(embedded.query, reference.query), (embedded.candidate, reference.candidate)]
         cosines = [torch.cosine_similarity(one.embedding, other.embedding) for one, other in pairs]
         rows.append(
             Agreement(
                 name,
-                len(some) / statistics.median(seconds[name]),
+                len(text_ids_N) / seconds[name],
                 max(float((one.embedding - other.embedding).abs().max()) for one, other in pairs),
                 min(float(cosine_N.mean()) for cosine_N in cosines),
                 min(float(cosine_N.min()) for cosine_N in cosines),
-                _accuracy(encoder, texts, split) if split else {},
+                _accuracy(embedded, split) if split else {},
             )
         )
     return rows
 
 
-def _accuracy(encoder: Encoder, texts: Sequence[str], split: Split) -> dict[str, float]:
-    embedded = encoder.embed_texts(texts, split.text_ids)
+def _joined(parts: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
+    """One of consecutive ones."""
+
+    def side(vectors: Sequence[Vectors]) -> Vectors:
+        return Vectors(*(torch.cat(some) for some in zip(*vectors, strict=True)))
+
+    text_ids_N = np.concatenate([part.text_ids_N for part in parts])
+    return EmbeddedTexts.whole(text_ids_N, side([part.query for part in parts]), side([part.candidate for part in parts]))
+
+
+def _accuracy(embedded: EmbeddedTexts, split: Split) -> dict[str, float]:
     metrics = evaluate_split(split, embedded, None, top_k=1, world=World.alone()).metrics
     return {suffix: metrics[f"embedding/accuracy@1{suffix}"] for suffix in ("", "_text")}
 

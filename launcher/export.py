@@ -26,11 +26,8 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.whole_folder import output_folder, whole_folder
 
     need_packages()
-    terminal, folder, model_folder = (
-        Terminal(is_main=True),
-        output_folder(arguments.out, FACTS),
-        Path(arguments.model).expanduser(),
-    )
+    terminal, model_folder = Terminal(is_main=True), Path(arguments.model).expanduser()
+    folder = output_folder(arguments.out, FACTS)
     dataset = load_dataset(arguments.data_root or _SAMPLE, clean=arguments.clean, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
     model = Inference.load(arguments.model)
@@ -42,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
         encoders: dict[str, Encoder] = {"PyTorch": model} | {
             name: OnnxModel.load(fresh, model.tokenizer, model.config, int8=int8) for name, int8 in variants.items()
         }
+        terminal.say(f"comparing {', '.join(encoders)} on {len(split.text_ids):,} texts")
         rows = compare(encoders, dataset.texts, split.text_ids, split if arguments.data_root else None)
         check(rows[1])
     files = [model_folder.rglob("model.safetensors"), folder.glob("*[!8].onnx"), folder.glob("*.int8.onnx")]

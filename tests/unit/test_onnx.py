@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from biencoder import onnx_check
 from biencoder.data import Split
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ConfigError, ModelError
@@ -25,65 +26,67 @@ TEXTS = ["the quick fox", "taxes rise and fall with votes against a lazy dog " *
 EVERY = np.arange(len(TEXTS))
 
 
-def exported(tiny_bert: Path, tmp_path: Path, *, int8: bool = False, **settings: Any) -> tuple[Inference, OnnxModel, Path]:
-    export(tiny_bert, tmp_path / "model", **{"pooling": "mean", **settings})
-    folder = tmp_path / "onnx"
-    folder.mkdir()
-    write_onnx(folder, tmp_path / "model", int8=int8)
-    model = Inference.load(str(tmp_path / "model"))
-    return model, OnnxModel.load(folder, model.tokenizer, model.config, int8=int8), folder
+@dataclass(frozen=True)
+class Exported:
+    model: Inference
+    folder: Path
+    sides: str
+
+    def onnx(self, *, int8: bool = False) -> OnnxModel:
+        return OnnxModel.load(self.folder, self.model.tokenizer, self.model.config, int8=int8)
 
 
-@pytest.mark.parametrize(
-    ("settings", "files"),
-    [
-        ({"normalize": True}, {"model.onnx"}),
-        ({"pooling": "pooler", "sides": "heads"}, {"model.onnx"}),
-        ({"pooling": "cls", "sides": "encoders"}, {"query.onnx", "candidate.onnx"}),
+@pytest.fixture(
+    scope="module",
+    params=[
+        {"sides": "shared", "pooling": "mean", "normalize": True},
+        {"sides": "heads", "pooling": "pooler"},
+        {"sides": "encoders", "pooling": "cls", "normalize": True},
     ],
-    ids=str,
+    ids=lambda settings: settings["sides"],
 )
-def test_graphs_equal_the_model_on_both_sides(
-    tiny_bert: Path, tmp_path: Path, settings: dict[str, Any], files: set[str]
-) -> None:
-    model, onnx, folder = exported(tiny_bert, tmp_path, **settings)
-    assert {path.name for path in folder.glob("*.onnx")} == files
+def exported(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    place = tmp_path_factory.mktemp("onnx")
+    export(tiny_bert, place / "model", **request.param)
+    (place / "onnx").mkdir()
+    write_onnx(place / "onnx", place / "model", int8=True)
+    return Exported(Inference.load(str(place / "model")), place / "onnx", request.param["sides"])
+
+
+def test_graphs_equal_the_model_on_both_sides(exported: Exported) -> None:
+    graphs = ["query", "candidate"] if exported.sides == "encoders" else ["model"]
+    assert {p.name for p in exported.folder.glob("*.onnx")} == {f"{g}{kind}.onnx" for g in graphs for kind in ("", ".int8")}
+    onnx, model = exported.onnx(), exported.model
     for some in (EVERY, EVERY[1:2], EVERY[2:3]):  # other batches and lengths than the graph was traced with
         theirs, ours = onnx.embed_texts(TEXTS, some), model.embed_texts(TEXTS, some)
         torch.testing.assert_close(theirs.query.embedding, ours.query.embedding, rtol=0, atol=1e-5)
         torch.testing.assert_close(theirs.candidate.embedding, ours.candidate.embedding, rtol=0, atol=1e-5)
-    if "sides" in settings:
-        assert not torch.allclose(theirs.query.embedding, theirs.candidate.embedding, atol=1e-3)
+        assert torch.equal(theirs.query.embedding, theirs.candidate.embedding) == (exported.sides == "shared")
 
 
-@pytest.mark.parametrize("sides", ["shared", "heads"])
-def test_the_readme_works_without_this_program(
-    tiny_bert: Path, tmp_path: Path, sides: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, _, folder = exported(tiny_bert, tmp_path, sides=sides)
-    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0]
-    assert "biencoder" not in code
-    assert "torch" not in code
-    code = code.replace('["an argument"]', "TEXTS").replace('["a text", "another text"]', "TEXTS")
-    monkeypatch.chdir(folder)
-    names: dict[str, Any] = {"TEXTS": TEXTS}
-    exec(code, names)
-    expected = model.embed_texts(TEXTS, EVERY)
-    np.testing.assert_allclose(names["arguments"], expected.query.embedding.numpy(), atol=1e-5)
-    np.testing.assert_allclose(names["texts"], expected.candidate.embedding.numpy(), atol=1e-5)
-    cdist = torch.cdist(expected.query.embedding, expected.candidate.embedding).numpy()
-    np.testing.assert_allclose(names["distances"], cdist, atol=1e-3)
-
-
-def test_weights_of_8_bits_are_smaller_and_nearly_agree(tiny_bert: Path, tmp_path: Path) -> None:
-    model, onnx, folder = exported(tiny_bert, tmp_path, int8=True, sides="encoders", normalize=True)
-    for name in ("query", "candidate"):
-        assert (folder / f"{name}.int8.onnx").stat().st_size < (folder / f"{name}.onnx").stat().st_size
-    theirs, ours = onnx.embed_texts(TEXTS, EVERY), model.embed_texts(TEXTS, EVERY)
+def test_weights_of_8_bits_are_smaller_and_nearly_agree(exported: Exported) -> None:
+    for file in exported.folder.glob("*.int8.onnx"):
+        assert file.stat().st_size < file.with_name(file.name.replace(".int8", "")).stat().st_size
+    theirs, ours = exported.onnx(int8=True).embed_texts(TEXTS, EVERY), exported.model.embed_texts(TEXTS, EVERY)
     for side in ("query", "candidate"):
         cosine_N = torch.cosine_similarity(getattr(theirs, side).embedding, getattr(ours, side).embedding)
         assert cosine_N.min() > 0.9
     assert not torch.allclose(theirs.query.embedding, ours.query.embedding, atol=1e-5)  # it is the other graph
+
+
+def test_the_readme_works_without_this_program(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (exported.folder / "README.md").read_text(), re.DOTALL)[0]
+    assert "biencoder" not in code
+    assert "torch" not in code
+    code = code.replace('["an argument"]', "TEXTS").replace('["a text", "another text"]', "TEXTS")
+    monkeypatch.chdir(exported.folder)
+    names: dict[str, Any] = {"TEXTS": TEXTS}
+    exec(code, names)
+    expected = exported.model.embed_texts(TEXTS, EVERY)
+    np.testing.assert_allclose(names["arguments"], expected.query.embedding.numpy(), atol=1e-5)
+    np.testing.assert_allclose(names["texts"], expected.candidate.embedding.numpy(), atol=1e-5)
+    cdist = torch.cdist(expected.query.embedding, expected.candidate.embedding).numpy()
+    np.testing.assert_allclose(names["distances"], cdist, atol=1e-3)
 
 
 def test_packages_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +110,8 @@ class OnALine:
         return EmbeddedTexts.whole(text_ids_N, Vectors(query, query), Vectors(candidate, candidate))
 
 
-def test_agreement_is_the_worse_of_the_two_sides() -> None:
+def test_agreement_is_the_worse_of_the_two_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_check, "_CHUNK", 3)  # the texts do not come all at once
     # Points 0 and 3; the nearest to 0 is its counter 1, to 3 it is 4, whose copy is not its counter 6.
     split = Split("test", (None,) * 2, np.array([0, 3]), np.array([1, 6]))  # type: ignore[arg-type]
     texts = [str(i) for i in range(8)]
