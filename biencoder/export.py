@@ -5,14 +5,13 @@
                                  the projection alone where they share the encoder)
       1_Pooling 2_Dense …        pooling, BERT's pooler where it is used, the projection, and length 1 where configured
       biencoder.json             how this program builds the model again
-      classifier.safetensors     the pair classifier
+      classifier.safetensors     the pair classifier, where one was trained
 
 Weights are safetensors only: loading a model never unpickles anything.
 """
 
+import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +26,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from biencoder.config import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.model import BiEncoder, Tower
+from biencoder.whole_folder import whole_folder
 
 _ST = "sentence_transformers"
 _SIDES = ("query", "candidate")
+_CLASSIFIER = "classifier.safetensors"
 Modules = list[tuple[str, str]]
 """What a text passes through: (path within the folder, kind)."""
 
@@ -46,29 +47,28 @@ def save_model(
     """Write the folder beside its place and move it there, so that `folder` is always a whole model.
 
     Args:
-        weights: the model's state dict in fp32 (the model itself may be sharded or in half precision).
+        weights: the model's state dict in fp32 (the model itself may be sharded or in half precision); without those of the
+            pair classifier if no loss has trained it.
 
     Raises:
         ModelError: the folder cannot be written; what stood there before is untouched.
     """
     try:
-        _save_model(folder, model, weights, tokenizer, config, card)
+        with whole_folder(folder) as fresh:
+            _write_model(fresh, model, weights, tokenizer, config, card)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ModelError(f"the model cannot be written to {folder}: {reason}; mend it, the same command goes on") from None
 
 
-def _save_model(
-    folder: Path,
+def _write_model(
+    fresh: Path,
     model: BiEncoder,
     weights: Mapping[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     config: ModelConfig,
     card: str,
 ) -> None:
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     routes: list[Modules] = []
     for number, side in enumerate([""] if model.shared else _SIDES):
         (fresh / side).mkdir(exist_ok=True)
@@ -93,20 +93,16 @@ def _save_model(
         },
     )
     classifier = {n.removeprefix("classifier."): w for n, w in weights.items() if n.startswith("classifier.")}
-    save_file(classifier, fresh / "classifier.safetensors")
+    if classifier:
+        save_file(classifier, fresh / _CLASSIFIER)
     first: Tower = model.towers[0]  # type: ignore[assignment]
     _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": first.pooling})
     (fresh / "README.md").write_text(card, encoding="utf-8")
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
-    """The model that `save_model` wrote, in fp32 and ready for inference.
+    """The model that `save_model` wrote, in fp32 and ready for inference; its pair classifier is of use only where
+    `has_classifier`.
 
     Raises:
         ModelError: the folder is missing, was not written by this program, or is damaged.
@@ -126,13 +122,36 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
                 encoder.pooler = None
         assert config.pooling != "auto"
         model = BiEncoder(config, encoders, config.pooling)
-        weights = {f"classifier.{name}": w for name, w in load_file(folder / "classifier.safetensors").items()}
+        classifier = load_file(folder / _CLASSIFIER) if has_classifier(folder) else model.classifier.state_dict()
+        weights = {f"classifier.{name}": w for name, w in classifier.items()}
         for number, (place, home) in enumerate(zip(places, homes, strict=True)):
             weights |= {f"towers.{number}.{name}": w for name, w in _load_tower(place, home, config).items()}
         model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ValidationError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     return model.eval(), tokenizer, config
+
+
+def has_classifier(folder: Path) -> bool:
+    """Whether the model in this folder has a pair classifier that was trained."""
+    return (folder / _CLASSIFIER).is_file()
+
+
+def model_sha256(folder: Path) -> str:
+    """SHA-256 of all that a model is made of: every file of its folder but the card.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise ModelError(f"the model in {folder} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> Modules:

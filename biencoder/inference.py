@@ -1,6 +1,6 @@
 """A trained model in one process: embed texts, and search a corpus for the best counter-arguments of a text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,19 +13,21 @@ from transformers import PreTrainedTokenizerBase
 from biencoder.config import EvalConfig, ModelConfig
 from biencoder.data.cleaning import normalise
 from biencoder.embedding import EmbeddedTexts, plan_batches
-from biencoder.evaluation.protocol import nearest_candidates, pair_probability
-from biencoder.export import load_model
-from biencoder.model import BiEncoder, PairClassifier, Sides, build_model
+from biencoder.evaluation.protocol import pair_probability
+from biencoder.export import has_classifier, load_model
+from biencoder.mining.index import Rows, nearest_allowed
+from biencoder.model import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
 from biencoder.pretrained import load_pretrained
-from biencoder.tokens import TokenizedTexts, tokenize
+from biencoder.search_index import SearchIndex
+from biencoder.tokens import TokenizedTexts, Tokens, tokenize
 
 
 class Hit(NamedTuple):
     text: str
     distance: float
-    """Euclidean distance of the similarity embeddings; the hits are ordered by it."""
+    """Euclidean distance of the similarity embeddings."""
     probability: float
-    """Of the pair classifier that the text is a counter."""
+    """Of the pair classifier that the text is a counter; NaN without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Inference:
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
     device: torch.device
+    has_classifier: bool = False
+    """Whether the model's pair classifier was trained."""
 
     @classmethod
     def load(cls, folder: str) -> "Inference":
@@ -42,9 +46,9 @@ class Inference:
         Raises:
             ModelError: the folder holds no model of this program.
         """
-        model, tokenizer, config = load_model(Path(folder).expanduser())
-        device = _device()
-        return cls(model.to(device), tokenizer, config, device)
+        device, path = _device(), Path(folder).expanduser()
+        model, tokenizer, config = load_model(path)
+        return cls(model.to(device), tokenizer, config, device, has_classifier(path))
 
     @classmethod
     def pretrained(cls, config: ModelConfig) -> "Inference":
@@ -58,8 +62,8 @@ class Inference:
         return cls(build_model(config, found, seed=0).eval().to(device), found.tokenizer, config, device)
 
     @property
-    def classifier(self) -> PairClassifier:
-        return self.model.classifier.cpu()
+    def classifier(self) -> PairClassifier | None:
+        return self.model.classifier.cpu() if self.has_classifier else None
 
     @property
     def max_length(self) -> int:
@@ -77,30 +81,66 @@ class Inference:
 
     def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
-        parts: list[list[torch.Tensor]] = []
-        order = plan_batches(tokens.lengths(text_ids_N), EvalConfig().batch_tokens_on(self.device.type))
-        with torch.inference_mode():
-            for batch in order:
-                sides: Sides = self.model(tokens.batch(text_ids_N[batch]).to(self.device))
-                parts.append([part.cpu() for part in sides.parts()])
-        back = torch.from_numpy(np.argsort(np.concatenate(order)))
-        whole = [torch.cat(some)[back] for some in zip(*parts, strict=True)]
-        return EmbeddedTexts.whole(text_ids_N, *Sides.of(whole))
 
-    def search(self, query: str, corpus: EmbeddedTexts, texts: Sequence[str], *, top_k: int) -> list[Hit]:
-        """The nearest texts of the corpus, without the query's own text."""
+        def encode(batch: Tokens) -> list[torch.Tensor]:
+            sides: Sides = self.model(batch.to(self.device))
+            return sides.parts()
+
+        parts = encode_batches(encode, tokens, text_ids_N, EvalConfig().batch_tokens_on(self.device.type))
+        return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
+
+    def embed_side(self, texts: Sequence[str], side: Side) -> Vectors:
+        """Vectors of these texts on one side; the pooled ones are empty where no classifier looks at them."""
+        tower = self.model.query_tower if side == "query" else self.model.candidate_tower
+        looked_at = self.has_classifier and self.config.classifier_features != "embedding"
+
+        def encode(batch: Tokens) -> list[torch.Tensor]:
+            embedding_UD, pooled_UH = tower.project(tower.pool(batch.to(self.device)))
+            return [embedding_UD.float(), pooled_UH.float() if looked_at else pooled_UH[:, :0].float()]
+
+        batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
+        return Vectors(*encode_batches(encode, self.tokenize(texts), np.arange(len(texts)), batch_tokens))
+
+    def search(self, query: str, index: SearchIndex, *, top_k: int, rerank: bool = False) -> list[Hit]:
+        """The nearest texts, without the query's own text, nearest first.
+
+        Args:
+            rerank: put them in the order of the pair classifier's probability, the highest first.
+        """
         query = normalise(query)
-        queries = self.embed(self.tokenize([query]), np.array([0])).query
-        own = np.array([texts.index(query)]) if query in texts else None
-        N = len(corpus.text_ids_N)
-        k = min(top_k, N - (own is not None))
-        ranked_1k = nearest_candidates(queries, corpus, corpus.text_ids_N, np.arange(N), own, k=k).candidate_Qk
-        probability_k = pair_probability(queries, corpus.candidate, ranked_1k, self.classifier)[0]
-        distance_k = torch.linalg.vector_norm(corpus.candidate.embedding[ranked_1k[0]] - queries.embedding, dim=1)
-        return [
-            Hit(texts[row], float(distance), float(probability))
-            for row, distance, probability in zip(ranked_1k[0], distance_k, probability_k, strict=True)
+        vectors = self.embed_side([query], "query")
+
+        def is_another(_: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
+            return np.array([[row >= 0 and index.text(row) != query for row in rows_k] for rows_k in rows_Qk.tolist()])
+
+        rows_1k, distance_1k = nearest_allowed(
+            index.index, index.embedding_ND, vectors.embedding.numpy(), is_another, count=top_k
+        )
+        found_k = rows_1k[0] >= 0
+        rows_k, distance_k, probability_k = rows_1k[0][found_k], distance_1k[0][found_k], np.full(found_k.sum(), np.nan)
+        if self.classifier is not None and len(rows_k):
+            candidates = Vectors(torch.from_numpy(index.embedding_ND[rows_k]), torch.from_numpy(index.pooled_NH[rows_k]))
+            probability_k = pair_probability(vectors, candidates, np.arange(len(rows_k))[None], self.classifier)[0]
+        hits = [
+            Hit(index.text(row), float(distance), float(probability))
+            for row, distance, probability in zip(rows_k.tolist(), distance_k, probability_k, strict=True)
         ]
+        return sorted(hits, key=lambda hit: -hit.probability) if rerank else hits
+
+
+def encode_batches(
+    encode: Callable[[Tokens], Sequence[torch.Tensor]],
+    tokens: TokenizedTexts,
+    text_ids_N: npt.NDArray[np.int64],
+    batch_tokens: int,
+) -> list[torch.Tensor]:
+    """What `encode` makes of the texts with these ids, in batches of about one length; in the order of the ids."""
+    order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens), []
+    with torch.inference_mode():
+        for batch in order:
+            parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return [torch.cat(some)[back] for some in zip(*parts, strict=True)]
 
 
 def _device() -> torch.device:

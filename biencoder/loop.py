@@ -306,7 +306,8 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
         zero_shot: measure the pretrained encoder itself: cosine of its pooled vectors, no classifier.
     """
     start = time.perf_counter()
-    classifier = None if zero_shot else run.engine.classifier_copy()
+    trained = not zero_shot and run.config.loss.classification_weight > 0
+    classifier = run.engine.classifier_copy() if trained else None
     results: list[SplitResult] = []
     for split in run.dataset.splits.values():
         embedded = training if split.name == "training" else embed_split(run, split)[0]

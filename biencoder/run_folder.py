@@ -1,4 +1,4 @@
-"""The folder that a run leaves, and the model card.
+"""The folder that a run leaves.
 
 config.toml      every setting as resolved, readable by --config
 run.jsonl        a line for each start (versions, dataset fingerprint, ranks, command, time), and how it ended
@@ -26,7 +26,6 @@ import tomli_w
 from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError
-from biencoder.tracking.names import Metrics, accuracy
 
 MAX_STARTS = 3
 """Starts from one checkpoint, by torchrun or Slurm, that may fail before the next one."""
@@ -103,51 +102,6 @@ def _default_folder() -> str:
     """runs/<date>-<time>; under torchrun the time is that of its agent, so that its restarts find the same folder."""
     started = psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else time.time()
     return time.strftime("runs/%Y%m%d-%H%M%S", time.localtime(started))
-
-
-def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int) -> str:
-    """A README for the exported model: what it is, how it was trained, what it scores, how to use it."""
-    rows = "\n".join(
-        f"| {split} | {len(dataset.splits[split])} | {_percent(metrics, accuracy(split, 'embedding'))} | "
-        f"{_percent(metrics, accuracy(split, 'embedding', text=True))} | {_percent(metrics, accuracy(split, 'rerank'))} | "
-        f"{metrics[f'eval/{split}/embedding/mrr@10']:.3f} | {metrics[f'eval/{split}/embedding/ndcg@10']:.3f} |"
-        for split in dataset.splits
-    )
-    encode = "encode" if config.model.sides == "shared" else "encode_query / encode_document"
-    distance = (
-        "length-1 embeddings, so cosine and Euclidean order agree" if config.model.normalize else "Euclidean distance"
-    )
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, counter-argument-retrieval, bi-encoder]
-base_model: {config.model.name}
----
-# Counter-argument bi-encoder
-
-Encodes an argument so that its best counter-argument is the nearest text. Trained from `{config.model.name}` for {step}
-steps of {config.train.global_batch_size} triplets (triplet loss with margin {config.loss.margin} on {distance}, together
-with the cross-entropy of a pair classifier), with negatives mined again before every epoch.
-
-| split | points | accuracy@1 | with identical texts as one | re-ranked accuracy@1 | MRR@10 | nDCG@10 |
-|---|---|---|---|---|---|---|
-{rows}
-
-Each point is ranked against all counters and points of its split but itself. The best checkpoint is chosen on validation.
-
-```python
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("this/folder")
-embeddings = model.{encode.split(" / ")[0]}(["an argument", "another text"])
-```
-Texts are cut at {config.model.max_length} tokens. `classifier.safetensors` holds the pair classifier for re-ranking.
-
-Data: fingerprint `{dataset.fingerprint}`, seed {config.run.seed}, biencoder {version("biencoder")}.
-"""
-
-
-def _percent(metrics: Metrics, name: str) -> str:
-    return f"{100 * metrics[name]:.2f} %"
 
 
 def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:

@@ -66,14 +66,20 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
     return RunArguments(load_config(file=known.config, overrides=overrides), known.preflight)
 
 
-def model_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that use trained models have in common: data_root, clean, top_k."""
+def corpus_parser(*, prog: str, description: str) -> Parser:
+    """What the commands that read a corpus beside a model have in common: data_root, clean."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    defaults = Config()
-    parser.add_argument("--data.root", dest="data_root", default=defaults.data.root, metavar="PATH", help="the corpus")
+    root = Config().data.root
+    parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
     parser.add_argument("--no-clean", dest="clean", action="store_false", help="take the texts as they stand")
+    return parser
+
+
+def model_parser(*, prog: str, description: str) -> Parser:
+    """What the commands that rank with trained models have in common: data_root, clean, top_k."""
+    parser = corpus_parser(prog=prog, description=description)
     parser.add_argument(
-        "--top-k", type=_top_k, default=defaults.eval.top_k, metavar="K", help="candidates to re-rank or show"
+        "--top-k", type=_top_k, default=Config().eval.top_k, metavar="K", help="candidates to re-rank or show"
     )
     return parser
 

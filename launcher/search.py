@@ -1,33 +1,88 @@
-"""Find the best counter-arguments in a corpus for arguments from the command line or, one a line, from stdin.
+"""Find the best counter-arguments for arguments from the command line or, one a line, from stdin.
 
 python launcher/search.py --model runs/RUN/model/best --data.root DIR "an argument"
+python launcher/search.py --index FOLDER "an argument"      what launcher/index.py has written: no corpus is read
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from biencoder.errors import ConfigError, ModelError
 from launcher.entry import model_parser, run
+
+if TYPE_CHECKING:
+    from biencoder.inference import Inference
+    from biencoder.search_index import SearchIndex
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = model_parser(prog="search.py", description="Find the best counter-arguments in a corpus.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
-    parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
-    arguments = parser.parse_args(argv)
-    import numpy as np
-
-    from biencoder.data import load_dataset
-    from biencoder.inference import Inference
+    arguments = parse(argv)
     from biencoder.tracking.terminal import Terminal
 
-    dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
-    model = Inference.load(arguments.model)
-    corpus = model.embed(model.tokenize(dataset.texts), np.arange(len(dataset.texts)))
+    model, index = saved(arguments) if arguments.index else made_now(arguments)
+    if arguments.rerank and model.classifier is None:
+        raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
     terminal = Terminal(is_main=True)
     queries = arguments.queries or (line.strip() for line in sys.stdin)
     for query in queries:
         if query:
-            terminal.found(query, model.search(query, corpus, dataset.texts, top_k=arguments.top_k))
+            terminal.found(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = model_parser(prog="search.py", description="Find the best counter-arguments in a corpus.")
+    parser.add_argument("--model", metavar="DIR", help="an exported model; with --index, if it is not where it was")
+    parser.add_argument(
+        "--index", metavar="FOLDER", help="answer from this index; with --data.root, if it is of that corpus"
+    )
+    parser.add_argument(
+        "--rerank",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="show the nearest in the order of the pair classifier's probability [default: of their distance]",
+    )
+    parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
+    default_root = parser.get_default("data_root")
+    parser.set_defaults(data_root=None)
+    arguments = parser.parse_args(argv)
+    if not arguments.index:
+        if not arguments.model:
+            raise ConfigError("nothing to search with: give --model and --data.root, or --index")
+        arguments.data_root = arguments.data_root or default_root
+    return arguments
+
+
+def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+    """Embed the whole corpus."""
+    from biencoder.data import load_texts
+    from biencoder.inference import Inference
+    from biencoder.search_index import SearchIndex
+
+    texts, _ = load_texts(arguments.data_root, clean=arguments.clean)
+    model = Inference.load(arguments.model)
+    return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"))
+
+
+def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+    """Map a saved index, once it is certain that it is of this model, and of this corpus if one was given."""
+    from biencoder.data import load_texts
+    from biencoder.export import model_sha256
+    from biencoder.inference import Inference
+    from biencoder.search_index import check_texts, open_index, read_facts
+
+    folder = Path(arguments.index).expanduser()
+    facts = read_facts(folder)
+    if arguments.data_root:
+        texts, _ = load_texts(arguments.data_root, clean=arguments.clean)
+        check_texts(folder, facts, texts)
+    model_folder = Path(arguments.model or facts.model).expanduser()
+    if not model_folder.is_dir():
+        raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
+    index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
+    return Inference.load(str(model_folder)), index
 
 
 def command() -> None:

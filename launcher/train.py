@@ -62,13 +62,14 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.memory import check_mining_memory
     from biencoder.mining import Miner
     from biencoder.model import build_model
+    from biencoder.model_card import model_card
     from biencoder.out_of_memory import OutOfMemory, record_bound, within_bound
     from biencoder.precision import fast_precision
     from biencoder.preemption import Stopped, StopRequests
     from biencoder.pretrained import load_pretrained
     from biencoder.resume import find_checkpoint, load_checkpoint
     from biencoder.run import Progress, Run, steps_per_epoch, total_steps
-    from biencoder.run_folder import model_card, record_start, record_stop, run_folder
+    from biencoder.run_folder import record_start, record_stop, run_folder
     from biencoder.token_cache import cached_tokens
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
@@ -129,12 +130,14 @@ def train(config: "Config", world: "World") -> None:
     )
 
     def save(name: str, metrics: Metrics) -> None:
-        weights = engine.weights()  # every rank takes part
+        weights = engine.weights() or {}  # every rank takes part
+        if not config.loss.classification_weight:  # what no loss has trained is no classifier
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
         world.on_main(
             lambda: save_model(
                 folder / "model" / name,
                 model,
-                weights or {},
+                weights,
                 pretrained.tokenizer,
                 config.model,
                 card=model_card(config, dataset, metrics, step=engine.steps),

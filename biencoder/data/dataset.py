@@ -9,7 +9,7 @@ import numpy.typing as npt
 from biencoder.config import find_file
 from biencoder.data.cleaning import clean as clean_text
 from biencoder.data.cleaning import normalise
-from biencoder.data.readers import Records, read_records
+from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, pair_up
 from biencoder.errors import DataError
 
@@ -87,6 +87,31 @@ def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Data
     }
     _count_duplicates(splits, findings)
     return Dataset(tuple(text_id), splits, findings, _fingerprint(splits))
+
+
+def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
+    """The distinct texts of a corpus that is to be searched: those of all its pairs, or of a file of texts alone.
+
+    Raises:
+        DataError: the corpus is missing or broken, or holds nothing.
+    """
+    alone = read_texts(find_file(root))
+    if alone is None:
+        dataset = load_dataset(root, clean=clean, needs_training=False)
+        return dataset.texts, dataset.findings
+    tidy, findings = clean_text if clean else normalise, Findings()
+    texts: dict[str, None] = {}
+    for raw, source in alone:
+        text = tidy(raw)
+        if text in texts:
+            findings.add("repeated text (dropped)", source)
+        elif text:
+            texts[text] = None
+        else:
+            findings.add("empty text (dropped)", source)
+    if not texts:
+        raise DataError(f"data.root {root} holds no text")
+    return tuple(texts), findings
 
 
 def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:

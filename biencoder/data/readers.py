@@ -3,11 +3,12 @@
 ArguAna layout   {training,validation,test}/{theme}/{debate}/{pro,con}/{pro,con}NN{a-point,b-counter}.txt
 Tables           a folder with train/validation/test files, or one file with a `split` column: .jsonl, .csv or .parquet,
                  columns `point` and `counter` (texts), optional `domain`, `topic`, `stance`, `id`, `split`
+Texts alone      one such file with a column `text` and without pairs: nothing to train on, but to search
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -53,6 +54,20 @@ def read_records(root: Path, findings: Findings) -> Records:
         f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
         "files train, validation, test ending in .jsonl, .csv or .parquet"
     )
+
+
+def read_texts(path: Path) -> list[tuple[str, str]] | None:
+    """(text, source) of every row of a file of texts alone; None for any other corpus.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if not path.is_file():
+        return None
+    table = _table(path)
+    if "text" not in table.columns or {"point", "counter"} <= set(table.columns):
+        return None
+    return [(_cell(row, "text"), f"{path}:{line}") for line, row in enumerate(table.to_dict("records"), start=1)]
 
 
 def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
@@ -102,24 +117,28 @@ def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    reader = _TABLE_READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"data.root {path} is a file of unknown type; expected one of {', '.join(_TABLE_READERS)}")
-    try:
-        table = reader(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except ValueError as error:  # pandas, pyarrow and json all derive their syntax errors from it
-        raise DataError(f"{path} is not a valid {path.suffix[1:]} file: {' '.join(str(error).split())}") from None
+    table = _table(path)
     missing = {"point", "counter"} - set(table.columns)
     if missing:
         raise DataError(f"{path} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.columns)}")
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
-def _cell(row: dict[str, Any], key: str) -> str:
+def _table(path: Path) -> "pandas.DataFrame":
+    reader = _TABLE_READERS.get(path.suffix)
+    if reader is None:
+        raise DataError(f"data.root {path} is a file of unknown type; expected one of {', '.join(_TABLE_READERS)}")
+    try:
+        return reader(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except ValueError as error:  # pandas, pyarrow and json all derive their syntax errors from it
+        raise DataError(f"{path} is not a valid {path.suffix[1:]} file: {' '.join(str(error).split())}") from None
+
+
+def _cell(row: Mapping[Any, Any], key: str) -> str:
     value = row.get(key)
     return "" if value is None or value != value else str(value)  # NaN is the only value unequal to itself
 
@@ -135,7 +154,7 @@ def _read_jsonl(path: Path) -> "pandas.DataFrame":
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: expected an object with point and counter")
+                raise ValueError(f"line {number}: expected an object with point and counter, or with text")
     return pandas.DataFrame(rows)
 
 

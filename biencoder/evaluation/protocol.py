@@ -248,9 +248,14 @@ def pair_probability(
     queries: Vectors, candidates: Vectors, ranked_Qk: Ids, classifier: PairClassifier
 ) -> npt.NDArray[np.float32]:
     """Probability (Q, k) that candidate ranked_Qk[q, i] answers query q."""
-    probabilities = []
-    for ranked_k, embedding_D, pooled_H in zip(ranked_Qk, queries.embedding, queries.pooled, strict=True):
-        v = candidates.rows(torch.from_numpy(ranked_k))
-        u = Vectors(embedding_D.expand_as(v.embedding), pooled_H.expand_as(v.pooled))
-        probabilities.append(classifier(u, v).softmax(dim=-1)[:, 1])
-    return torch.stack(probabilities).numpy()
+    Q, k = ranked_Qk.shape
+    probability_Qk = np.empty((Q, k), dtype=np.float32)
+    # A pair takes the two texts' vectors, and the classifier's features: three of them, and a normalised copy.
+    pair_bytes = 4 * 8 * sum(part.shape[1] for part in queries)
+    chunk = max(1, _CHUNK_BYTES // (k * pair_bytes))
+    for start in range(0, Q, chunk):
+        some = slice(start, start + chunk)
+        v = candidates.rows(torch.from_numpy(ranked_Qk[some]))
+        u = Vectors(*(part[some, None].expand(-1, k, -1) for part in queries))
+        probability_Qk[some] = classifier(u, v).softmax(dim=-1)[..., 1].numpy()
+    return probability_Qk

@@ -24,6 +24,7 @@ from biencoder.tracking.names import Metrics, accuracy
 if TYPE_CHECKING:  # they bring statistics along, which no training needs
     from biencoder.evaluation.comparison import Comparison
     from biencoder.evaluation.leaks import LeakFree
+    from biencoder.onnx_check import Agreement
 
 
 class Terminal:
@@ -155,14 +156,41 @@ class Terminal:
         )
         self.console.print(comparison_table(comparison))
 
+    def agreements(self, rows: "Sequence[Agreement]", sizes: Sequence[int], split: str) -> None:
+        """What exported graphs lose and gain against the model, the first row.
+
+        Args:
+            sizes: of their files, in bytes.
+        """
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
+        headings = ["MiB", "texts/s", "ratio", "largest\ndifference", "cosine\nmean", "\nleast"]
+        for heading in headings + [f"accuracy@1 in %\n{split}", "copies\nas one"] * bool(rows[0].accuracy):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row, size in zip(rows, sizes, strict=False):
+            table.add_row(
+                row.name,
+                f"{size / 2**20:,.1f}",
+                f"{row.texts_per_s:,.1f}",
+                f"{row.texts_per_s / rows[0].texts_per_s:.2f}",
+                f"{row.largest_difference:.1e}",
+                f"{row.mean_cosine:.4f}",
+                f"{row.least_cosine:.4f}",
+                *(f"{100 * value:.2f}" for value in row.accuracy.values()),
+            )
+        self.console.print(table)
+
     def found(self, query: str, hits: Sequence[Hit]) -> None:
-        """A query and its hits, nearest first."""
+        """A query and its hits, in their order."""
+        judged = not any(math.isnan(hit.probability) for hit in hits)
         table = Table(title=query, title_justify="left", box=None, show_lines=True)
         table.add_column("distance", justify="right")
-        table.add_column("is a counter", justify="right")
+        if judged:
+            table.add_column("is a counter", justify="right")
         table.add_column("text", overflow="fold")
         for hit in hits:
-            table.add_row(f"{hit.distance:.3f}", f"{100 * hit.probability:.0f} %", hit.text)
+            probability = [f"{100 * hit.probability:.0f} %"] if judged else []
+            table.add_row(f"{hit.distance:.3f}", *probability, hit.text)
         self.console.print(table)
 
 

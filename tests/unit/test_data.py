@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from biencoder.data import Dataset, load_dataset
+from biencoder.data import Dataset, load_dataset, load_texts
 from biencoder.data.cleaning import clean
 from biencoder.errors import DataError
 from tests.conftest import WriteCorpus, numbered_corpus
@@ -106,6 +106,37 @@ def test_tables_hold_the_same_pairs(tmp_path: Path) -> None:
     assert {dataset.fingerprint for dataset in datasets} == {datasets[0].fingerprint}
     assert texts_of(datasets[0], "validation") == [("point 0", "counter 0")]
     assert len(datasets[0].splits["training"]) == 3
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_texts_alone_can_be_searched_but_not_trained_on(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"texts.{kind}"
+    frame = pandas.DataFrame({"text": ["a  text.[1]", "another &amp; more", "", "a text."], "topic": "taxes"})
+    match kind:
+        case "jsonl":
+            file.write_text("\n".join(json.dumps(row) for row in frame.to_dict("records")))
+        case "csv":
+            frame.to_csv(file, index=False)
+        case "parquet":
+            frame.to_parquet(file)
+    texts, findings = load_texts(str(file), clean=True)
+    assert texts == ("a text.", "another & more")
+    assert findings.counts == {"empty text (dropped)": 1, "repeated text (dropped)": 1}
+    assert findings.examples["repeated text (dropped)"] == [f"{file}:4"]
+    assert load_texts(str(file), clean=False)[0] == ("a text.[1]", "another &amp; more", "a text.")
+    with pytest.raises(DataError, match="lacks the column counter and point; it has text, topic"):
+        load_dataset(str(file), clean=True, needs_training=False)
+
+
+def test_a_corpus_of_pairs_is_searched_among_all_its_texts(write_corpus: WriteCorpus, tmp_path: Path) -> None:
+    root = str(write_corpus(numbered_corpus(training=5)))
+    assert load_texts(root, clean=True)[0] == load_dataset(root, clean=True).texts
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"text": "ignored", "point": "a", "counter": "b"}')
+    assert load_texts(str(file), clean=True)[0] == ("a", "b")
+    file.write_text('{"text": " "}')
+    with pytest.raises(DataError, match="holds no text"):
+        load_texts(str(file), clean=True)
 
 
 def broken(tmp_path: Path, kind: str, write_corpus: WriteCorpus) -> Path:

@@ -9,9 +9,9 @@ from biencoder.config import ModelConfig
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
-from biencoder.evaluation import evaluate_split
+from biencoder.evaluation import evaluate_split, protocol
 from biencoder.evaluation.metrics import ranking_metrics
-from biencoder.evaluation.protocol import nearest_candidates
+from biencoder.evaluation.protocol import nearest_candidates, pair_probability
 from biencoder.model import PairClassifier, Vectors
 
 
@@ -119,3 +119,29 @@ def test_examples_show_the_point_its_gold_and_what_was_retrieved() -> None:
     assert [distance for _, distance, _ in first.retrieved] == pytest.approx([1, 2.5, 4])
     assert [p for _, _, p in first.retrieved] == pytest.approx([1 / (1 + np.exp(d)) for d in (1, 2.5, 4)], rel=1e-5)
     assert (second.gold_text, second.gold_rank) == (3, 3)
+
+
+@pytest.mark.parametrize("features", ["both", "embedding", "pooled"])
+def test_pairs_are_judged_in_chunks_as_they_are_one_by_one(features: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates = (
+        Vectors(torch.randn(n, 8, generator=generator), torch.randn(n, 6, generator=generator)) for n in (23, 40)
+    )
+    config = ModelConfig(classifier_features=features, classifier_norm=True)  # type: ignore[arg-type]
+    classifier = PairClassifier(config, embedding_dim=8, hidden=6)
+    ranked_Qk = torch.randint(40, (23, 5), generator=generator).numpy()
+    one_by_one = [
+        [
+            classifier(queries.rows(torch.tensor([query])), candidates.rows(torch.tensor([row])))
+            .softmax(dim=-1)[0, 1]
+            .item()
+            for row in ranked_k
+        ]
+        for query, ranked_k in enumerate(ranked_Qk.tolist())
+    ]
+    whole = pair_probability(queries, candidates, ranked_Qk, classifier)
+    monkeypatch.setattr(protocol, "_CHUNK_BYTES", 12_000)  # five queries at once, and three in the last chunk
+    in_chunks = pair_probability(queries, candidates, ranked_Qk, classifier)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, one_by_one, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(in_chunks, one_by_one, rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from biencoder.export import load_model, save_model
 from biencoder.inference import Inference
 from biencoder.model import BiEncoder, Side, Sides, build_model
 from biencoder.pretrained import load_pretrained
+from biencoder.search_index import SearchIndex
 from biencoder.tokens import tokenize
 
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
@@ -85,6 +86,19 @@ def test_loading_gives_back_every_weight(tiny_bert: Path, tmp_path: Path, settin
         torch.testing.assert_close(loaded.state_dict()[name], weight)
 
 
+def test_a_classifier_that_was_not_trained_is_not_exported(tiny_bert: Path, tmp_path: Path) -> None:
+    model = export(tiny_bert, tmp_path / "model")
+    config = ModelConfig(name=str(tiny_bert), max_length=16, embedding_dim=8)
+    tokenizer = load_pretrained(config).tokenizer
+    without = {name: weight for name, weight in model.state_dict().items() if not name.startswith("classifier.")}
+    for weights, trained in ((model.state_dict(), True), (without, False)):
+        save_model(tmp_path / "model", model, weights, tokenizer, config, card="")
+        loaded = Inference.load(str(tmp_path / "model"))
+        assert (tmp_path / "model/classifier.safetensors").exists() == trained
+        assert (loaded.classifier is not None) == trained
+        torch.testing.assert_close(loaded.model.query_tower.projection.weight, model.query_tower.projection.weight)
+
+
 def test_saving_again_replaces_the_whole_folder(tiny_bert: Path, tmp_path: Path) -> None:
     export(tiny_bert, tmp_path / "model", normalize=True, pooling="mean")
     export(tiny_bert, tmp_path / "model", pooling="mean")
@@ -115,8 +129,8 @@ def test_a_damaged_model_gets_one_sentence(tiny_bert: Path, tmp_path: Path, dama
 def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp_path: Path) -> None:
     model = export(tiny_bert, tmp_path / "model")
     inference = Inference.load(str(tmp_path / "model"))
-    corpus = inference.embed(inference.tokenize(TEXTS), np.arange(3))
-    hits = inference.search(TEXTS[1], corpus, TEXTS, top_k=5)
+    index = SearchIndex.in_memory(TEXTS, inference.embed_side(TEXTS, "candidate"))
+    hits = inference.search(TEXTS[1], index, top_k=5)
     vectors = embeddings(model, tiny_bert)
     distances = {TEXTS[i]: (vectors[i] - vectors[1]).norm().item() for i in (0, 2)}
     assert [hit.text for hit in hits] == sorted(distances, key=lambda text: distances[text])

@@ -1,0 +1,44 @@
+"""Folders that are whole or not there: written beside their place, then moved to it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from biencoder.errors import ConfigError
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into. At the end of the block it takes the place of `folder`; until then, and for good if the
+    block fails, stays what stood there."""
+    fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(fresh, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def output_folder(given: str, mark: str) -> Path:
+    """The folder that a command may write to: there is nothing yet, or what the command wrote before.
+
+    Args:
+        mark: a file that every such folder has.
+
+    Raises:
+        ConfigError: something else stands there.
+    """
+    folder = Path(given).expanduser().resolve()
+    if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(
+            f"--out {folder} is there already, and without {mark} it is none of this command's; choose another"
+        )
+    return folder

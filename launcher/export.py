@@ -1,0 +1,68 @@
+"""Write a trained model for ONNX Runtime, and say what that loses and gains.
+
+python launcher/export.py --model runs/RUN/model/best --out FOLDER --int8 --data.root DIR
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.entry import corpus_parser, run
+
+_SAMPLE = "examples/debates"
+"""Whose texts are encoded for comparison where no corpus is given."""
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = parse(argv)
+    import torch
+
+    from biencoder.data import load_dataset
+    from biencoder.inference import Inference
+    from biencoder.onnx_check import Encoder, check, compare
+    from biencoder.onnx_export import FACTS, OnnxModel, need_packages, write_onnx
+    from biencoder.tracking.terminal import Terminal
+    from biencoder.whole_folder import output_folder, whole_folder
+
+    need_packages()
+    terminal, model_folder = Terminal(is_main=True), Path(arguments.model).expanduser()
+    folder = output_folder(arguments.out, FACTS)
+    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=arguments.clean, needs_training=False)
+    split = dataset.splits[dataset.deciding_split]
+    model = Inference.load(arguments.model)
+    model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))
+
+    with whole_folder(folder) as fresh:
+        write_onnx(fresh, model_folder, int8=arguments.int8)
+        variants = {"ONNX": False, "ONNX int8": True} if arguments.int8 else {"ONNX": False}
+        encoders: dict[str, Encoder] = {"PyTorch": model} | {
+            name: OnnxModel.load(fresh, model.tokenizer, model.config, int8=int8) for name, int8 in variants.items()
+        }
+        terminal.say(f"comparing {', '.join(encoders)} on {len(split.text_ids):,} texts")
+        rows = compare(encoders, dataset.texts, split.text_ids, split if arguments.data_root else None)
+        check(rows[1])
+    files = [model_folder.rglob("model.safetensors"), folder.glob("*[!8].onnx"), folder.glob("*.int8.onnx")]
+    terminal.agreements(rows, [sum(path.stat().st_size for path in some) for some in files], split.name)
+    terminal.say(f"The ONNX graphs are in {folder}; its README.md says how they are used.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = corpus_parser(
+        prog="export.py",
+        description="Write a trained model for ONNX Runtime, and compare it with the model: on embedded texts, or with\n"
+        "--data.root on a corpus, and there in accuracy as well.",
+    )
+    parser.set_defaults(data_root=None)
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where it goes; an export that is there is replaced")
+    parser.add_argument("--int8", action="store_true", help="also with weights of 8 bits: smaller, quicker, less exact")
+    return parser.parse_args(argv)
+
+
+def command() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,61 @@
+"""Embed a corpus once, and keep it as an index that search.py answers from.
+
+python launcher/index.py --model runs/RUN/model/best --data.root DIR --out FOLDER
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from launcher.entry import corpus_parser, run
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = corpus_parser(prog="index.py", description="Embed a corpus once, and keep it as an index for search.py.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="where the index goes; one that is there is replaced"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=["flat", "ivf", "hnsw"],
+        default="flat",
+        help="flat: exact. ivf, hnsw: approximate, for large corpora; what they find of the truly nearest is measured.\n"
+        "hnsw takes long to build [default: flat]",
+    )
+    arguments = parser.parse_args(argv)
+    from biencoder.data import load_texts
+    from biencoder.export import model_sha256
+    from biencoder.inference import Inference
+    from biencoder.search_index import FACTS, write_index
+    from biencoder.tracking.terminal import Terminal
+    from biencoder.whole_folder import output_folder
+
+    terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
+    model_folder = Path(arguments.model).expanduser().resolve()
+    texts, findings = load_texts(arguments.data_root, clean=arguments.clean)
+    model = Inference.load(str(model_folder))
+    terminal.findings(findings)
+    terminal.start(f"embedding {len(texts)} texts", len(texts))
+    facts = write_index(
+        folder,
+        texts,
+        kind=arguments.kind,
+        model=str(model_folder),
+        model_sha256=model_sha256(model_folder),
+        candidates=partial(model.embed_side, side="candidate"),
+        queries=partial(model.embed_side, side="query"),
+        advance=terminal.advance,
+    )
+    terminal.end()
+    size = sum(facts.num_bytes.values()) / 2**20
+    recall = "" if facts.kind == "flat" else f", finds {100 * facts.recall:.1f} % of the 10 nearest"
+    terminal.say(f"The {facts.kind} index of {len(texts):,} texts is in {folder}: {size:,.1f} MiB{recall}.")
+
+
+def command() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,115 @@
+"""A corpus is embedded once, and answers from its folder from then on, as a user does it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from biencoder.errors import BiencoderError
+from launcher import index, search
+from tests.conftest import WriteCorpus, numbered_corpus
+from tests.e2e.commands import run
+from tests.unit.test_export import export
+
+pytestmark = pytest.mark.e2e
+QUERY = "fox taxes point 3"
+
+
+def test_an_index_answers_without_the_corpus_as_a_search_of_the_corpus_does(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    corpus, model, folder = write_corpus(numbered_corpus(training=30)), tmp_path / "model", tmp_path / "index"
+    export(tiny_bert, model, sides="heads", pooling="mean")
+    anew = ["launcher/search.py", "--model", str(model), "--data.root", str(corpus), "--top-k", "4", QUERY]
+    make = ["launcher/index.py", "--model", str(model), "--data.root", str(corpus), "--out", str(folder), "--kind", "ivf"]
+    expected, made = (run([sys.executable, *command]) for command in (anew, make))
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.endswith(f"The ivf index of 60 texts is in {folder}: 0.0 MiB, finds 100.0 % of the 10 nearest.\n")
+    shutil.rmtree(corpus)
+    found = run([sys.executable, "launcher/search.py", "--index", str(folder), "--top-k", "4", QUERY])
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.count("%") == 4
+    assert found.stdout == expected.stdout
+
+
+def test_texts_alone_can_be_searched_and_reranked(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder, texts = tmp_path / "model", tmp_path / "index", tmp_path / "texts.jsonl"
+    export(tiny_bert, model)
+    lines = [f"{a} against {b}" for a in ("fox", "dog", "taxes", "votes") for b in ("quick", "lazy", "brown")]
+    texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in [*lines, lines[0], ""]))
+    index.main(["--model", str(model), "--data.root", str(texts), "--out", str(folder)])
+    told = capsys.readouterr().out
+    assert "repeated text (dropped)" in told
+    assert "empty text (dropped)" in told
+    orders = []
+    for rerank in ("--no-rerank", "--rerank"):
+        search.main(["--index", str(folder), "--data.root", str(texts), "--top-k", "12", rerank, "a lazy dog"])
+        rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines() if "%" in line]
+        assert sorted(row[3].strip() for row in rows) == sorted(lines)
+        orders.append([(float(row[0]), int(row[1])) for row in rows])
+    nearest, reranked = orders
+    assert [distance for distance, _ in nearest] == sorted(distance for distance, _ in nearest)
+    assert [probability for _, probability in reranked] == sorted((p for _, p in nearest), reverse=True)
+
+
+def test_without_a_classifier_there_is_no_probability_and_no_reranking(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, model = str(write_corpus(numbered_corpus(training=4))), tmp_path / "model"
+    export(tiny_bert, model)
+    (model / "classifier.safetensors").unlink()
+    command = ["--model", str(model), "--data.root", corpus, "--top-k", "3", QUERY]
+    search.main(command)
+    told = capsys.readouterr().out
+    assert "%" not in told
+    assert "is a counter" not in told
+    with pytest.raises(BiencoderError, match="--rerank wants a pair classifier, and the model has none"):
+        search.main(["--rerank", *command])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("retrained", "was made by a model with other weights"),
+        ("moved", "{tmp}/model, the model of the index in {tmp}/index, is not there; say where it is with --model"),
+        ("grown", "is of other texts (8) than data.root holds now (10)"),
+        ("no index", "{tmp}/index is no index: it has no index.json; make one with launcher/index.py"),
+        ("nothing", "nothing to search with: give --model and --data.root, or --index"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, change: str, sentence: str
+) -> None:
+    corpus, model, folder = str(write_corpus(numbered_corpus(training=4))), tmp_path / "model", tmp_path / "index"
+    export(tiny_bert, model)
+    index.main(["--model", str(model), "--data.root", corpus, "--out", str(folder)])
+    command = ["--index", str(folder), "--data.root", corpus, QUERY]
+    match change:
+        case "retrained":
+            export(tiny_bert, model, pooling="mean")
+        case "moved":
+            model.rename(tmp_path / "elsewhere")
+        case "grown":
+            write_corpus(numbered_corpus(training=5))
+        case "no index":
+            (folder / "index.json").unlink()
+        case "nothing":
+            command = [QUERY]
+    with pytest.raises(BiencoderError) as error:
+        search.main(command)
+    assert sentence.format(tmp=tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+    if change == "moved":
+        search.main(["--model", str(tmp_path / "elsewhere"), *command])
+
+
+def test_a_folder_of_somebody_else_is_not_written_to(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
+    corpus, model = write_corpus(numbered_corpus(training=4)), tmp_path / "model"
+    export(tiny_bert, model)
+    with pytest.raises(BiencoderError, match=r"without index.json it is none of this command's"):
+        index.main(["--model", str(model), "--data.root", str(corpus), "--out", str(model)])
+    assert (model / "biencoder.json").is_file()

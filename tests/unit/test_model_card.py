@@ -1,0 +1,123 @@
+"""The model card says what was trained, what was measured and nothing else, in a form that the hub reads."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from biencoder.config import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
+from biencoder.data import Dataset, Split
+from biencoder.data.records import Findings
+from biencoder.model_card import model_card
+
+METRICS = {
+    "embedding/accuracy@1": 0.25,
+    "embedding/accuracy@1_text": 0.5,
+    "embedding/mrr@10": 0.375,
+    "embedding/ndcg@10": 0.4375,
+}
+CONTRASTIVE = LossConfig(triplet_weight=0, classification_weight=0, contrastive_weight=1, temperature=0.1)
+
+
+def dataset_of(**num_pairs: int) -> Dataset:
+    splits = {
+        name: Split(name, (None,) * size, np.arange(size), np.arange(size))  # type: ignore[arg-type]
+        for name, size in num_pairs.items()
+    }
+    return Dataset((), splits, Findings(), "f" * 64)
+
+
+def card_of(dataset: Dataset | None = None, *, reranked: float | None = None, **sections: Any) -> str:
+    dataset = dataset or dataset_of(training=80, validation=40, test=20)
+    metrics = {f"eval/{split}/{name}": value for split in dataset.splits for name, value in METRICS.items()}
+    if reranked is not None:
+        metrics |= {f"eval/{split}/rerank/accuracy@1": reranked for split in dataset.splits}
+    config = replace(Config(data=DataConfig(root="/home/me/debates")), **sections)
+    return model_card(config, dataset, metrics, step=25)
+
+
+def test_the_hub_reads_results_of_the_splits_not_trained_on() -> None:
+    data = ModelCard(card_of(reranked=0.125)).data
+    found = {(r.dataset_name, r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results or []}
+    expected = {
+        "accuracy@1": 0.25,
+        "accuracy@1_text": 0.5,
+        "mrr@10": 0.375,
+        "ndcg@10": 0.4375,
+        "accuracy@1_reranked": 0.125,
+    }
+    assert found == {
+        ("debates", split, kind): value for split in ("validation", "test") for kind, value in expected.items()
+    }
+    assert (data.library_name, data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("minilm", "sentence-transformers/all-MiniLM-L6-v2"), ("google/bert", "google/bert"), ("/home/me/bert", None)],
+)
+def test_only_what_is_on_the_hub_is_named_as_its_base(name: str, base: str | None) -> None:
+    card = card_of(model=ModelConfig(name=name))
+    assert ModelCard(card).data.base_model == base
+    assert "/home/me" not in card
+
+
+def test_every_split_has_a_row_and_only_a_trained_classifier_a_column() -> None:
+    assert "| validation | 40 | 25.00 % | 50.00 % | 0.375 | 0.438 |" in card_of(loss=CONTRASTIVE)
+    assert "| test | 20 | 25.00 % | 50.00 % | 0.375 | 0.438 | 12.50 % |" in card_of(reranked=0.125)
+    assert "accuracy@1, re-ranked" in card_of(reranked=0.125)
+    assert "re-ranked" not in card_of(loss=CONTRASTIVE).lower()
+    assert "No pair classifier was trained." in card_of(loss=CONTRASTIVE)
+    assert "classifier.safetensors" in card_of(reranked=0.125)
+
+
+def test_the_objective_is_what_had_weight() -> None:
+    both = card_of(loss=LossConfig(margin=0.5, triplet_weight=2, classification_weight=0.1))
+    assert "| objective | 2 × triplet loss with margin 0.5 + 0.1 × cross-entropy of a pair classifier; Euclidean" in both
+    assert "contrastive" not in both
+    alone = card_of(loss=CONTRASTIVE, mining=MiningConfig(negatives=0))
+    assert "| objective | 1 × in-batch contrastive loss (InfoNCE, temperature 0.1, from point to counter); Eucl" in alone
+    assert "| negatives | the other texts of the batch; none were mined |" in alone
+    assert "triplet" not in alone
+    assert "before every epoch" not in alone
+
+
+def test_negatives_batch_and_learning_rate() -> None:
+    card = card_of(
+        mining=MiningConfig(negatives=3, random_rate=0.6, range_min=2, range_max=20, relative_margin=0.05),
+        train=TrainConfig(global_batch_size=16, lr=2e-5, warmup_ratio=0.1, schedule="linear", batches="debates"),
+    )
+    assert (
+        "| negatives | 3 for each pair, mined again before every epoch: 60 % at random in the first epoch and 2 points "
+        "fewer in each later one, the others the nearest texts, drawn from ranks 3 to 20, farther than the counter by 5 % |"
+    ) in card
+    assert "| batch | 16 pairs, as far as possible whole debates |" in card
+    assert "| length | 25 steps, 5 epochs of 80 pairs |" in card
+    assert (
+        "| learning rate | 4e-05, reached after 10 % of the steps, then falling linearly to 0 |" in card
+    )  # twice that for 8
+
+
+def test_what_chose_the_best_model_is_said() -> None:
+    assert "`best` has the highest accuracy@1, on validation" in card_of()
+    card = card_of(eval=EvalConfig(metric="embedding/accuracy@1_text"), mining=MiningConfig(focus="debates"))
+    assert "`best` has the highest accuracy@1, copies as one, on validation" in card
+    assert "the nearest texts of the same debate |" in card
+
+
+def test_sides_of_their_own_are_encoded_as_such() -> None:
+    assert "model.encode([" in card_of()
+    for sides in ("heads", "encoders"):
+        card = card_of(model=ModelConfig(sides=sides))  # type: ignore[arg-type]
+        assert "model.encode_query([" in card
+        assert "model.encode_document([" in card
+        assert "model.encode([" not in card
+
+
+def test_without_validation_the_card_claims_nothing_about_new_texts() -> None:
+    card = card_of(dataset_of(training=80))
+    assert ModelCard(card).data.eval_results is None
+    assert "nothing tells how it does on new texts" in card
+    assert "on validation" not in card
