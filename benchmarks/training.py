@@ -190,12 +190,18 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
         )
         record = Path(folder) / "run" / "metrics.jsonl"
         lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []  # on rank 0 alone
-    seconds, before = 0.0, 0
-    for line in lines:  # a line tells of the steps since the line before; one ends at WARM_UP, and one at every epoch's end
-        if line["kind"] == "step":
-            seconds += line["train/step_s"] * (line["step"] - before) if line["step"] > WARM_UP else 0
-            before = line["step"]
+    seconds = seconds_of_steps(lines, after=WARM_UP)
     return {"step_s": seconds / work.steps, "tokens_per_text": float(np.mean(tokens))}
+
+
+def seconds_of_steps(lines: list[dict[str, Any]], *, after: int) -> float:
+    """What the steps after that one took, by a run's record; one of its lines must end there."""
+    seconds, before = 0.0, 0
+    for line in lines:  # each tells of the steps since the line before it; there is one at every epoch's end
+        if line["kind"] == "step":
+            seconds += line["train/step_s"] * (line["step"] - before) if line["step"] > after else 0
+            before = line["step"]
+    return seconds
 
 
 def worker(case: str, work: Work) -> None:
