@@ -60,7 +60,8 @@ def main() -> None:
     # Every so many distinct points with all their pairs: as much stands twice among them as in the whole corpus.
     every = -(-len(split.text_ids) // given.texts)
     pairs = np.flatnonzero(np.isin(split.point_text_P, np.unique(split.point_text_P)[::every]))
-    some_pairs = Split("training", (None,) * len(pairs), split.point_text_P[pairs], split.counter_text_P[pairs])
+    any_pair: Any = (None,) * len(pairs)
+    some_pairs = Split("training", any_pair, split.point_text_P[pairs], split.counter_text_P[pairs])
     standing, distinct = np.concatenate([some_pairs.point_text_P, some_pairs.counter_text_P]), some_pairs.text_ids
     config = ModelConfig(name="minilm", max_length=given.length, embedding_dim=0, normalize=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +126,14 @@ def main() -> None:
             table.add_row(f"{who}, {kind}", str(len(some)), f"{took:.1f}", f"{len(some) / took:.1f}", *cells)
     Console(width=110).print(table)
     OUT.parent.mkdir(exist_ok=True)
-    setting = {"length": given.length, "precision": precision, "device": device.type, "data": Path(given.data).name}
+    tokens = inference.tokenize([dataset.texts[i] for i in distinct]).lengths(np.arange(len(distinct)))
+    setting: dict[str, Any] = {
+        "length": given.length,
+        "precision": precision,
+        "device": device.type,
+        "data": Path(given.data).name,
+    }
+    setting["tokens_per_text"] = float(tokens.mean())
     OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
 
 

@@ -132,7 +132,7 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
     on_gpu, read = torch.cuda.is_available(), []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, arguments: Any, state: Any, control: Any, **names: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step in (WARM_UP, WARM_UP + work.steps):
                 if on_gpu:
                     torch.cuda.synchronize()
@@ -164,7 +164,7 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
 
 def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[str, float]:
     """What a step of the training loop takes by its own record, and the tokens of a text, without padding."""
-    tokens = []
+    tokens: list[int] = []
 
     def only_steps(run: Run, progress: Progress) -> None:
         negative_text_PK = work.negatives(run.training)
