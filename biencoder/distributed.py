@@ -113,7 +113,7 @@ class World:
 
     def broadcast_ids(self, ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rank 0's ids on every rank; the others pass an array of the same length to fill. Every rank takes part."""
-        if self.size > 1:
+        if self.size > 1 and ids_N.size:
             dist.broadcast(torch.from_numpy(ids_N), src=0, group=self._control)
         return ids_N
 

@@ -16,7 +16,7 @@ import torch
 
 from biencoder.health import Alert, Guards
 from biencoder.preflight_rows import Row
-from biencoder.tracking.names import accuracy
+from biencoder.tracking.names import PROVENANCE, accuracy
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import RunRecord
 
@@ -89,7 +89,7 @@ def diagnose(record: RunRecord) -> Diagnosis:
     """What the guards see in a record, whether they watched the run or not."""
     guards = Guards(record.config, precision=record.precision)
     alerts = [(line["step"], alert) for line in record.lines for alert in guards.observe(line)]
-    counts = Counter(line["event"] for line in record.of("event") if line["event"] not in ("negatives", "alert"))
+    counts = Counter(line["event"] for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert"))
     starts = sum("from_step" in line for line in record.starts)
     events = [f"{starts} starts, {len(record.starts) - starts} of them asked to stop"] if starts > 1 else []
     events += [f"{count} x {name}" for name, count in counts.items() if name != "resumed"]

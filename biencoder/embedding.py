@@ -8,7 +8,7 @@ N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, D: simi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,14 @@ class EmbeddedTexts:
     def whole(cls, text_ids_N: Ids, query: Vectors, candidate: Vectors) -> "EmbeddedTexts":
         """All texts in one process."""
         return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
+
+    def pooled_cosine(self) -> "EmbeddedTexts":
+        """The encoder's own geometry: pooled vectors at length 1, whose Euclidean order is that of the cosine."""
+
+        def unit(vectors: Vectors) -> Vectors:
+            return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
+
+        return replace(self, query=unit(self.query), candidate=unit(self.candidate))
 
     def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
         """The texts' vectors of one side, block by block on every holder: (positions in `text_ids_Q`, vectors).

@@ -15,7 +15,8 @@ from biencoder.data.cleaning import normalise
 from biencoder.embedding import EmbeddedTexts, plan_batches
 from biencoder.evaluation.protocol import nearest_candidates, pair_probability
 from biencoder.export import load_model
-from biencoder.model import BiEncoder, PairClassifier, Sides
+from biencoder.model import BiEncoder, PairClassifier, Sides, build_model
+from biencoder.pretrained import load_pretrained
 from biencoder.tokens import TokenizedTexts, tokenize
 
 
@@ -41,16 +42,38 @@ class Inference:
         Raises:
             ModelError: the folder holds no model of this program.
         """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model, tokenizer, config = load_model(Path(folder).expanduser())
+        device = _device()
         return cls(model.to(device), tokenizer, config, device)
+
+    @classmethod
+    def pretrained(cls, config: ModelConfig) -> "Inference":
+        """An encoder as it is before training: its pooled vectors mean something, its embeddings and classifier nothing.
+
+        Raises:
+            ModelError: there is no such encoder.
+        """
+        found = load_pretrained(config)
+        device = _device()
+        return cls(build_model(config, found, seed=0).eval().to(device), found.tokenizer, config, device)
 
     @property
     def classifier(self) -> PairClassifier:
         return self.model.classifier.cpu()
 
+    @property
+    def max_length(self) -> int:
+        """Tokens at which texts are cut."""
+        return self.config.max_length
+
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         return tokenize(texts, self.tokenizer, max_length=self.config.max_length)
+
+    def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids."""
+        tokens = self.tokenize([texts[text_id] for text_id in text_ids_N])
+        embedded = self.embed(tokens, np.arange(len(text_ids_N)))
+        return EmbeddedTexts.whole(text_ids_N, embedded.query, embedded.candidate)
 
     def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
@@ -78,3 +101,7 @@ class Inference:
             Hit(texts[row], float(distance), float(probability))
             for row, distance, probability in zip(ranked_1k[0], distance_k, probability_k, strict=True)
         ]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,6 @@ Everything here runs on every rank, in the same order and equally often; what on
 import math
 import time
 from contextlib import closing, nullcontext
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ from biencoder.errors import ConfigError
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.mining import Mined
-from biencoder.model import Scores, TripletBatch, Vectors
+from biencoder.model import Scores, TripletBatch
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
 from biencoder.prefetch import prefetched
@@ -37,7 +36,6 @@ from biencoder.tracking.names import (
     CLOSEST,
     HARDNESS,
     Metrics,
-    accuracy,
     eval_metrics,
     examples,
     mine_metrics,
@@ -57,7 +55,7 @@ def fit(run: Run, progress: Progress) -> None:
             if measured:
                 metrics = evaluate(run, progress, embedded, zero_shot=progress.epoch == 0)
                 keep_best(run, progress, metrics)
-            if done:
+            if done or (run.config.eval.patience and progress.evaluations_since_best >= run.config.eval.patience):
                 break
             progress.negatives = mine(run, progress, embedded, encode_s)
             del embedded
@@ -203,6 +201,7 @@ def report_mining(run: Run, progress: Progress, mined: Mined, encode_s: float) -
     at, audit, texts = {"step": progress.step, "epoch": progress.epoch}, mined.audit, run.dataset.texts
     run.tracker.log("mine", **at, metrics=mine_metrics(mined, encode_s))
     run.tracker.event("negatives", **at, detail=mined.digest)
+    run.tracker.event("mined from", **at, detail=f"embeddings {audit.fingerprint}, corpus {run.dataset.fingerprint[:16]}")
     run.tracker.histogram(HARDNESS, **at, edges=audit.hardness_edges, counts=audit.hardness_counts)
     run.tracker.table(CLOSEST, **at, **closest_table(audit.closest, run.training, texts))
 
@@ -315,7 +314,7 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
 
         def rank_all(holders: World, split: Split = split, embedded: EmbeddedTexts | None = embedded) -> SplitResult:
             assert embedded is not None
-            vectors = pooled_cosine(embedded) if zero_shot else embedded
+            vectors = embedded.pooled_cosine() if zero_shot else embedded
             return evaluate_split(split, vectors, classifier, top_k=run.config.eval.top_k, world=holders)
 
         results.append(run.world.on_holders(rank_all, sharded=run.config.mining.sharded))
@@ -328,18 +327,12 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
     return metrics
 
 
-def pooled_cosine(embedded: EmbeddedTexts) -> EmbeddedTexts:
-    """The pretrained encoder's own geometry: pooled vectors at length 1, whose Euclidean order is that of the cosine."""
-
-    def unit(vectors: Vectors) -> Vectors:
-        return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
-
-    return replace(embedded, query=unit(embedded.query), candidate=unit(embedded.candidate))
-
-
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
-    """Save the model if it is the best so far on validation (on training where there is no validation split)."""
-    value = metrics[accuracy(run.dataset.deciding_split, "embedding")]
-    if progress.epoch and value > progress.best:
-        progress.best, progress.best_step = value, progress.step
+    """Save the model if it is the best so far by `eval.metric`. Every rank takes part."""
+    if progress.epoch == 0:
+        return  # nothing is trained yet
+    value = metrics[f"eval/{run.dataset.deciding_split}/{run.config.eval.metric}"]
+    progress.evaluations_since_best += 1
+    if value > progress.best:
+        progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
         run.save("best", metrics)

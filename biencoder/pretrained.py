@@ -36,9 +36,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         ModelError: there is no such folder, package or hub model, or it is no encoder with a fast tokenizer.
     """
     source = locate(config.name)
-    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hush()
     try:
         settings = AutoConfig.from_pretrained(source)
         _set_dropout(settings, config)
@@ -61,6 +59,13 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     if pooling != "pooler" and has_pooler:
         encoder.pooler = None  # weights that no loss reaches would only be carried along
     return Pretrained(encoder, tokenizer, pooling)
+
+
+def hush() -> None:
+    """Keep the loading of models from talking: what matters of it comes as an error."""
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def locate(name: str) -> str:

@@ -35,8 +35,9 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
     if engine is None or sums_R is None:
         return
     mining = {"window": torch.cat(sums_R)}
-    if progress.negatives is not None:
-        mining["negatives"] = torch.from_numpy(progress.negatives)
+    negatives = run.miner.last if progress.negatives is None else progress.negatives
+    if negatives is not None:
+        mining["negatives"] = torch.from_numpy(negatives)
     ahead = run.miner.ahead
     if ahead and ahead[1]:
         mining["ahead_query"] = ahead[1].query.embedding.contiguous()
@@ -45,7 +46,9 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         "epoch": progress.epoch,
         "best": progress.best,
         "best_step": progress.best_step,
+        "evaluations_since_best": progress.evaluations_since_best,
         "rollbacks": progress.rollbacks,
+        "epoch_is_mined": progress.negatives is not None,
         "window_steps": window.steps,
         "ahead": ahead[0] if ahead else None,
         "engine": engine.scalars,
@@ -125,6 +128,7 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     progress = Progress(run.world.device)
     progress.step = progress.saved_step = int(state["step"])
     progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
+    progress.evaluations_since_best = int(state["evaluations_since_best"])
     progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
     progress.window.steps = int(state["window_steps"])
 
@@ -135,12 +139,10 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     mine = sums_RK[world.rank] if ranks == world.size else sums_RK.mean(0)
     progress.window.parts = mine.to(run.world.device)
     if has_negatives:
-        negatives = (
-            mining["negatives"].numpy().copy()
-            if mining
-            else np.empty((run.num_samples, run.config.mining.negatives), dtype=np.int64)
-        )
-        progress.negatives = world.broadcast_ids(negatives)
+        shape = (run.num_samples, run.config.mining.negatives)
+        negatives = mining["negatives"].numpy().copy() if mining else np.empty(shape, dtype=np.int64)
+        run.miner.last = world.broadcast_ids(negatives)
+        progress.negatives = run.miner.last if state["epoch_is_mined"] else None
     if state["ahead"] is not None:
         run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)
     run.tracker.rewind(int(state["metrics_bytes"]))

@@ -94,8 +94,9 @@ class Progress:
         """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
         self.window = Window(device)
         self.best = -1.0
-        """Best accuracy@1 so far, and the step it was measured after."""
+        """Best value of `eval.metric` so far, and the step it was measured after."""
         self.best_step = -1
+        self.evaluations_since_best = 0
         self.saved_step = -1
         """Step of the newest checkpoint, and when it was begun."""
         self.saved_at = time.monotonic()

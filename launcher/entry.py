@@ -66,22 +66,22 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
     return RunArguments(load_config(file=known.config, overrides=overrides), known.preflight)
 
 
-def parse_model_command(
-    argv: Sequence[str], *, prog: str, description: str, with_queries: bool = False
-) -> argparse.Namespace:
-    """Arguments of the commands that use a trained model: model, data_root, clean, top_k, and queries where wanted."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+def model_parser(*, prog: str, description: str) -> Parser:
+    """What the commands that use trained models have in common: data_root, clean, top_k."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     defaults = Config()
-    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
     parser.add_argument("--data.root", dest="data_root", default=defaults.data.root, metavar="PATH", help="the corpus")
     parser.add_argument("--no-clean", dest="clean", action="store_false", help="take the texts as they stand")
-    parser.add_argument("--top-k", type=int, default=defaults.eval.top_k, metavar="K", help="candidates to re-rank or show")
-    if with_queries:
-        parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
-    arguments = parser.parse_args(argv)
-    if arguments.top_k < 1:
-        raise ConfigError(f"--top-k is {arguments.top_k}, expected an integer >= 1")
-    return arguments
+    parser.add_argument(
+        "--top-k", type=_top_k, default=defaults.eval.top_k, metavar="K", help="candidates to re-rank or show"
+    )
+    return parser
+
+
+def _top_k(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--top-k is {text}, expected an integer >= 1")
+    return int(text)
 
 
 def leave(exit_code: int) -> NoReturn:

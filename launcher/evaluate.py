@@ -1,34 +1,140 @@
-"""Measure a trained model on every split of a corpus.
+"""Measure trained models on a corpus.
 
-python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR
+python launcher/evaluate.py --model runs/RUN/model/best --data.root DIR      every split, as training measures it
+python launcher/evaluate.py --model A --model B --baselines --data.root DIR  one split on all tasks, side by side
 """
 
-from collections.abc import Sequence
+import argparse
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from launcher.entry import parse_model_command, run
+from biencoder.errors import ConfigError
+from launcher.entry import model_parser, run
+
+_DESCRIPTION = (
+    "Measure trained models on a corpus. With --model and --data.root alone: every split, as training measures it.\n"
+    "With any of the other options, or several models: one split, on the tasks of the corpus paper, side by side."
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_model_command(argv, prog="evaluate.py", description="Measure a trained model on a corpus.")
+    arguments = parse(argv)
+    compared = arguments.split or arguments.tasks or arguments.baselines or arguments.zero_shot or arguments.leak_free
+    if compared or arguments.out or len(arguments.model) > 1:
+        compare(arguments)
+    else:
+        evaluate(arguments)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = model_parser(prog="evaluate.py", description=_DESCRIPTION)
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="an exported model, say runs/RUN/model/best, or a sentence-transformers folder; may be given several times",
+    )
+    parser.add_argument("--split", metavar="NAME", help="the split to compare on [default: validation]")
+    parser.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="all, or some of sdoc,sdc,sdoa,sda,stc,sta,epc,epa (same debate, same theme, entire portal; opposing;\n"
+        "counters or arguments) and beir (all splits, distinct texts) [default: all]",
+    )
+    parser.add_argument("--baselines", action="store_true", help="also BM25, TF-IDF, and what the models were trained from")
+    parser.add_argument("--zero-shot", metavar="NAME", help="also this pretrained encoder, in place of those")
+    parser.add_argument(
+        "--leak-free", action="store_true", help="leave out queries whose debate shares texts with training"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
+    arguments = parser.parse_args(argv)
+    if not (arguments.model or arguments.baselines or arguments.zero_shot):
+        raise ConfigError("nothing to measure: give --model DIR, or --baselines")
+    if arguments.out and not arguments.out.parent.is_dir():
+        raise ConfigError(f"--out {arguments.out}: the folder {arguments.out.parent} does not exist")
+    return arguments
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """One model on every split."""
     from biencoder.data import load_dataset
     from biencoder.distributed import World
+    from biencoder.embedders import load_models
     from biencoder.evaluation import evaluate_split
-    from biencoder.inference import Inference
     from biencoder.tracking.names import eval_metrics
     from biencoder.tracking.terminal import Terminal
 
     terminal = Terminal(is_main=True)
     dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
-    model = Inference.load(arguments.model)
+    (model,) = load_models(arguments.model)
     terminal.findings(dataset.findings)
-    tokens = model.tokenize(dataset.texts)
-    alone = World.alone()
+    embedder, alone = model.embedder, World.alone()
     results = [
-        evaluate_split(split, model.embed(tokens, split.text_ids), model.classifier, top_k=arguments.top_k, world=alone)
+        evaluate_split(
+            split,
+            embedder.embed_texts(dataset.texts, split.text_ids),
+            embedder.classifier,
+            top_k=arguments.top_k,
+            world=alone,
+        )
         for split in dataset.splits.values()
     ]
-    terminal.evaluation(Path(arguments.model).name, eval_metrics(results))
+    terminal.evaluation(model.name, eval_metrics(results))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Models and baselines on the tasks of one split."""
+    import numpy as np
+
+    from biencoder.data import load_dataset
+    from biencoder.embedders import load_models
+    from biencoder.evaluation.comparison import Comparison, System
+    from biencoder.evaluation.leaks import leak_free
+    from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
+    from biencoder.evaluation.tasks import choose_tasks
+    from biencoder.tracking.terminal import Terminal
+
+    terminal = Terminal(is_main=True)
+    dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
+    name = arguments.split or dataset.deciding_split
+    if name not in dataset.splits:
+        raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")
+    split = dataset.splits[name]
+    tasks = choose_tasks(arguments.tasks or "all", split)
+    terminal.findings(dataset.findings)
+    models, texts = load_models(arguments.model), dataset.texts
+    text_ids = np.arange(len(texts)) if any(task.scope == "everything" for task in tasks) else split.text_ids
+    systems = [model_system(model, texts, text_ids) for model in models]
+    if arguments.baselines or arguments.zero_shot:
+        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids)
+    if arguments.baselines:
+        systems += lexical_systems(texts)
+    left = leak_free(dataset, split) if arguments.leak_free else None
+    if left:
+        terminal.leak_free(split.name, left)
+    kept_P = left.kept_P if left else np.full(len(split), True)
+
+    def announced() -> Iterator[System]:
+        for system in systems:
+            terminal.say(f"{system.name}: {system.about}")
+            yield system
+
+    comparison = Comparison.of(dataset, split, tasks, announced(), top_k=arguments.top_k, kept_P=kept_P)
+    terminal.comparison(comparison)
+    if arguments.out:
+        corpus = {"root": arguments.data_root, "clean": arguments.clean, "fingerprint": dataset.fingerprint}
+        write(arguments.out, {"corpus": corpus, "leak_free": left.as_json() if left else None, **comparison.as_json()})
+        terminal.say(f"All figures are in {arguments.out}.")
+
+
+def write(file: Path, results: dict[str, Any]) -> None:
+    try:
+        file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {file} cannot be written: {error.strerror}") from None
 
 
 def command() -> None:

@@ -6,13 +6,14 @@ python launcher/search.py --model runs/RUN/model/best --data.root DIR "an argume
 import sys
 from collections.abc import Sequence
 
-from launcher.entry import parse_model_command, run
+from launcher.entry import model_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = parse_model_command(
-        argv, prog="search.py", description="Find the best counter-arguments in a corpus.", with_queries=True
-    )
+    parser = model_parser(prog="search.py", description="Find the best counter-arguments in a corpus.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
+    arguments = parser.parse_args(argv)
     import numpy as np
 
     from biencoder.data import load_dataset

@@ -17,6 +17,9 @@ from launcher.entry import parse_run
 from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from biencoder.config import Config
     from biencoder.distributed import World
 
@@ -117,7 +120,8 @@ def train(config: "Config", world: "World") -> None:
     tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=world)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, last_step)
-    forbidden = Forbidden.of(training, len(dataset.texts))
+    same_N = world.on_main(lambda: alike(dataset.texts)) if config.mining.exclude_near_duplicates else None
+    forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
     num_epochs = math.ceil(last_step / steps_per_epoch(dataset, config))
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=num_epochs)
     tracker = world.together(
@@ -163,6 +167,13 @@ def train(config: "Config", world: "World") -> None:
     stop.close()
     tracker.close(model=folder / "model" / "best")
     terminal.closing(folder, config)
+
+
+def alike(texts: "Sequence[str]") -> "npt.NDArray[np.int64]":
+    """See `near_duplicates`, whose library takes half a second to import."""
+    from biencoder.data.near_duplicates import near_duplicates
+
+    return near_duplicates(texts)
 
 
 def command() -> None:

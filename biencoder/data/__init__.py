@@ -10,5 +10,6 @@ Two arguments with the same text share one id, so "the same text" is an integer 
 
 from biencoder.data.dataset import SPLITS, Dataset, Split, load_dataset
 from biencoder.data.forbidden import Forbidden
+from biencoder.data.members import Members
 
-__all__ = ["SPLITS", "Dataset", "Forbidden", "Split", "load_dataset"]
+__all__ = ["SPLITS", "Dataset", "Forbidden", "Members", "Split", "load_dataset"]

@@ -17,13 +17,28 @@ _MEASURES = {
 }
 
 
-def ranking_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64]) -> dict[str, float]:
-    """accuracy@1, @5, @10, MRR@10 and nDCG@10 in 0..1; a right answer outside the list counts 0."""
+def query_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
+    """accuracy@1, @5, @10, MRR@10 and nDCG@10 of each query (Q,), in 0..1; a right answer outside the list counts 0.
+
+    With one right answer, accuracy@10 is recall@10.
+
+    Args:
+        ranked_Qk: candidates, the best first; -1 is none.
+    """
     qrels = [ir_measures.Qrel(str(query), str(gold), 1) for query, gold in enumerate(gold_Q.tolist())]
     run = [
         ir_measures.ScoredDoc(str(query), str(candidate), float(-rank))
         for query, ranked in enumerate(ranked_Qk.tolist())
         for rank, candidate in enumerate(ranked)
+        if candidate >= 0
     ]
-    values = ir_measures.calc_aggregate(list(_MEASURES.values()), qrels, run)
-    return {name: float(values[measure]) for name, measure in _MEASURES.items()}
+    names = {measure: name for name, measure in _MEASURES.items()}
+    metrics = {name: np.zeros(len(gold_Q)) for name in _MEASURES}
+    for found in ir_measures.iter_calc(list(names), qrels, run):
+        metrics[names[found.measure]][int(found.query_id)] = found.value
+    return metrics
+
+
+def ranking_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64]) -> dict[str, float]:
+    """The means of `query_metrics`."""
+    return {name: float(metric_Q.mean()) for name, metric_Q in query_metrics(ranked_Qk, gold_Q).items()}

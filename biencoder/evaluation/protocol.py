@@ -222,25 +222,25 @@ def nearest_candidates(
                 here_c[np.minimum(own_q, len(here_c) - 1)] == excluded_Q[start : start + chunk]
             )
             distance_qc[torch.from_numpy(np.flatnonzero(is_here)), torch.from_numpy(own_q[is_here])] = torch.inf
-        nearest_qk = _smallest(distance_qc, found)
+        nearest_qk = smallest(distance_qc, found)
         ranking.distance_Qk[start : start + chunk, :found] = distance_qc.gather(1, nearest_qk).numpy()
         ranking.candidate_Qk[start : start + chunk, :found] = here_c[nearest_qk.numpy()]
     ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
     return ranking
 
 
-def _smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
+def smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
     """Positions (q, k) of the k smallest values, ascending, equal ones in the order of their positions."""
     wide = min(values_qC.shape[1], k + 32)
     values, positions = values_qC.topk(wide, dim=1, largest=False)
     by_position = positions.argsort(dim=1)
     values, positions = values.gather(1, by_position), positions.gather(1, by_position)
     order = values.argsort(dim=1, stable=True)
-    smallest = positions.gather(1, order)[:, :k]
+    first_qk = positions.gather(1, order)[:, :k]
     values = values.gather(1, order)
     cut_in_a_tie = (values[:, k - 1] == values[:, -1]) & (wide < values_qC.shape[1])
-    smallest[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
-    return smallest
+    first_qk[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
+    return first_qk
 
 
 @torch.no_grad()

@@ -35,8 +35,11 @@ COPIES = 0.02
 
 def exploding_gradients(history: History) -> Finding | None:
     config, loss, norm = history.config, history.now("train/loss"), history.now("train/grad_norm")
-    # What a model that knows nothing loses: the whole margin, and a coin toss for each of the two classifications.
-    chance = config.loss.triplet_weight * config.loss.margin + config.loss.classification_weight * 2 * math.log(2)
+    # What a model that knows nothing loses: the whole margin, a coin toss for each of the two classifications, and a draw
+    # among all candidates of the batch.
+    weights, candidates = config.loss, config.train.global_batch_size * (2 + config.mining.negatives)
+    chance = weights.triplet_weight * weights.margin + weights.classification_weight * 2 * math.log(2)
+    chance += weights.contrastive_weight * math.log(candidates)
     start = max(chance, history.first_loss)
     before = history.last("train/grad_norm", 21)[:-1] or history.last("train/grad_norm", 6)[:-1]
     finite = [value for value in before if math.isfinite(value)]
@@ -86,7 +89,7 @@ def embedding_collapse(history: History) -> Finding | None:
         sign = f"all texts have nearly the same embedding: their spread is {spread:.2g}, below {least:.2g}"
     else:
         losses, active = history.last("train/loss_triplet", 5), history.last("train/active_triplets", 5)
-        if not losses or not _at_margin(losses, margin) or min(active) < 0.99:
+        if not history.config.loss.triplet_weight or not losses or not _at_margin(losses, margin) or min(active) < 0.99:
             return None
         sign = (
             f"the triplet loss has stayed within {AT_MARGIN:.0%} of the margin ({margin:g}) for 5 records: points are as "
@@ -112,7 +115,7 @@ def shrinking_embeddings(history: History) -> Finding | None:
 
 def active_triplets(history: History) -> Finding | None:
     active, losses = history.last("train/active_triplets", 10), history.last("train/loss_triplet", 10)
-    if not active:
+    if not active or not history.config.loss.triplet_weight:
         return None
     config, share, margin = history.config, statistics.fmean(active), history.config.loss.margin
     if share <= FEW_ACTIVE:

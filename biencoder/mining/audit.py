@@ -4,6 +4,7 @@ embeddings they were found with still tell texts apart.
 P: samples, K: negatives of each, X: P * K, N: texts held here, D: dimension.
 """
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biencoder.data import Split
+from biencoder.data import Forbidden, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 
@@ -29,6 +30,7 @@ _MOST_ROWS = 20_000
 class Figures:
     """See the `mine/` names in tracking/names.py."""
 
+    forbidden: int
     pair_distance: float
     harder_share: float
     near_copies: float
@@ -56,9 +58,11 @@ class Audit:
     hardness_counts: list[int]
     closest: list[CloseNegative]
     """The negatives nearest to their sample's point or counter, nearest first."""
+    fingerprint: str
+    """Of the embeddings, and so of the weights, the texts and the settings that made them."""
 
 
-def audit(split: Split, negative_text_PK: Ids, embedded: EmbeddedTexts, world: World) -> Audit:
+def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> Audit:
     """Every rank of `world`, the holders of `embedded`, takes part, and gets the same."""
     start = time.perf_counter()
     P, K = negative_text_PK.shape
@@ -77,6 +81,7 @@ def audit(split: Split, negative_text_PK: Ids, embedded: EmbeddedTexts, world: W
     counts, edges = np.histogram(hardness_X, bins=min(_MOST_BINS, 1 + math.isqrt(P)))
     closest = np.argsort(copied_X, kind="stable")[:_LISTED]
     figures = Figures(
+        forbidden=int((~forbidden.allows(point_X, negative_X)).sum()),
         pair_distance=float(pair_P.mean()),
         harder_share=float((hardness_X > 0).mean()),
         near_copies=float((copied_X < NEAR_COPY * math.sqrt(2) * spread).mean()),
@@ -90,7 +95,22 @@ def audit(split: Split, negative_text_PK: Ids, embedded: EmbeddedTexts, world: W
         )
         for i in closest
     ]
-    return Audit(figures, edges.tolist(), counts.tolist(), listed)
+    return Audit(figures, edges.tolist(), counts.tolist(), listed, fingerprint(embedded, world))
+
+
+def churn(now_PK: Ids, before_PK: Ids | None) -> float:
+    """Share of negatives that their sample did not have in the epoch before; NaN where there was none."""
+    if before_PK is None:
+        return math.nan
+    return float((now_PK[:, :, None] != before_PK[:, None, :]).all(2).mean())
+
+
+def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
+    """A hash of all embeddings, in the order in which the ranks hold them. Every rank of `world` takes part."""
+    digest = hashlib.sha256()
+    for vectors in (embedded.query, embedded.candidate):
+        digest.update(vectors.embedding.contiguous().numpy().data)
+    return hashlib.sha256("".join(world.gather_objects(digest.hexdigest())).encode()).hexdigest()[:16]
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:

@@ -9,19 +9,20 @@ import hashlib
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import MiningConfig
-from biencoder.data import Forbidden, Split
+from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError
-from biencoder.mining.audit import Audit, audit
+from biencoder.mining.audit import Audit, audit, churn
 from biencoder.mining.build import build_index
 from biencoder.mining.selection import (
+    Limits,
     chosen_ranks,
     draws_random,
     least_distances,
@@ -32,6 +33,8 @@ from biencoder.mining.selection import (
 )
 
 Ids = npt.NDArray[np.int64]
+_BALL_TREE_TEXTS = 20_000
+"""Up to which the ball tree answers a few queries in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Search:
     """Share of the truly nearest texts that were found, measured on a part of them; NaN where all are random."""
     shortfalls: int = 0
     """Negatives for which nothing near was found that is allowed, and which are random texts instead."""
+    reference_agreement: float = math.nan
+    """Share of these texts that the ball tree, the reference, finds as well; NaN where that was not looked at."""
     index_s: float = 0.0
     search_s: float = 0.0
 
@@ -60,6 +65,8 @@ class Mined:
     """Age, in epochs, of the embeddings that were searched."""
     wait_s: float
     """Seconds in which training stood still for them."""
+    churn: float
+    """Share of them that their sample did not have in the epoch before."""
     search: Search
     audit: Audit
 
@@ -78,11 +85,14 @@ class Miner:
         self._split, self._world, self._config, self._seed = split, world, config, seed
         self._num_epochs = num_epochs
         self._forbidden = forbidden
+        self._members = Members.of(split, config.focus, forbidden.num_texts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
         self._searched: EmbeddedTexts | None = None
         """What that search looks at."""
+        self.last: Ids | None = None
+        """The newest negatives."""
 
     def negatives(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
         """The negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
@@ -106,10 +116,19 @@ class Miner:
 
         search, found = self._world.on_holders(select, sharded=self._config.sharded)
         self._world.broadcast_ids(negative_text_PK)
+        before, self.last = self.last, negative_text_PK
         wait_s = time.perf_counter() - start
         if self._config.overlap and epoch + 1 < self._num_epochs:
             self.search_ahead(epoch + 1, embedded)
-        return Mined(negative_text_PK, self._config.random_rate_at(epoch), int(stale), wait_s, search, found)
+        return Mined(
+            negative_text_PK,
+            self._config.random_rate_at(epoch),
+            int(stale),
+            wait_s,
+            churn(negative_text_PK, before),
+            search,
+            found,
+        )
 
     def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
         """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings."""
@@ -142,40 +161,46 @@ class Miner:
             negative_text_PK[left, number] = random_negatives(
                 left, negative_text_PK[left], split, self._forbidden, seed=seed, epoch=epoch, number=number
             )
-        return negative_text_PK, search, audit(split, negative_text_PK, embedded, holders)
+        return negative_text_PK, search, audit(split, negative_text_PK, self._forbidden, embedded, holders)
 
     def _search(
         self, samples: Ids, wanted_QK: npt.NDArray[np.bool_], epoch: int, embedded: EmbeddedTexts, holders: World
     ) -> tuple[Ids, Search]:
         """Near allowed texts of these samples (-1: none found) where they are wanted."""
         start = time.perf_counter()
-        split, config, forbidden = self._split, self._config, self._forbidden
+        split, config = self._split, self._config
         index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), config))
         indexed = time.perf_counter()
-        least_Q = None
+        limits = Limits(self._forbidden, self._members)
         if config.keeps_distance:
-            points_Q, counters_Q = split.point_text_P[samples], split.counter_text_P[samples]
-            least_Q = least_distances(embedded.distances("query", points_Q, counters_Q, holders), config)
+            pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, holders)
+            limits = replace(limits, least_distance_P=least_distances(pair_P, config))
         near_Qk, distance_Qk = nearest_negatives(
-            samples, split, forbidden, embedded, index, holders, count=config.num_neighbours, least_distance_Q=least_Q
+            samples, split, limits, embedded, index, holders, count=config.num_neighbours
         )
-        ranks_QK = chosen_ranks(samples, config, seed=self._seed, epoch=epoch)
+        # The first wanted one gets the first rank, wherever random ones stand between them.
+        nth_QK = np.maximum(0, np.cumsum(wanted_QK, axis=1) - 1)
+        ranks_QK = np.take_along_axis(chosen_ranks(samples, config, seed=self._seed, epoch=epoch), nth_QK, axis=1)
         mined_QK = np.take_along_axis(near_Qk, ranks_QK, axis=1)
         distance_QK = np.take_along_axis(distance_Qk, ranks_QK, axis=1)
 
         def check() -> None:
-            if index.exact and least_Q is None and (near_Qk[:, 0] < 0).any():
+            if index.exact and not limits.optional and (near_Qk[:, 0] < 0).any():
                 raise no_negative(split, samples[int(np.argmax(near_Qk[:, 0] < 0))])
 
         holders.together(check)
         mined_QK = np.where(wanted_QK, mined_QK, -1)
         found_QK, searched = mined_QK >= 0, time.perf_counter()
+
+        def found_again(reference: MiningConfig) -> float:
+            return recall(near_Qk, samples, split, limits, embedded, holders, reference)
+
+        small = config.index != "balltree" and len(embedded.all_text_ids_M) <= _BALL_TREE_TEXTS
         return mined_QK, Search(
             nearest_share=float(found_QK.sum() / (len(split) * config.negatives)),
             nearest_distance=float(distance_QK[found_QK].mean()) if found_QK.any() else math.nan,
-            recall=1.0
-            if index.exact
-            else recall(near_Qk, samples, split, forbidden, embedded, holders, least_distance_Q=least_Q),
+            recall=1.0 if index.exact else found_again(MiningConfig()),
+            reference_agreement=found_again(MiningConfig(index="balltree")) if small else math.nan,
             shortfalls=int((wanted_QK & ~found_QK).sum()),
             index_s=indexed - start,
             search_s=searched - indexed,

@@ -4,11 +4,13 @@ P: samples (pairs of the training split), Q: samples in a block, K: negatives of
 held here, D: dimension.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import MiningConfig
-from biencoder.data import Forbidden, Split
+from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import DataError
@@ -19,6 +21,22 @@ from biencoder.rng import uniforms
 Ids = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float64]
 _MAX_DRAWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a near negative must keep to."""
+
+    forbidden: Forbidden
+    members: Members | None = None
+    """The groups that it must share with its sample."""
+    least_distance_P: Distances | None = None
+    """How far from the sample's point it must be."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether there are limits that a random negative need not keep to."""
+        return self.members is not None or self.least_distance_P is not None
 
 
 def draws_random(*, seed: int, epoch: int, num_samples: int, count: int, random_rate: float) -> npt.NDArray[np.bool_]:
@@ -67,13 +85,12 @@ def random_negatives(
 def nearest_negatives(
     samples: Ids,
     split: Split,
-    forbidden: Forbidden,
+    limits: Limits,
     embedded: EmbeddedTexts,
     index: NegativeIndex,
     world: World,
     *,
     count: int = 1,
-    least_distance_Q: Distances | None = None,
 ) -> tuple[Ids, Distances]:
     """For each of these samples the nearest allowed texts, nearest first, and their distances; ties go to the lower id.
 
@@ -83,7 +100,6 @@ def nearest_negatives(
 
     Args:
         index: over the candidates held here, in the order of `embedded.text_ids_N`.
-        least_distance_Q: for each sample how far from its point a negative must be.
 
     Returns:
         Text ids (len(samples), count), -1 where fewer are allowed or an approximate index found fewer, and distances, inf
@@ -93,12 +109,14 @@ def nearest_negatives(
     distance = np.full(mined.shape, np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
     for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
-        points_Q = split.point_text_P[samples[block]]
+        samples_Q = samples[block]
 
-        def allowed(some: Ids, rows: Ids, points_Q: Ids = points_Q) -> npt.NDArray[np.bool_]:
-            return forbidden.allows(points_Q[some][:, None], embedded.text_ids_N[rows])
+        def allowed(some: Ids, rows: Ids, samples_Q: Ids = samples_Q) -> npt.NDArray[np.bool_]:
+            texts, some_Q1 = embedded.text_ids_N[rows], samples_Q[some][:, None]
+            good = limits.forbidden.allows(split.point_text_P[some_Q1], texts)
+            return good if limits.members is None else good & limits.members.include(some_Q1, texts)
 
-        least_Q = None if least_distance_Q is None else least_distance_Q[block]
+        least_Q = None if limits.least_distance_P is None else limits.least_distance_P[samples_Q]
         rows_Qk, distance_Qk = nearest_allowed(
             index, vectors_ND, queries.embedding.numpy(), allowed, count=count, least_distance_Q=least_Q
         )
@@ -123,17 +141,18 @@ def chosen_ranks(samples: Ids, config: MiningConfig, *, seed: int, epoch: int) -
     return ranks
 
 
-def least_distances(pair_distance_Q: Distances, config: MiningConfig) -> Distances | None:
-    """How far a negative must be from its point, given the distances of the points' own counters; None: no bound."""
+def least_distances(pair_distance_P: Distances, config: MiningConfig) -> Distances:
+    """How far a near negative must be from its point, given the distances of the points' own counters."""
     bounds = []
     if config.absolute_margin:
-        bounds.append(pair_distance_Q + config.absolute_margin)
+        bounds.append(pair_distance_P + config.absolute_margin)
     if config.relative_margin:
-        bounds.append(pair_distance_Q * (1 + config.relative_margin))
+        bounds.append(pair_distance_P * (1 + config.relative_margin))
     if config.positive_share:  # cos = 1 - d^2 / 2 for vectors of length 1
-        cosine_Q = np.clip(1 - np.square(pair_distance_Q) / 2, -1, 1)
-        bounds.append(np.sqrt(2 * np.maximum(0, 1 - config.positive_share * cosine_Q)))
-    return np.max(bounds, axis=0) if bounds else None
+        cosine_P = np.clip(1 - np.square(pair_distance_P) / 2, -1, 1)
+        bounds.append(np.sqrt(2 * np.maximum(0, 1 - config.positive_share * cosine_P)))
+    least_P: Distances = np.max(bounds, axis=0)
+    return least_P
 
 
 def no_negative(split: Split, sample: int) -> DataError:
@@ -141,22 +160,20 @@ def no_negative(split: Split, sample: int) -> DataError:
 
 
 def recall(
-    mined_Qk: Ids,
+    found_Qk: Ids,
     samples: Ids,
     split: Split,
-    forbidden: Forbidden,
+    limits: Limits,
     embedded: EmbeddedTexts,
     world: World,
-    *,
-    least_distance_Q: Distances | None = None,
+    reference: MiningConfig,
 ) -> float:
-    """Share of the truly nearest allowed texts that are among those found, from up to 500 of these samples."""
-    some = np.unique(np.linspace(0, len(samples) - 1, min(500, len(samples))).astype(np.int64))
-    exact_index = build_index(embedded.candidate.embedding.numpy(), MiningConfig(index="faiss", faiss_kind="flat"))
-    least_Q = None if least_distance_Q is None else least_distance_Q[some]
-    truth_Qk, _ = nearest_negatives(
-        samples[some], split, forbidden, embedded, exact_index, world, count=mined_Qk.shape[1], least_distance_Q=least_Q
-    )
-    there = truth_Qk >= 0
-    found = (truth_Qk[:, :, None] == mined_Qk[some][:, None, :]).any(2)
-    return float(found[there].mean()) if there.any() else 1.0
+    """Share of the nearest allowed texts by a reference index that are among those found, over some of these samples: up to
+    500, or 50 where the reference is the ball tree."""
+    size = 50 if reference.index == "balltree" else 500
+    some = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
+    index = build_index(embedded.candidate.embedding.numpy(), reference)
+    truth_Qk, _ = nearest_negatives(samples[some], split, limits, embedded, index, world, count=found_Qk.shape[1])
+    there_Qk = truth_Qk >= 0
+    again_Qk = (truth_Qk[:, :, None] == found_Qk[some][:, None, :]).any(2)
+    return float(again_Qk[there_Qk].mean()) if there_Qk.any() else 1.0

@@ -107,7 +107,9 @@ PLOTS = (
             Curve("train/loss_triplet", "triplet", compared=True),
             Curve("train/loss_ce_positive", "classifier, counter"),
             Curve("train/loss_ce_negative", "classifier, negative"),
+            Curve("train/loss_contrastive", "contrastive", compared=True),
         ],
+        dull=0.0,
     ),
     Plot(
         "Loss",
@@ -326,16 +328,17 @@ def _hardness(record: RunRecord) -> Figure | None:
             }
         )
     margin = record.config.loss.margin
-    lines_at = [(0.0, "as near as the counter"), (-margin, "margin met")]
+    lines_at = [(0.0, "as near as the counter ", "left"), (-margin, "margin met ", "right")]
     layout = {
         "xaxis": {"title": {"text": "distance to the counter − distance to the negative"}},
         "yaxis": {"title": {"text": "density"}, "rangemode": "tozero", "hoverformat": ".3~g"},
         "shapes": [
             {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": {"dash": "dot", "width": 1}}
-            for x, _ in lines_at
+            for x, _, _ in lines_at
         ],
         "annotations": [
-            {"x": x, "yref": "paper", "y": 1, "yanchor": "bottom", "text": text, "showarrow": False} for x, text in lines_at
+            {"x": x, "yref": "paper", "y": 1, "xanchor": side, "yanchor": "bottom", "text": text, "showarrow": False}
+            for x, text, side in lines_at
         ],
     }
     caption = (
@@ -365,8 +368,12 @@ def _phases(records: Sequence[RunRecord]) -> Figure | None:
     ]
     layout = {
         "barmode": "stack",
-        "height": 140 + 28 * len(records),
-        "xaxis": {"title": {"text": "seconds"}},
+        "height": 160 + 28 * len(records),
+        "xaxis": {"ticksuffix": " s"},
+        "legend": {
+            "traceorder": "normal",
+            "y": -24 / (60 + 28 * len(records)),
+        },  # below the ticks, in a plot as low as this
         "yaxis": {"automargin": True, "showticklabels": len(records) > 1},
         "hovermode": "closest",
     }

@@ -31,7 +31,7 @@ function draw() {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 44, r: 10, t: figure.layout.annotations ? 22 : 8, b: 40 },
-      legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: narrow ? 11 : 12 } },
+      legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: narrow ? 11 : 12 }, ...figure.layout.legend },
     };
     if (layout.height) document.getElementById(`plot-${place}`).style.height = `${layout.height}px`;
     Plotly.react(`plot-${place}`, traces, layout, { responsive: true, displayModeBar: false });

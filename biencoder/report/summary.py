@@ -9,7 +9,7 @@ from typing import Any
 from biencoder.config import Config, describe
 from biencoder.report.figures import SPLITS, names
 from biencoder.report.series import phases
-from biencoder.tracking.names import CLOSEST, accuracy, examples
+from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import Line, RunRecord
 
@@ -58,7 +58,7 @@ def alerts(record: RunRecord) -> list[Line]:
 
 def events(record: RunRecord) -> Table:
     """What happened, without the alerts and the digests of the negatives."""
-    told = [line for line in record.of("event") if line["event"] not in ("negatives", "alert")]
+    told = [line for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert")]
     return Table(
         ["when", "step", "event", ""],
         [[clock(line["time"]), f"{line['step']:,}", line["event"], line.get("detail", "")] for line in told],
@@ -120,11 +120,22 @@ def mining(record: RunRecord) -> Table:
         "to the negative": ("mine/nearest_distance", number),
         "spread": ("mine/spread", number),
         "effective rank": ("mine/effective_rank", number),
+        "new": ("mine/churn", percent),
+        "forbidden": ("mine/forbidden", number),
         "recall": ("mine/recall", percent),
+        "as the ball tree": ("mine/reference_agreement", percent),
         "seconds": ("mine/wait_s", number),
     }
-    rows = [[str(line["epoch"]), *(show(line.get(name)) for name, show in shown.values())] for line in record.of("mine")]
-    return Table(["epoch", *shown], rows)
+    hashes = {(line["epoch"], line["event"]): line["detail"] for line in record.of("event") if line["event"] in PROVENANCE}
+    rows = [
+        [
+            str(line["epoch"]),
+            *(show(line.get(name)) for name, show in shown.values()),
+            *(hashes.get((line["epoch"], event), "") for event in PROVENANCE),
+        ]
+        for line in record.of("mine")
+    ]
+    return Table(["epoch", *shown, *PROVENANCE], rows)
 
 
 def data_check(record: RunRecord) -> Table:

@@ -46,12 +46,16 @@ MINE = {
     "mine/nearest_distance": "mean distance from a point to its near negatives",
     "mine/recall": "share of the truly nearest texts that were found; 1 for exact indexes",
     "mine/shortfalls": "negatives for which nothing near was allowed (they are random texts)",
+    "mine/reference_agreement": "share of near negatives that the ball tree finds as well, of 50 samples, in corpora "
+    "that are small enough for it",
+    "mine/churn": "share of negatives that their sample did not have in the epoch before",
+    "mine/forbidden": "negatives that are their point, its counter, or a copy of either: must be 0",
     "mine/pair_distance": "mean distance from a point to its own counter",
     "mine/harder_share": "share of negatives nearer to the point than its counter",
     "mine/near_copies": "share of negatives that are nearly a copy of their point or counter",
     "mine/spread": "root mean square distance of the candidates' embeddings from their mean",
     "mine/effective_rank": "number of dimensions that the embeddings really use",
-    "mine/audit_s": "seconds to measure the five above",
+    "mine/audit_s": "seconds to measure the six above",
 }
 EVAL = {
     "eval/{split}/{ranking}/accuracy@1": "share of points whose own counter comes first",
@@ -73,6 +77,8 @@ CHECKPOINT = {
     "checkpoint/blocked_s": "seconds that training stood still for a checkpoint; its files are written in the background",
 }
 
+PROVENANCE = ("negatives", "mined from")
+"""Events: hashes of an epoch's negatives, and of the embeddings and the corpus that they were searched in."""
 HARDNESS = "mine/hardness"
 """Histogram: distance from the point to its counter less that to its negative; above 0 the negative is the nearer one."""
 CLOSEST = "mine/closest"
@@ -136,6 +142,7 @@ def mine_metrics(mined: "Mined", encode_s: float) -> Metrics:
         "mine/random_rate": mined.random_rate,
         "mine/staleness": mined.staleness,
         "mine/wait_s": mined.wait_s,
+        "mine/churn": mined.churn,
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.audit.figures).items()},
     }

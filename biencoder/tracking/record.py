@@ -44,9 +44,9 @@ class RunRecord:
 
     @property
     def best(self) -> Line | None:
-        """The evaluation, after the first, with the best accuracy@1 on the deciding split (the earliest such), as the run
-        itself chooses its best model; None before there is one."""
-        name = accuracy(self.deciding_split, "embedding")
+        """The evaluation, after the first, that is best by `eval.metric` (the earliest such), as the run itself chooses its
+        best model; None before there is one."""
+        name = f"eval/{self.deciding_split}/{self.config.eval.metric}"
         return max(self.of("eval")[1:], key=lambda line: from_json(line[name]), default=None)
 
     @property

@@ -1,11 +1,13 @@
 """What a person sees on rank 0: a progress bar (plain lines where there is no terminal), one table per evaluation."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +20,10 @@ from biencoder.health import Alert
 from biencoder.inference import Hit
 from biencoder.preflight_rows import Row
 from biencoder.tracking.names import Metrics, accuracy
+
+if TYPE_CHECKING:  # they bring statistics along, which no training needs
+    from biencoder.evaluation.comparison import Comparison
+    from biencoder.evaluation.leaks import LeakFree
 
 
 class Terminal:
@@ -133,6 +139,22 @@ class Terminal:
         self.say("accuracy@1 in % (after a slash: with identical texts counted as one, where that differs)")
         self.console.print(evaluation_table(self._rows))
 
+    def leak_free(self, split: str, left: "LeakFree") -> None:
+        """What leaving out leaked queries leaves."""
+        self.say(
+            f"leak-free: {left.kept_P.sum()} of {len(left.kept_P)} {split} queries stay; {left.num_leaked_debates} of "
+            f"{left.num_debates} debates share a text with training, some by way of others; {left.num_near_duplicates} of "
+            f"{left.num_texts} distinct texts are near-duplicates of others"
+        )
+
+    def comparison(self, comparison: "Comparison") -> None:
+        """Every system on every task."""
+        self.say(
+            f"{comparison.split}, {comparison.num_queries} queries; in %; MRR, nDCG and recall at 10; text: with identical "
+            "texts counted as one; 95 %: intervals, from resampling debates"
+        )
+        self.console.print(comparison_table(comparison))
+
     def found(self, query: str, hits: Sequence[Hit]) -> None:
         """A query and its hits, nearest first."""
         table = Table(title=query, title_justify="left", box=None, show_lines=True)
@@ -160,6 +182,35 @@ def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
         ]
         table.add_row(name, *cells)
     return table
+
+
+_COMPARED = {"acc@1": "accuracy@1", "text": "accuracy@1_text", "MRR": "mrr@10", "nDCG": "ndcg@10", "recall": "accuracy@10"}
+_WITH_INTERVAL = ("acc@1", "nDCG")
+
+
+def comparison_table(comparison: "Comparison") -> Group:
+    """For each task a line for each system, all in the same columns."""
+    tables: list[Table] = []
+    for task in comparison.tasks:
+        title = f"{task.name}: {task.title}; {comparison.mean_candidates[task.name]:,.1f} candidates"
+        table = Table(
+            title=title, title_justify="left", show_header=not tables, box=None, padding=(0, 1, 0, 0), pad_edge=False
+        )
+        table.add_column("", min_width=max(len(row.name) for row in comparison.rows), overflow="fold")
+        for heading in _COMPARED:
+            table.add_column(heading, justify="right", min_width=max(5, len(heading)), no_wrap=True)
+            if heading in _WITH_INTERVAL:
+                table.add_column("95 %", min_width=len("00.0–00.0"), no_wrap=True)
+        for row in comparison.rows:
+            cells = []
+            for heading, name in _COMPARED.items():
+                figure = row.figures[task.name][name]
+                cells.append(f"{100 * figure.value:.1f}")
+                if heading in _WITH_INTERVAL:
+                    cells.append("–" if math.isnan(figure.low) else f"{100 * figure.low:.1f}–{100 * figure.high:.1f}")
+            table.add_row(Text(row.name), *cells)
+        tables.append(table)
+    return Group(*tables)
 
 
 def _cell(metrics: Metrics, strict: str, text: str) -> str:

@@ -33,8 +33,13 @@ def story(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    a, b = (load_file(run_dir / "model/last/model.safetensors") for run_dir in (one, other))
-    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+    def weights(run_dir: Path) -> dict[str, Any]:
+        folder = run_dir / "model/last"
+        files = sorted(folder.rglob("*.safetensors"))
+        return {f"{file.relative_to(folder)} {k}": w for file in files for k, w in load_file(file).items()}
+
+    a, b = weights(one), weights(other)
+    return len(a) > 1 and a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
 def arguments(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) -> list[str]:
@@ -58,7 +63,18 @@ def stop_at(run_dir: Path, step: int, *command: str, by: int, rank: int = 0, **h
         return process.returncode, err
 
 
-@pytest.mark.parametrize("settings", [{}, {"mining__overlap": "true", "deepspeed_config": "ds_configs/zero3_fp32.json"}])
+CONTRASTIVE = {
+    "loss__contrastive_weight": 0.5,
+    "mining__negatives": 2,
+    "mining__overlap": "true",
+    "model__sides": "heads",
+    "train__batches": "debates",
+    "train__micro_batch_size": 4,
+    "deepspeed_config": "ds_configs/zero3_fp32.json",
+}
+
+
+@pytest.mark.parametrize("settings", [{}, CONTRASTIVE], ids=["triplets", "contrastive"])
 def test_a_run_stopped_and_killed_ends_as_if_uninterrupted(
     tiny_bert: Path, corpus: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:

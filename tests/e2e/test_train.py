@@ -110,15 +110,16 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
     over the run; 1e-4 is a hundred times less than what one swapped sample changes.
     """
     corpus = write_corpus(numbered_corpus(training=101, validation=13))
+
+    def arguments(name: str, **settings: Any) -> list[str]:
+        shared = {"loss__contrastive_weight": 0.5, "mining__negatives": 2}
+        return small_run(tiny_bert, corpus, tmp_path / name, **shared, **settings)
+
     runs = {
-        "one": train(*small_run(tiny_bert, corpus, tmp_path / "one")),
-        "micro": train(*small_run(tiny_bert, corpus, tmp_path / "micro", train__micro_batch_size=2)),
-        "two": train(
-            *small_run(tiny_bert, corpus, tmp_path / "two", mining__placement="sharded"), launcher="torchrun", ranks=2
-        ),
-        "four": train(
-            *small_run(tiny_bert, corpus, tmp_path / "four", train__micro_batch_size=1), launcher="deepspeed", ranks=4
-        ),
+        "one": train(*arguments("one")),
+        "micro": train(*arguments("micro", train__micro_batch_size=2)),
+        "two": train(*arguments("two", mining__placement="sharded"), launcher="torchrun", ranks=2),
+        "four": train(*arguments("four", train__micro_batch_size=1), launcher="deepspeed", ranks=4),
     }
     for name, done in runs.items():
         assert done.returncode == 0, (name, done.stderr)
@@ -130,6 +131,30 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
         for mine, theirs in zip(losses, other[1], strict=True):
             assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-5), name
         assert other[2] == evaluations, name
+
+
+def test_contrastive_learning_alone_needs_no_negatives_and_ends_when_nothing_gets_better(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    corpus, run_dir = write_corpus(numbered_corpus(training=24, validation=8)), tmp_path / "run"
+    settings = {
+        "loss__contrastive_weight": 1.0,
+        "loss__triplet_weight": 0.0,
+        "loss__classification_weight": 0.0,
+        "mining__negatives": 0,
+        "mining__exclude_near_duplicates": "true",
+        "train__lr": 1e-9,
+        "train__epochs": 9,
+        "eval__patience": 2,
+    }
+    done = train(*small_run(tiny_bert, corpus, run_dir, **settings))
+    assert done.returncode == 0, done.stderr
+    assert [record["epoch"] for record in records(run_dir, "eval")] == [0, 1, 2, 3]  # the first trained one is the best
+    assert records(run_dir, "mine") == []
+    steps = records(run_dir, "step")
+    assert len(steps) == 9
+    assert all(0 < step["train/loss"] == step["train/loss_contrastive"] for step in steps)
+    assert (run_dir / "model/last/model.safetensors").is_file()
 
 
 def test_both_indexes_and_separate_weights_train(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError, DataError, PeerError
 from biencoder.mining import Miner
+from biencoder.mining.audit import churn
 from biencoder.mining.build import build_index
 from biencoder.mining.index import nearest_allowed
-from biencoder.mining.selection import draws_random, nearest_negatives, random_negatives, recall
+from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
 from biencoder.model import Vectors
 
 NOTHING = np.full((50, 1), -1)
@@ -72,7 +74,7 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     forbidden = Forbidden.of(split, 300)
     allowed = forbidden.allows(points[:, None], np.arange(300)[None])
     mined, distance = nearest_negatives(
-        np.arange(150), split, forbidden, embed(vectors_ND), build_index(vectors_ND, config), World.alone()
+        np.arange(150), split, Limits(forbidden), embed(vectors_ND), build_index(vectors_ND, config), World.alone()
     )
     assert mined[:, 0].tolist() == brute_force(vectors_ND, points, allowed)
     assert not np.any(mined[:, 0] == points)
@@ -99,6 +101,16 @@ def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
     forbidden = Forbidden.of(split, 5)
     assert forbidden.allows(np.array([[0]]), np.arange(5)[None]).tolist() == [[False, True, False, False, True]]
     assert forbidden.allows(np.array([[1]]), np.arange(5)[None]).tolist() == [[True, False, False, True, True]]
+
+
+def test_texts_that_count_as_the_same_are_forbidden_together() -> None:
+    # Text 4 is nearly point 0, text 5 nearly its counter.
+    split = split_of([0, 1], [2, 3])
+    forbidden = Forbidden.of(split, 6, same_N=np.array([0, 1, 2, 3, 0, 2]))
+    assert forbidden.allows(np.array([[0], [1]]), np.arange(6)[None]).tolist() == [
+        [False, True, False, True, False, False],
+        [True, False, True, False, True, True],
+    ]
 
 
 def test_random_negatives_depend_on_seed_epoch_and_sample_only() -> None:
@@ -152,12 +164,12 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     vectors_ND = vectors("gaussian", size=2000)
     split = split_of(list(range(1000)), list(range(1000, 2000)))
     forbidden = Forbidden.of(split, 2000)
-    samples, embedded, alone = np.arange(1000), embed(vectors_ND), World.alone()
-    mined, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, config), alone)
-    exact, _ = nearest_negatives(samples, split, forbidden, embedded, build_index(vectors_ND, MiningConfig()), alone)
+    samples, embedded, alone, limits = np.arange(1000), embed(vectors_ND), World.alone(), Limits(forbidden)
+    mined, _ = nearest_negatives(samples, split, limits, embedded, build_index(vectors_ND, config), alone)
+    exact, _ = nearest_negatives(samples, split, limits, embedded, build_index(vectors_ND, MiningConfig()), alone)
     agreement = float((mined == exact).mean())
     assert low <= agreement <= high
-    assert recall(mined, samples, split, forbidden, embedded, alone) == pytest.approx(agreement, abs=0.05)
+    assert recall(mined, samples, split, limits, embedded, alone, MiningConfig()) == pytest.approx(agreement, abs=0.05)
     found = mined[:, 0] >= 0
     assert forbidden.allows(split.point_text_P[found], mined[found, 0]).all()
 
@@ -228,3 +240,92 @@ def test_a_failure_in_the_background_is_raised_while_training_goes_on() -> None:
 
     with pytest.raises(BiencoderError, match="mining in the background"):
         train()
+
+
+def test_several_negatives_are_distinct_and_the_nearest_of_their_window() -> None:
+    vectors_ND = vectors("gaussian", size=60)
+    split = split_of(list(range(30)), list(range(30, 60)))
+    forbidden = Forbidden.of(split, 60)
+    distance_PN = np.linalg.norm(vectors_ND[:30, None].astype(np.float64) - vectors_ND[None], axis=2)
+    distance_PN[~forbidden.allows(np.arange(30)[:, None], np.arange(60)[None])] = np.inf
+    order_PN = np.argsort(distance_PN, axis=1)
+
+    def mined(random_rate: float = 0.0, **window: Any) -> npt.NDArray[np.int64]:
+        config = MiningConfig(negatives=3, random_rate=random_rate, **window)
+        return (
+            Miner(split, forbidden, World.alone(), config, seed=0, num_epochs=1)
+            .negatives(0, embed(vectors_ND))
+            .negative_text_PK
+        )
+
+    assert mined().tolist() == order_PN[:, :3].tolist()
+    assert mined(range_min=5).tolist() == order_PN[:, 5:8].tolist()
+    drawn = mined(range_min=2, range_max=12)
+    assert all(set(mine) <= set(window) for mine, window in zip(drawn.tolist(), order_PN[:, 2:12].tolist(), strict=True))
+    assert (
+        len({tuple(order.tolist().index(text) for text in mine) for mine, order in zip(drawn, order_PN, strict=True)}) > 20
+    )
+    for some in (drawn, mixed := mined(random_rate=0.5)):
+        assert all(len(set(mine)) == 3 for mine in some.tolist())
+        assert forbidden.allows(np.arange(30)[:, None], some).all()
+    is_near = (mixed[:, :, None] == order_PN[:, None, :3]).any(2)
+    assert 0.3 < is_near.mean() < 0.75
+    takes_near = ~draws_random(seed=0, epoch=0, num_samples=30, count=3, random_rate=0.5).all(1)
+    assert (mixed == order_PN[:, :1]).any(1)[takes_near].all()  # who takes a near one takes the nearest
+
+
+@pytest.mark.parametrize(
+    ("bound", "least"),
+    [
+        ({"absolute_margin": 0.2}, lambda pair: pair + 0.2),
+        ({"relative_margin": 0.1}, lambda pair: 1.1 * pair),
+        ({"positive_share": 0.9}, lambda pair: np.sqrt(2 - 1.8 * (1 - pair**2 / 2))),
+    ],
+    ids=["absolute", "relative", "share"],
+)
+def test_near_negatives_keep_their_distance(bound: dict[str, float], least: Any) -> None:
+    vectors_ND = vectors("gaussian", size=60)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    split = split_of(list(range(30)), list(range(30, 60)))
+    forbidden = Forbidden.of(split, 60)
+    exact = vectors_ND.astype(np.float64)
+    distance_PN = np.linalg.norm(exact[:30, None] - exact[None], axis=2)
+    distance_PN[~forbidden.allows(np.arange(30)[:, None], np.arange(60)[None])] = np.inf
+    distance_PN[distance_PN < least(np.linalg.norm(exact[:30] - exact[30:], axis=1))[:, None]] = np.inf
+    reachable = np.isfinite(distance_PN).any(1)
+    found = Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0, **bound), seed=0, num_epochs=1).negatives(
+        0, embed(vectors_ND)
+    )
+    assert found.negative_text_PK[reachable, 0].tolist() == distance_PN.argmin(1)[reachable].tolist()
+    assert found.search.shortfalls == (~reachable).sum()
+    assert found.search.reference_agreement == 1.0
+
+
+def test_churn_counts_what_a_sample_did_not_have_before() -> None:
+    before = np.array([[1, 2], [3, 4], [5, 6]])
+    assert churn(np.array([[2, 1], [3, 9], [8, 7]]), before) == pytest.approx(3 / 6)
+    assert np.isnan(churn(before, None))
+    ahead = miner()
+    assert np.isnan(ahead.negatives(0, moving(0)).churn)
+    assert 0.5 < ahead.negatives(1, moving(1)).churn <= 1
+
+
+def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
+    class AnyPair:
+        def __init__(self, topic: str) -> None:
+            self.point = SimpleNamespace(source="somewhere", domain="theme", topic=topic)
+
+    # Debate 0 has pairs 0 to 9, debate 1 pairs 10 to 18, debate 2 pair 19 alone: it has no negative to offer.
+    topics = ["0"] * 10 + ["1"] * 9 + ["2"]
+    split = Split("training", tuple(AnyPair(topic) for topic in topics), np.arange(20), np.arange(20, 40))  # type: ignore[arg-type]
+    config = MiningConfig(random_rate=0, focus="debates")
+    vectors_ND = vectors("gaussian", size=40)
+    found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).negatives(
+        0, embed(vectors_ND)
+    )
+    debate = np.array([int(topic) for topic in topics] * 2)
+    distance_PN = np.linalg.norm(vectors_ND[:20, None].astype(np.float64) - vectors_ND[None], axis=2)
+    distance_PN[debate[:20, None] != debate[None]] = np.inf
+    distance_PN[np.arange(20), np.arange(20)] = distance_PN[np.arange(20), np.arange(20, 40)] = np.inf
+    assert found.negative_text_PK[:19, 0].tolist() == distance_PN.argmin(1)[:19].tolist()
+    assert found.search.shortfalls == 1

@@ -1,0 +1,106 @@
+"""Train the peer's model for a comparison of quality: sentence-transformers' own trainer, for a given time on this machine.
+
+    python benchmarks/peer_training.py --loss mnrl --data DIR --minutes 30 --out peers/mnrl
+    python benchmarks/peer_training.py --loss triplet --data DIR --minutes 30 --out peers/triplet
+    python launcher/evaluate.py --model runs/RUN/model/best --model peers/mnrl --model peers/triplet --data.root DIR
+
+Base model, training pairs, length, batch and precision are those of `configs/arguana.toml`. The peer gets what is known to
+serve it: dropout 0 (fused attention on CPUs), batches without duplicates, its trainer's own learning rate, optimizer and
+linear decay with a tenth of warm-up. Some steps are timed first; then it trains as many as fit in the time, of which its
+mining is a part.
+
+mnrl      MultipleNegativesRankingLoss (in-batch negatives) on (point, counter)
+triplet   TripletLoss on (point, counter, negative), negatives by its `mine_hard_negatives` from the base model, at least
+          5 % less similar than the counter
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import (
+    MultipleNegativesRankingLoss,
+    TripletDistanceMetric,
+    TripletLoss,
+)
+from sentence_transformers.util import mine_hard_negatives
+
+from biencoder.config import load_config
+from biencoder.data import load_dataset
+from biencoder.precision import fast_precision
+from biencoder.pretrained import locate
+
+_TIMED_STEPS = 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", required=True, choices=["mnrl", "triplet"])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=5e-5, help="the trainer's own default")
+    given = parser.parse_args()
+    start = time.perf_counter()
+    config = load_config(file=Path("configs/arguana.toml"))
+    dataset = load_dataset(given.data, clean=True)
+    split, batch = dataset.splits["training"], config.train.global_batch_size
+    pairs = {"anchor": split.point_text_P, "positive": split.counter_text_P}
+    triplets = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in pairs.items()})
+
+    def fresh() -> SentenceTransformer:
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = SentenceTransformer(locate("minilm"), config_kwargs=dropout)
+        model.max_seq_length = config.model.max_length
+        return model
+
+    if given.loss == "triplet":
+        triplets = mine_hard_negatives(
+            triplets, fresh(), num_negatives=1, relative_margin=0.05, use_faiss=True, output_format="triplet", verbose=False
+        )
+
+    def train(steps: int) -> SentenceTransformer:
+        model, precision = fresh(), fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        loss: Any = MultipleNegativesRankingLoss(model)
+        if given.loss == "triplet":
+            loss = TripletLoss(model, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=0.25)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                per_device_train_batch_size=batch,
+                max_steps=steps,
+                learning_rate=given.lr,
+                warmup_ratio=0.1,
+                batch_sampler="no_duplicates",
+                bf16=precision == "bf16",
+                fp16=precision == "fp16",
+                seed=given.seed,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            )
+            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=triplets, loss=loss).train()
+        return model
+
+    train(3)  # warms up
+    timed = time.perf_counter()
+    train(_TIMED_STEPS)
+    step_s = (time.perf_counter() - timed) / _TIMED_STEPS
+    steps = int((60 * given.minutes - (timed - start)) / step_s)
+    trained = time.perf_counter()
+    model = train(steps)
+    model.save(str(given.out))
+    facts = {"loss": given.loss, "steps": steps, "epochs": steps * batch / len(triplets), "samples": len(triplets)}
+    print(json.dumps(facts | {"minutes": (time.perf_counter() - trained) / 60, "lr": given.lr, "seed": given.seed}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What ranks candidates for queries: embeddings by their distance, or words by their weights.
+
+Whatever ranks is asked in the same way, and equal candidates keep their order, so that all figures come about alike.
+
+Q: queries, C: candidates, N: texts, V: vocabulary, k: top.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_array
+
+from biencoder.embedding import EmbeddedTexts
+from biencoder.evaluation.protocol import Ranking, nearest_candidates, nothing_found, pair_probability, smallest
+from biencoder.model import PairClassifier
+
+Ids = npt.NDArray[np.int64]
+_CHUNK_BYTES = 256 * 2**20
+
+
+class Ranker(Protocol):
+    def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
+        """The k best candidates of each query, -1 beyond the last one, with probabilities where there is a pair classifier.
+
+        Args:
+            own_Q: for each query the position of a candidate that it may not get; -1 for none.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRanker:
+    """By the Euclidean distance of embeddings, as in training's own evaluation."""
+
+    embedded: EmbeddedTexts
+    """All texts in one process."""
+    classifier: PairClassifier | None
+
+    def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
+        queries = self.embedded.query.rows(torch.from_numpy(np.searchsorted(self.embedded.text_ids_N, query_text_Q)))
+        ranking = nearest_candidates(queries, self.embedded, candidate_text_C, np.arange(len(candidate_text_C)), own_Q, k=k)
+        if self.classifier is None:
+            return ranking
+        row_Qk = np.searchsorted(self.embedded.text_ids_N, candidate_text_C[ranking.candidate_Qk])
+        probability_Qk = pair_probability(queries, self.embedded.candidate, row_Qk, self.classifier)
+        return ranking._replace(probability_Qk=np.where(ranking.candidate_Qk < 0, np.float32("nan"), probability_Qk))
+
+
+@dataclass(frozen=True, slots=True)
+class LexicalRanker:
+    """By the product of the query's word weights and the candidate's; its negative stands for the distance."""
+
+    query_NV: csr_array
+    candidate_NV: csr_array
+
+    def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
+        C = len(candidate_text_C)
+        ranking, found = nothing_found(len(query_text_Q), k), min(k, C)
+        candidate_VC = self.candidate_NV[candidate_text_C].T.tocsr()
+        chunk = max(1, _CHUNK_BYTES // (4 * C))
+        for start in range(0, len(query_text_Q), chunk):
+            some = slice(start, start + chunk)
+            distance_qC = -(self.query_NV[query_text_Q[some]] @ candidate_VC).toarray()
+            has_own = np.flatnonzero(own_Q[some] >= 0)
+            distance_qC[has_own, own_Q[some][has_own]] = np.inf
+            best_qk = smallest(torch.from_numpy(distance_qC), found).numpy()
+            ranking.distance_Qk[some, :found] = np.take_along_axis(distance_qC, best_qk, axis=1)
+            ranking.candidate_Qk[some, :found] = best_qk
+        ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
+        return ranking

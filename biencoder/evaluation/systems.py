@@ -1,0 +1,67 @@
+"""What a command line asks to compare: exported models, sentence-transformers folders, pretrained encoders, words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from biencoder.config import ModelConfig
+from biencoder.embedders import NamedModel
+from biencoder.errors import ModelError
+from biencoder.evaluation.baselines import BM25, TF_IDF, bm25, tf_idf
+from biencoder.evaluation.comparison import System
+from biencoder.evaluation.rankers import EmbeddingRanker
+from biencoder.inference import Inference
+from biencoder.sentence_folder import SentenceFolder
+
+Ids = npt.NDArray[np.int64]
+
+
+def model_system(model: NamedModel, texts: Sequence[str], text_ids_N: Ids) -> System:
+    kind = "sentence-transformers model" if isinstance(model.embedder, SentenceFolder) else "model"
+
+    def build() -> EmbeddingRanker:
+        return EmbeddingRanker(model.embedder.embed_texts(texts, text_ids_N), model.embedder.classifier)
+
+    return System(model.name, f"{kind} {model.folder}, {_cut(model.embedder.max_length)}", build)
+
+
+def zero_shot_systems(
+    name: str | None, models: Sequence[NamedModel], texts: Sequence[str], text_ids_N: Ids
+) -> list[System]:
+    """The pretrained encoders that the models were trained from, or the one that is named, as training measures them.
+
+    Args:
+        name: texts are cut as for the first model of this program, where there is one.
+
+    Raises:
+        ModelError: an encoder is not to be had here.
+    """
+    bases = [model.embedder.config for model in models if isinstance(model.embedder, Inference)]
+    if name is not None:
+        wanted = [ModelConfig(name=name, max_length=(bases or [ModelConfig()])[0].max_length, embedding_dim=0)]
+    else:
+        wanted = [ModelConfig(name=b.name, max_length=b.max_length, pooling=b.pooling, embedding_dim=0) for b in bases]
+    return [_zero_shot(config, texts, text_ids_N) for config in dict.fromkeys(wanted)]
+
+
+def _zero_shot(config: ModelConfig, texts: Sequence[str], text_ids_N: Ids) -> System:
+    try:
+        encoder = Inference.pretrained(config)
+    except ModelError as error:
+        raise ModelError(f"no zero-shot row: {error}; --zero-shot NAME takes another encoder") from None
+
+    def build() -> EmbeddingRanker:
+        return EmbeddingRanker(encoder.embed_texts(texts, text_ids_N).pooled_cosine(), None)
+
+    about = f"cosine of the pooled vectors of {config.name} as it was before training, {_cut(config.max_length)}"
+    return System(f"zero-shot {Path(config.name).name}, {config.max_length} tokens", about, build)
+
+
+def lexical_systems(texts: Sequence[str]) -> list[System]:
+    return [System("BM25", BM25, lambda: bm25(texts)), System("TF-IDF", TF_IDF, lambda: tf_idf(texts))]
+
+
+def _cut(max_length: int | None) -> str:
+    return "texts cut by its own rule" if max_length is None else f"texts cut at {max_length} tokens"

@@ -1,0 +1,149 @@
+"""What is searched: the eight tasks of the corpus paper, and the form in which BEIR and MTEB hold the corpus.
+
+The tasks are those of Wachsmuth, Syed, Stein, "Retrieval of the Best Counterargument without Prior Topic Knowledge" (ACL
+2018), from easy to hard. Queries are always the points of a split, the right answer is always the point's own counter, and
+the point itself is never a candidate. A counter argues against the point it answers: in the folder layout it lies in that
+point's folder, and stands for the other side. So the texts that oppose a pro point are the counters of its debate's pro
+points, and, where points are candidates as well, the con points.
+
+sdoc   same debate, opposing counters     counters of the debate's points of the query's own stance
+sdc    same debate, counters              all counters of the debate
+sdoa   same debate, opposing arguments    sdoc's counters and the debate's points of the other stance
+sda    same debate, arguments             all counters and points of the debate
+stc    same theme, counters               all counters of the theme
+sta    same theme, arguments              all counters and points of the theme
+epc    entire portal, counters            all counters of the split
+epa    entire portal, arguments           all counters and points of the split: what training measures (protocol.py)
+beir   all splits, distinct texts         every distinct text of every split, less texts identical to the query; MTEB's
+                                          ArguAna, whose main score is nDCG@10 (Thakur et al. 2021, arXiv 2104.08663)
+
+P: pairs of the split, Q: queries of a pool, C: its candidates.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from biencoder.data import Split
+from biencoder.errors import ConfigError, DataError
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    title: str
+    scope: Literal["debate", "theme", "portal", "everything"]
+    """Whose texts are candidates; everything: of all splits."""
+    has_points: bool
+    """Whether points are candidates besides counters."""
+    opposing: bool = False
+    """Whether only texts of the side against the query are."""
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("sdoc", "same debate, opposing counters", "debate", has_points=False, opposing=True),
+        Task("sdc", "same debate, counters", "debate", has_points=False),
+        Task("sdoa", "same debate, opposing arguments", "debate", has_points=True, opposing=True),
+        Task("sda", "same debate, arguments", "debate", has_points=True),
+        Task("stc", "same theme, counters", "theme", has_points=False),
+        Task("sta", "same theme, arguments", "theme", has_points=True),
+        Task("epc", "entire portal, counters", "portal", has_points=False),
+        Task("epa", "entire portal, arguments", "portal", has_points=True),
+        Task("beir", "all splits, distinct texts", "everything", has_points=True),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Queries that choose among the same candidates."""
+
+    pair_Q: Ids
+    """Each query's pair in the split."""
+    candidate_text_C: Ids
+    gold_Q: Ids
+    """Position of the right answer among the candidates."""
+    own_Q: Ids
+    """Position of the query itself, which it may not get; -1 where it is none of them."""
+
+    def distinct(self, split: Split) -> "Pool":
+        """The same pool of distinct texts: a copy of the counter is the counter, and copies of the point are the point."""
+        text_C, position_C = np.unique(self.candidate_text_C, return_inverse=True)
+        point_Q = split.point_text_P[self.pair_Q]
+        place_Q = np.minimum(np.searchsorted(text_C, point_Q), len(text_C) - 1)
+        own_Q = np.where(text_C[place_Q] == point_Q, place_Q, -1)
+        return Pool(self.pair_Q, text_C, position_C[self.gold_Q], own_Q)
+
+    @property
+    def num_candidates_Q(self) -> Ids:
+        return len(self.candidate_text_C) - (self.own_Q >= 0)
+
+
+def pools(task: Task, split: Split, num_texts: int) -> Iterator[Pool]:
+    """The task's pools, which share no query and together have all. Candidates are counters, then points, in their order.
+
+    Args:
+        num_texts: distinct texts of all splits.
+    """
+    every_P = np.arange(len(split))
+    if task.scope == "everything":
+        yield Pool(every_P, np.arange(num_texts), split.counter_text_P, split.point_text_P)
+        return
+    scope_P = np.zeros_like(every_P)
+    if task.scope != "portal":
+        numbers = split.groups({"debate": "debates", "theme": "themes"}[task.scope])
+        assert numbers is not None
+        scope_P = numbers
+    stance_P = np.unique([pair.point.stance for pair in split.pairs], return_inverse=True)[1]
+    side_P = stance_P if task.opposing else np.zeros_like(every_P)
+    for scope, side in np.unique(np.stack([scope_P, side_P]), axis=1).T:
+        in_scope_P = scope_P == scope
+        pair_Q = np.flatnonzero(in_scope_P & (side_P == side))
+        points = np.flatnonzero(in_scope_P & (side_P != side)) if task.opposing else pair_Q
+        candidate_text_C = split.counter_text_P[pair_Q]
+        if task.has_points:
+            candidate_text_C = np.concatenate([candidate_text_C, split.point_text_P[points]])
+        gold_Q = np.arange(len(pair_Q))
+        is_among_them = task.has_points and not task.opposing
+        yield Pool(pair_Q, candidate_text_C, gold_Q, len(pair_Q) + gold_Q if is_among_them else np.full_like(gold_Q, -1))
+
+
+def choose_tasks(text: str, split: Split) -> list[Task]:
+    """The tasks that a command line names, in the paper's order; `all`: those that the corpus tells apart.
+
+    Raises:
+        ConfigError: a name is none of a task.
+        DataError: the corpus lacks what a named task is about.
+    """
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in asked if name not in TASKS and name != "all"]
+    if unknown or not asked:
+        raise ConfigError(
+            f"--tasks {text}: {', '.join(unknown) or 'nothing'} is no task; expected all, or some of {', '.join(TASKS)}"
+        )
+    chosen = []
+    for task in TASKS.values():
+        lacking = _lacking(task, split)
+        if task.name in asked and lacking:
+            raise DataError(
+                f"--tasks {task.name} ({task.title}) needs the {lacking} of each pair, which the {split.name} split lacks"
+            )
+        if task.name in asked or ("all" in asked and not lacking):
+            chosen.append(task)
+    return chosen
+
+
+def _lacking(task: Task, split: Split) -> str:
+    """The field that a task needs and the corpus has nowhere; empty where all is there."""
+    needed = {"topic": task.scope == "debate", "domain": task.scope == "theme", "stance": task.opposing}
+    for field, is_needed in needed.items():
+        if is_needed and not any(getattr(pair.point, field) for pair in split.pairs):
+            return field
+    return ""
