@@ -1,9 +1,12 @@
 """Training on one GPU: BERT base at 128, 256 and 512 tokens in bf16, against sentence-transformers and the GPU's own peak.
 
-    python benchmarks/gpu.py                         # needs an NVIDIA GPU; its figures have to be made on one
+    python benchmarks/gpu.py                         # needs an NVIDIA GPU
+
+It was written where there is none: its parts ran on a CPU with a small model, and no figure of it exists so far.
 
 Weights are random, since only their shape matters, and every text fills its length, so that no padding blurs the count. The
-cases are those of benchmarks/training.py, with the triplet loss: ours without dropout, and the peer at its best.
+cases are those of benchmarks/training.py, with the triplet loss: ours without dropout, and the peer at its best (neither
+compiled).
 
 model FLOP utilisation    samples/s x 3 texts x 3 x F / peak, where a forward pass of a text of L tokens takes
                           F = layers (24 H^2 L + 4 H L^2) operations and the backward pass twice as many (Kaplan et al.

@@ -13,7 +13,8 @@ class Ratio(NamedTuple):
     highest: float
 
     def __str__(self) -> str:
-        return f"{self.median:.2f}x ({self.lowest:.2f} to {self.highest:.2f})"
+        turns = f"{self.lowest:.2f} to {self.highest:.2f}" if self.lowest < self.highest else "one turn"
+        return f"{self.median:.2f}x ({turns})"
 
 
 def ratio(peer_s: Sequence[float], ours_s: Sequence[float]) -> Ratio:

@@ -86,7 +86,7 @@ def measured(results: Results, machine: Machine = TWO_CORES) -> Machine:
 
 
 def flat_rows(results: Results, case: str) -> list[dict[str, Any]]:
-    rows = (row for row in results["mining"]["rows"] if row["case"] == case)
+    rows = (row for row in results["mining"]["rows"] if row["case"] == case and "left_out" not in row)
     return sorted(rows, key=lambda row: int(row["vectors"]))
 
 

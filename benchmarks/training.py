@@ -9,8 +9,9 @@ SentenceTransformerTrainer with AdamW and clipping at 1, and is given the very s
 good at (biencoder/precision.py), the same for all.
 
 triplet       the peer: TripletLoss (Euclidean distance), which is less work than ours: it has no pair classifier
-contrastive   the peer: MultipleNegativesRankingLoss; ours: the contrastive loss alone, no mined negatives. Both at a
-              temperature of 0.05 (a scale of 20); ours has the points among the candidates besides the counters
+contrastive   the peer: MultipleNegativesRankingLoss; ours: the contrastive loss alone, no mined negatives, in batches of
+              whole debates. Both at a temperature of 0.05 (a scale of 20); ours has the points among the candidates
+              besides the counters
 
 peer, defaults    the model's own dropout, 0.1 in hidden states and attention
 peer, best        dropout 0 in both, with which fused attention works on CPUs; on GPUs also TF32 for what is left in fp32,
@@ -19,7 +20,7 @@ ours, defaults    dropout 0.1 in hidden states, 0 in attention
 ours              dropout 0 in both, as in configs/arguana.toml
 ... one padding   ours, but all texts of a batch padded to the longest
 ... 1 core        on one core
-... 2 ranks       on two ranks with a core each
+... 2 ranks       on two ranks with a core each; also against one core
 
 Prints a table for each loss, and writes benchmarks/results/training.json.
 """
@@ -57,15 +58,16 @@ from launcher import train
 OUT = Path(__file__).parent / "results" / "training.json"
 WARM_UP = 3
 PEERS = {"peer, defaults": 0.1, "peer, best": 0.0}
+ONE_CORE, TWO_RANKS = "ours, 1 core", "ours, 2 ranks"
 OURS = {
     "ours, defaults": ["--model.dropout", "0.1"],
     "ours": [],
     "ours, one padding": [],
-    "ours, 1 core": [],
-    "ours, 2 ranks": [],
+    ONE_CORE: [],
+    TWO_RANKS: [],
 }
 CONTRASTIVE = """--loss.contrastive_weight 1 --loss.triplet_weight 0 --loss.classification_weight 0
-    --mining.negatives 0 --loss.temperature 0.05""".split()
+    --mining.negatives 0 --loss.temperature 0.05 --train.batches debates""".split()
 CASES = {"triplet": [*PEERS, *OURS], "contrastive": [*PEERS, "ours, defaults", "ours"]}
 BATCH = {"triplet": 16, "contrastive": 32}
 
@@ -90,11 +92,14 @@ class Work:
         columns = [np.roll(split.counter_text_P, 1)] if self.loss == "triplet" else []
         return np.stack(columns, axis=1) if columns else np.empty((len(split), 0), dtype=np.int64)
 
-    def samples(self, num_samples: int) -> npt.NDArray[np.int64]:
+    def samples(self, split: Split) -> npt.NDArray[np.int64]:
         """Those that the loop trains on, in its order, from as many epochs as it takes."""
         left, epoch, batches = WARM_UP + self.steps, 0, []
+        group_N = split.groups("debates") if self.loss == "contrastive" else None
         while left > 0:
-            made_SG = global_batches(num_samples=num_samples, global_batch_size=self.batch, seed=0, epoch=epoch)[:left]
+            made_SG = global_batches(
+                num_samples=len(split), global_batch_size=self.batch, seed=0, epoch=epoch, group_N=group_N
+            )[:left]
             batches.append(made_SG.ravel())
             left, epoch = left - len(made_SG), epoch + 1
         return np.concatenate(batches)
@@ -116,7 +121,7 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
         del os.environ[name]  # it would take itself for a rank of a distributed job
     dataset = load_dataset(work.data, clean=True)
     split = dataset.splits["training"]
-    samples = work.samples(len(split))
+    samples = work.samples(split)
     columns = {"anchor": split.point_text_P, "positive": split.counter_text_P}
     columns |= {f"negative_{k}": negative_text_P for k, negative_text_P in enumerate(work.negatives(split).T)}
     rows = Dataset.from_dict({name: [dataset.texts[i] for i in ids_P[samples]] for name, ids_P in columns.items()})
@@ -168,7 +173,7 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
 
     def only_steps(run: Run, progress: Progress) -> None:
         negative_text_PK = work.negatives(run.training)
-        samples = work.samples(len(run.training))
+        samples = work.samples(run.training)
         texts = [run.training.point_text_P[samples], run.training.counter_text_P[samples], negative_text_PK[samples]]
         tokens.extend(run.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
         while progress.step < WARM_UP + work.steps:
@@ -205,7 +210,7 @@ def seconds_of_steps(lines: list[dict[str, Any]], *, after: int) -> float:
 
 
 def worker(case: str, work: Work) -> None:
-    if case == "ours, 1 core":
+    if case == ONE_CORE:
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     found = peer(work, PEERS[case]) if case in PEERS else ours(work, OURS[case], one_padding="padding" in case)
     peak = (
@@ -217,11 +222,11 @@ def worker(case: str, work: Work) -> None:
 
 
 def compare(work: Work, cases: list[str], repeats: int) -> dict[str, Any]:
-    """Each case's median over the turns, and how many times as fast it is as each peer."""
+    """Each case's median over the turns, and how many times as fast it is as those it is held against."""
     found: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
     for repeat in range(repeats):
         for case in cases[:: -1 if repeat % 2 else 1]:
-            size, threads = (2, 1) if "2 ranks" in case else (1, 1 if "1 core" in case else 0)
+            size, threads = (2, 1) if case == TWO_RANKS else (1, 1 if case == ONE_CORE else 0)
             found[case].append(run_ranks(__file__, ["--worker", case, *work.arguments()], size=size, threads=threads))
             print(f"{work.loss}, {case}: {found[case][-1]['step_s']:.3g} s a step", flush=True)
     rows: dict[str, Any] = {}
@@ -229,9 +234,9 @@ def compare(work: Work, cases: list[str], repeats: int) -> dict[str, Any]:
         rows[case] = {name: statistics.median(one[name] for one in each) for name in each[0]}
         rows[case]["samples_per_s"] = work.batch / rows[case]["step_s"]
         rows[case]["against"] = {
-            peer: ratio([one["step_s"] for one in found[peer]], [one["step_s"] for one in each])
-            for peer in PEERS
-            if peer in found and case not in PEERS
+            other: ratio([one["step_s"] for one in found[other]], [one["step_s"] for one in each])
+            for other in ([] if case in PEERS else [*PEERS, ONE_CORE] if case == TWO_RANKS else PEERS)
+            if other in found
         }
     return rows
 
