@@ -52,13 +52,15 @@ class Machine:
     search_flops: float
     """Of exact search."""
     search_query_s: float
-    """Of a query, whatever the corpus."""
+    """Of a query, whatever the corpus: measuring its neighbours again, and looking up which it may have."""
+    audit_pair_s: float
+    """Of a pair, for random negatives and the audit of what it got."""
     rank_pair_s: float
     """Of evaluation: one candidate of one query."""
     rank_query_s: float
     """Of a query with both rankings and re-ranking, whatever the candidates."""
     merge_s: float
-    """Of one rank's answer to a query, where ranks search in parts."""
+    """Of one text in one rank's answer to a query, where ranks search in parts."""
     checkpoint_bytes_per_s: float
     """Into rank 0's memory; writing goes on in the background."""
     held_bytes: float
@@ -78,6 +80,7 @@ TWO_CORES = Machine(
     message_bytes_per_s=5e8,
     search_flops=4e10,
     search_query_s=5e-5,
+    audit_pair_s=2e-5,
     rank_pair_s=2e-8,
     rank_query_s=5e-4,
     merge_s=1e-7,
@@ -112,40 +115,60 @@ class Job:
 
 
 def epoch(job: Job, machine: Machine) -> dict[str, float]:
-    """Seconds of an epoch, part by part, nothing overlapped. Search is exact, and everything is evaluated."""
+    """Seconds of an epoch, part by part, nothing overlapped. Search is exact, and everything is evaluated.
+
+    Where ranks search in parts, every rank sees every query: only what grows with the texts is divided among them.
+    """
     N, R, K, encoder = job.texts, job.ranks, job.negatives, job.encoder
     forward = encoder.forward_flops(job.tokens)
     steps, queries = job.pairs / (R * job.batch), job.pairs * job.near_share
     searching = R if job.sharded else 1
-    answers_bytes = 4 * encoder.dimension + 16 * K * (R - 1)  # a query to every rank, and every rank's answers to all
+    hops = math.ceil(math.log2(R))  # of a broadcast along a tree
+    answers_bytes = 4 * encoder.dimension * hops + 16 * K * (R - 1)  # a query to all, then every rank's answers to all
     return {
         "steps": steps * (machine.step_s + job.batch * (2 + K) * 3 * forward / machine.train_flops),
         "gradients": steps * sum_seconds(job.weight_bytes * encoder.parameters, R, machine),
         "embedding": (N + job.other_texts) * forward / (R * machine.embed_flops),
         "vectors": 0.0 if job.sharded else N * encoder.vector_bytes * (R - 1) / R / machine.message_bytes_per_s,
-        "search": queries * (machine.search_query_s + 2 * encoder.dimension * N / machine.search_flops) / searching,
+        "search": queries * (machine.search_query_s + 2 * encoder.dimension * N / searching / machine.search_flops),
         "answers": (
             queries * (answers_bytes / machine.message_bytes_per_s + K * R * machine.merge_s)
             if job.sharded and R > 1
             else 0.0
         ),
-        "ids": job.pairs * 8 * K / machine.message_bytes_per_s * math.ceil(math.log2(R)),
-        "evaluation": (
-            ranking_seconds(job.pairs, N, machine) + ranking_seconds(job.other_texts / 2, job.other_texts, machine)
-        )
-        / searching,
+        "audit": job.pairs * K * machine.audit_pair_s,
+        "ids": job.pairs * 8 * K / machine.message_bytes_per_s * hops,
+        "evaluation": sum(
+            ranking_seconds(pairs, texts, searching, machine)
+            for pairs, texts in ((job.pairs, N), (job.other_texts / 2, job.other_texts))
+        ),
         "checkpoint": (12 * encoder.parameters + 8 * K * job.pairs) / machine.checkpoint_bytes_per_s,
     }
 
 
+def ivf_seconds(job: Job, machine: Machine, *, probes: int = 32) -> float:
+    """Of building an ivf index over the texts of a holder and searching it, in place of exact search: k-means of ten rounds
+    over at most 256 texts for each of 4 sqrt(N) cells, every text's cell, and for each query all cells and some of them
+    whole."""
+    queries, distance_flops = job.pairs * job.near_share, 2 * job.encoder.dimension
+    texts = job.texts / (job.ranks if job.sharded else 1)
+    cells = min(4 * math.sqrt(texts), texts / 39)
+    build = (10 * min(texts, 256 * cells) + texts) * cells * distance_flops / machine.search_flops
+    return build + queries * (
+        machine.search_query_s + (cells + probes * texts / cells) * distance_flops / machine.search_flops
+    )
+
+
 def sum_seconds(num_bytes: float, ranks: int, machine: Machine) -> float:
-    """Of a sum over the ranks, as a ring: every rank sends everything twice, less its own part."""
+    """Of a sum over the ranks: every rank sends all twice, less its own part, and waits as often as a tree has levels."""
     return 2 * (ranks - 1) / ranks * num_bytes / machine.sum_bytes_per_s + 2 * math.log2(ranks) * machine.sum_latency_s
 
 
-def ranking_seconds(pairs: float, texts: int, machine: Machine) -> float:
-    """Of evaluating a split: for every pair's point all texts are ranked twice, strictly and with copies as one."""
-    return pairs * (machine.rank_query_s + 2 * texts * machine.rank_pair_s)
+def ranking_seconds(pairs: float, texts: int, holders: int, machine: Machine) -> float:
+    """Of evaluating a split: for every pair's point all texts are ranked twice, strictly and with copies as one. Rank 0
+    merges the best ten of each holder."""
+    merging = 2 * 10 * holders * machine.merge_s if holders > 1 else 0.0
+    return pairs * (machine.rank_query_s + 2 * texts / holders * machine.rank_pair_s + merging)
 
 
 def texts_until(reached: Callable[[int], bool]) -> float:

@@ -22,6 +22,7 @@ from cost_model import (
     Job,
     Machine,
     epoch,
+    ivf_seconds,
     ranking_seconds,
     sum_seconds,
     texts_until,
@@ -46,7 +47,7 @@ def line_through(first: tuple[float, float], second: tuple[float, float]) -> tup
 
 
 def measured(results: Results, machine: Machine = TWO_CORES) -> Machine:
-    """The machine, with the constants that these results tell."""
+    """The machine, with the constants that these results tell, to three digits."""
     if "epoch" in results:
         small, large = (row for row in results["epoch"]["growth"] if row["length"] == 128 and row["batch"] != 16)
         work = [(row["batch"] * 9 * MINILM.forward_flops(row["tokens_per_text"]), row["step_s"]) for row in (small, large)]
@@ -62,9 +63,16 @@ def measured(results: Results, machine: Machine = TWO_CORES) -> Machine:
         row, tokens = results["encoding"]["rows"]["distinct texts"], results["encoding"]["setting"]["tokens_per_text"]
         machine = replace(machine, embed_flops=row["texts"] * MINILM.forward_flops(tokens) / row["ours"])
     if "mining" in results:
-        first, second = flat_rows(results, "faiss flat")[:2]
+        first, second = rows_of(results, "faiss flat")[:2]
         per_text, query_s = line_through(*((row["vectors"], row["search_s"] / row["queries"]) for row in (first, second)))
-        machine = replace(machine, search_flops=2 * results["mining"]["dimension"] / per_text, search_query_s=query_s)
+        largest = rows_of(results, "faiss flat")[-1]
+        audit_s = largest["total_s"] - largest["build_s"] - largest["search_s"]
+        machine = replace(
+            machine,
+            search_flops=2 * results["mining"]["dimension"] / per_text,
+            search_query_s=query_s,
+            audit_pair_s=audit_s / (largest["vectors"] / 2),
+        )
     if "parts" in results:
         parts = results["parts"]
         queries = [(2 * row["texts"], row["seconds"] / (row["texts"] / 2)) for row in parts["evaluation"][:2]]
@@ -82,10 +90,10 @@ def measured(results: Results, machine: Machine = TWO_CORES) -> Machine:
             token_bytes=corpus["token_bytes_per_text"],
             start_s=(corpus["read_s_per_million"] + corpus["tokenize_s_per_million"]) / 1e6,
         )
-    return machine
+    return Machine(**{name: float(f"{value:.3g}") for name, value in asdict(machine).items()})
 
 
-def flat_rows(results: Results, case: str) -> list[dict[str, Any]]:
+def rows_of(results: Results, case: str) -> list[dict[str, Any]]:
     rows = (row for row in results["mining"]["rows"] if row["case"] == case and "left_out" not in row)
     return sorted(rows, key=lambda row: int(row["vectors"]))
 
@@ -121,32 +129,30 @@ def predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float
             predicted = rows["ours, 1 core"]["step_s"] / 2 + sums_s
             yield f"a step on two ranks of a core, up to {length} tokens", predicted, rows["ours, 2 ranks"]["step_s"]
     if "mining" in results:
-        dimension = results["mining"]["dimension"]
-        encoder = replace(MINILM, dimension=dimension)
         one_core = replace(machine, search_flops=machine.search_flops / 2)
-        wanted = [(row, 1, machine) for row in flat_rows(results, "faiss flat")[2:]]
-        wanted += [(row, 2, one_core) for row in flat_rows(results, "faiss flat, sharded")]
-        for row, ranks, each in wanted:
-            near = row["queries"] / (row["vectors"] / 2)
+        wanted = [("faiss flat", row, 1, machine) for row in rows_of(results, "faiss flat")[2:]]
+        wanted += [("faiss flat", row, 2, one_core) for row in rows_of(results, "faiss flat, sharded")]
+        wanted += [("faiss ivf", row, 1, machine) for row in rows_of(results, "faiss ivf")]
+        for index, row, ranks, each in wanted:
             job = Job(
                 texts=row["vectors"],
                 pairs=row["vectors"] // 2,
                 ranks=ranks,
                 batch=16,
                 tokens=128,
-                encoder=encoder,
-                near_share=near,
+                encoder=replace(MINILM, dimension=results["mining"]["dimension"]),
+                near_share=row["queries"] / (row["vectors"] / 2),
                 sharded=ranks > 1,
             )
-            parts = epoch(job, each)
+            predicted = ivf_search_seconds(job, each) if index == "faiss ivf" else search_seconds(job, each)
             where = "two ranks of a core" if ranks > 1 else "one rank"
-            what = f"search, {row['queries']:,} queries in {row['vectors']:,} texts, {where}"
-            yield what, parts["search"] + parts["answers"], row["search_s"]
+            what = f"{index}, {row['queries']:,} queries in {row['vectors']:,} texts, {where}"
+            yield what, predicted, row["build_s"] + row["search_s"]
     if "parts" in results:
         for row in results["parts"]["evaluation"][2:]:
             yield (
                 f"ranking a split of {row['texts']:,} texts",
-                ranking_seconds(row["texts"] / 2, row["texts"], machine),
+                ranking_seconds(row["texts"] / 2, row["texts"], 1, machine),
                 row["seconds"],
             )
 
@@ -208,6 +214,8 @@ def duration(seconds: float) -> str:
 def count(texts: float) -> str:
     if math.isinf(texts):
         return "never"
+    if texts < 1.01 * 10**3:  # the fewest that were tried
+        return "always"
     for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if texts >= size:
             return f"{texts / size:,.2g} {unit}" if texts < 99.5 * size else f"{texts / size:,.0f} {unit}"
@@ -227,34 +235,62 @@ def predictions_table(results: Results, machine: Machine) -> str:
 
 
 def epochs_table(host: Machine) -> str:
-    """Epochs on GPUs: what every placement has in common, then what rank 0 alone or all ranks do."""
+    """Epochs on GPUs: what they take whatever the placement, with vectors to rank 0 where it is not sharded."""
+    names = ("steps", "gradients", "embedding", "vectors", "audit", "ids", "checkpoint")
+    rows = []
+    for texts in GPU_TEXTS:
+        for ranks in GPU_RANKS:
+            seconds = epoch(gpu_job(texts, ranks, sharded=False), gpu_machine(ranks, host))
+            rows.append((count(texts), str(ranks), *(duration(seconds[name]) for name in names)))
+    return markdown(("texts", "GPUs", *names), rows)
+
+
+def choices_table(host: Machine) -> str:
+    """Epochs on GPUs: search and evaluation, which placement and index decide about."""
     rows = []
     for texts in GPU_TEXTS:
         for ranks in GPU_RANKS:
             machine = gpu_machine(ranks, host)
-            rank0, sharded = (epoch(gpu_job(texts, ranks, sharded=placed), machine) for placed in (False, True))
-            by_gpu = epoch(gpu_job(texts, ranks, sharded=True), replace(machine, search_flops=FAISS_GPU_FLOPS))
-            common = (rank0[name] for name in ("steps", "gradients", "embedding", "vectors", "ids", "checkpoint"))
-            searches = (rank0["search"], sharded["search"] + sharded["answers"], by_gpu["search"] + by_gpu["answers"])
-            rankings = (rank0["evaluation"], sharded["evaluation"])
-            rows.append((count(texts), str(ranks), *map(duration, (*common, *searches, *rankings))))
-    columns = "texts, GPUs, steps, gradients, embedding, vectors to rank 0, ids, checkpoint, search: rank 0, sharded"
-    return markdown((*columns.split(", "), "sharded, faiss-gpu", "evaluation: rank 0", "sharded"), rows)
+            rank0, sharded = (gpu_job(texts, ranks, sharded=placed) for placed in (False, True))
+            seconds = (
+                *(search_seconds(job, machine) for job in (rank0, sharded)),
+                search_seconds(sharded, replace(machine, search_flops=FAISS_GPU_FLOPS)),
+                *(ivf_search_seconds(job, machine) for job in (rank0, sharded)),
+                *(epoch(job, machine)["evaluation"] for job in (rank0, sharded)),
+            )
+            rows.append((count(texts), str(ranks), *map(duration, seconds)))
+    columns = (
+        "texts, GPUs, exact: rank 0, sharded, sharded and faiss-gpu, ivf: rank 0, sharded, evaluation: rank 0, sharded"
+    )
+    return markdown(columns.split(", "), rows)
+
+
+def search_seconds(job: Job, machine: Machine) -> float:
+    seconds = epoch(job, machine)
+    return seconds["search"] + seconds["answers"]
+
+
+def ivf_search_seconds(job: Job, machine: Machine) -> float:
+    return ivf_seconds(job, machine) + epoch(job, machine)["answers"]
 
 
 def limits_table(host: Machine) -> str:
-    """From how many texts on a part takes more than a tenth of the steps, or memory is full."""
+    """From how many texts on a part takes longer than the steps, or memory is full."""
 
-    def tenth(part: str, ranks: int, *, sharded: bool, by_gpu: bool = False) -> str:
+    def overtakes(seconds_of: Callable[[Job, Machine], float], ranks: int, *, sharded: bool) -> str:
         machine = gpu_machine(ranks, host)
-        if by_gpu:
-            machine = replace(machine, search_flops=FAISS_GPU_FLOPS)
 
         def reached(texts: int) -> bool:
-            seconds = epoch(gpu_job(texts, ranks, sharded=sharded), machine)
-            return seconds[part] > 0.1 * seconds["steps"]
+            job = gpu_job(texts, ranks, sharded=sharded)
+            return seconds_of(job, machine) > epoch(job, machine)["steps"]
 
         return count(texts_until(reached))
+
+    def gpu_search(job: Job, machine: Machine) -> float:
+        return search_seconds(job, replace(machine, search_flops=FAISS_GPU_FLOPS))
+
+    def evaluation(job: Job, machine: Machine) -> float:
+        return epoch(job, machine)["evaluation"]
 
     def full(bytes_of: Callable[[int, int], float], ranks: int) -> str:
         return count(texts_until(lambda texts: bytes_of(texts, ranks) > NODE_BYTES))
@@ -269,14 +305,17 @@ def limits_table(host: Machine) -> str:
         return GPUS_PER_NODE * host.held_bytes * texts
 
     rows: dict[str, Callable[[int], str]] = {
-        "exact search on rank 0": lambda ranks: tenth("search", ranks, sharded=False),
-        "exact search, sharded": lambda ranks: tenth("search", ranks, sharded=True),
-        "exact search, sharded, faiss-gpu": lambda ranks: tenth("search", ranks, sharded=True, by_gpu=True),
-        "evaluation on rank 0": lambda ranks: tenth("evaluation", ranks, sharded=False),
-        "evaluation, sharded": lambda ranks: tenth("evaluation", ranks, sharded=True),
+        "exact search on rank 0": lambda ranks: overtakes(search_seconds, ranks, sharded=False),
+        "exact search, sharded": lambda ranks: overtakes(search_seconds, ranks, sharded=True),
+        "exact search, sharded, faiss-gpu": lambda ranks: overtakes(gpu_search, ranks, sharded=True),
+        "ivf on rank 0": lambda ranks: overtakes(ivf_search_seconds, ranks, sharded=False),
+        "ivf, sharded": lambda ranks: overtakes(ivf_search_seconds, ranks, sharded=True),
+        "evaluation on rank 0": lambda ranks: overtakes(evaluation, ranks, sharded=False),
+        "evaluation, sharded": lambda ranks: overtakes(evaluation, ranks, sharded=True),
         "vectors and index in rank 0's memory": lambda ranks: full(rank0_memory, ranks),
         "the same, sharded": lambda ranks: full(sharded_memory, ranks),
         "corpus in the memory of every rank": lambda ranks: full(corpus_memory, ranks),
+        "reading and tokenizing takes an hour": lambda ranks: count(3600 / host.start_s),
     }
     columns = ("from so many texts on", *(f"{ranks} GPUs" for ranks in GPU_RANKS))
     return markdown(columns, [(name, *(limit(ranks) for ranks in GPU_RANKS)) for name, limit in rows.items()])
@@ -290,6 +329,7 @@ def shares_table(host: Machine) -> str:
         ("embedding", False),
         ("vectors", False),
         ("answers", True),
+        ("audit", False),
         ("ids", False),
     ):
         seconds = [epoch(gpu_job(10**8, ranks, sharded=sharded), gpu_machine(ranks, host)) for ranks in GPU_RANKS]
@@ -302,7 +342,7 @@ def main() -> None:
     machine = measured(results)
     print(f"Constants, from {', '.join(results) or 'TWO_CORES'}:\n\n{constants_table(machine)}\n\n{machine}\n")
     print(f"Predicted and measured:\n\n{predictions_table(results, machine)}\n")
-    print(f"Epochs on GPUs (assumptions: see the file):\n\n{epochs_table(machine)}\n")
+    print(f"Epochs on GPUs (assumptions: see the file):\n\n{epochs_table(machine)}\n\n{choices_table(machine)}\n")
     print(f"Shares:\n\n{shares_table(machine)}\n")
     print(f"Limits:\n\n{limits_table(machine)}")
 
