@@ -1,7 +1,7 @@
 # Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
 #   make train   train on the embedded corpus            make test       all tests
 #   make lint    format, lint and types                  make test-fast  those without several processes
-#   make bench   the benchmarks, as tables
+#   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"
 # Settings go through ARGS:  make train ARGS="--train.epochs 1 --run.dir runs/first"
 
 PYTHON ?= python3
@@ -31,9 +31,7 @@ format: .venv/dev-ready
 	$(BIN)/ruff check --fix .
 
 bench: .venv/dev-ready
-	$(BIN)/python benchmarks/mining.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/chaos.py
+	$(BIN)/python benchmarks/bench.py $(or $(ARGS),--quick)
 
 .venv/run-ready: pyproject.toml constraints.txt
 	@echo "setting up .venv (a minute or two, once)"

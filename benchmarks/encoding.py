@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from paired import ratio
 from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from biencoder.config import MiningConfig, ModelConfig
-from biencoder.data import Split, load_dataset
+from biencoder.data import Forbidden, Split, load_dataset
 from biencoder.distributed import World
 from biencoder.export import save_model
 from biencoder.inference import Inference
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="examples/debates")
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--texts", type=int, default=600, help="distinct texts, at most")
+    parser.add_argument("--texts", type=int, default=600, help="distinct texts, about")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,9 +57,12 @@ def main() -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     dataset = load_dataset(given.data, clean=True)
     split = dataset.splits["training"]
-    ids = np.concatenate([split.point_text_P, split.counter_text_P])
-    standing = ids[: len(ids) * given.texts // max(given.texts, len(split.text_ids))]
-    distinct = np.unique(standing)
+    # Every so many distinct points with all their pairs: as much stands twice among them as in the whole corpus.
+    every = -(-len(split.text_ids) // given.texts)
+    pairs = np.flatnonzero(np.isin(split.point_text_P, np.unique(split.point_text_P)[::every]))
+    any_pair: Any = (None,) * len(pairs)
+    some_pairs = Split("training", any_pair, split.point_text_P[pairs], split.counter_text_P[pairs])
+    standing, distinct = np.concatenate([some_pairs.point_text_P, some_pairs.counter_text_P]), some_pairs.text_ids
     config = ModelConfig(name="minilm", max_length=given.length, embedding_dim=0, normalize=True)
     with tempfile.TemporaryDirectory() as folder:
         pretrained = load_pretrained(config)
@@ -78,21 +82,17 @@ def main() -> None:
         encoded: torch.Tensor = peer.encode([dataset.texts[i] for i in text_ids], convert_to_tensor=True)
         return encoded.cpu()
 
-    points = np.flatnonzero(np.isin(split.point_text_P, distinct) & np.isin(split.counter_text_P, distinct))
-    some_pairs = Split("training", (None,) * len(points), split.point_text_P[points], split.counter_text_P[points])
-
     def our_negatives() -> Any:
-        kept = some_pairs.text_ids
-        pairs = replace(some_pairs, point_text_P=np.searchsorted(kept, some_pairs.point_text_P))
-        pairs = replace(pairs, counter_text_P=np.searchsorted(kept, some_pairs.counter_text_P))
-        embedded = inference.embed(inference.tokenize([dataset.texts[i] for i in kept]), np.arange(len(kept)))
-        nearest = MiningConfig(random_rate=0)
-        return Miner(pairs, len(kept), World.alone(), nearest, seed=0, num_epochs=1).negatives(0, embedded)
+        point_P, counter_P = (np.searchsorted(distinct, i) for i in (some_pairs.point_text_P, some_pairs.counter_text_P))
+        numbered = replace(some_pairs, point_text_P=point_P, counter_text_P=counter_P)
+        embedded = inference.embed(inference.tokenize([dataset.texts[i] for i in distinct]), np.arange(len(distinct)))
+        nearest, forbidden = MiningConfig(random_rate=0), Forbidden.of(numbered, len(distinct))
+        return Miner(numbered, forbidden, World.alone(), nearest, seed=0, num_epochs=1).negatives(0, embedded)
 
     def their_negatives() -> Any:
         columns = {"point": some_pairs.point_text_P, "counter": some_pairs.counter_text_P}
         texts = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in columns.items()})
-        corpus = [dataset.texts[i] for i in some_pairs.text_ids]
+        corpus = [dataset.texts[i] for i in distinct]
         return mine_hard_negatives(texts, peer, corpus=corpus, num_negatives=1, use_faiss=True, verbose=False)
 
     work: dict[str, Callable[[], Any]] = {
@@ -115,17 +115,25 @@ def main() -> None:
     for column in ("", "texts", "s", "texts/s", "ratio", "largest difference"):
         table.add_column(column, justify="right" if column else "left")
     rows: dict[str, Any] = {}
-    kinds = {"texts as they stand": standing, "distinct texts": distinct, "texts to negatives": some_pairs.text_ids}
+    kinds = {"texts as they stand": standing, "distinct texts": distinct, "texts to negatives": distinct}
     for kind, some in kinds.items():
         pair = {who: statistics.median(seconds[f"{who}, {kind}"]) for who in ("peer", "ours")}
+        times = ratio(seconds[f"peer, {kind}"], seconds[f"ours, {kind}"])
         difference = (vectors["peer, distinct texts"] - vectors["ours, distinct texts"]).abs().max().item()
-        rows[kind] = {"texts": len(some), **pair, "ratio": pair["peer"] / pair["ours"], "difference": difference}
+        rows[kind] = {"texts": len(some), **pair, "ratio": times, "difference": difference}
         for who, took in pair.items():
-            cells = (f"{pair['peer'] / took:.2f}x", f"{difference:.1e}") if who == "ours" else ("", "")
+            cells = (str(times), f"{difference:.1e}") if who == "ours" else ("", "")
             table.add_row(f"{who}, {kind}", str(len(some)), f"{took:.1f}", f"{len(some) / took:.1f}", *cells)
     Console(width=110).print(table)
     OUT.parent.mkdir(exist_ok=True)
-    setting = {"length": given.length, "precision": precision, "device": device.type, "data": Path(given.data).name}
+    tokens = inference.tokenize([dataset.texts[i] for i in distinct]).lengths(np.arange(len(distinct)))
+    setting: dict[str, Any] = {
+        "length": given.length,
+        "precision": precision,
+        "device": device.type,
+        "data": Path(given.data).name,
+    }
+    setting["tokens_per_text"] = float(tokens.mean())
     OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
 
 

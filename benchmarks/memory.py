@@ -57,7 +57,7 @@ def measure(ranks: World, file: str) -> tuple[float, float]:
     during: list[int] = []
     for step in range(2):  # the moments come to life in the first step
         tokens = Tokens(torch.randint(5, 8000, (12, 16)), torch.ones(12, 16, dtype=torch.long))
-        batch = TripletBatch([tokens], None, torch.arange(4), torch.arange(4, 8), torch.arange(8, 12))
+        batch = TripletBatch([tokens], None, torch.arange(4), torch.arange(4, 8), torch.arange(8, 12)[:, None], None)
         loss = combined_loss(engine.score(batch), LossConfig()).total
         if step:
             last.register_post_accumulate_grad_hook(lambda _: during.append(_alive()))

@@ -32,7 +32,7 @@ def windows(run: Run, progress: Progress, pairs: int) -> dict[str, list[float]]:
     """Seconds of each window, by what was going on."""
     training, batch = run.dataset.splits["training"], run.config.train.global_batch_size
     embedded, _ = loop.embed_split(run, training)
-    negatives = run.miner.negatives(0, embedded).negative_text_P
+    negatives = run.miner.negatives(0, embedded).negative_text_PK
     batches = loop.global_batches(num_samples=len(training), global_batch_size=batch, seed=0, epoch=0)
     seconds: dict[str, list[float]] = {"on": [], "off": [], "on, report": [], "off, report": []}
     report: Any = live_report.LiveReport(Path(run.config.run.dir))
@@ -47,7 +47,7 @@ def windows(run: Run, progress: Progress, pairs: int) -> dict[str, list[float]]:
             start = time.perf_counter()
             for step in range(run.config.train.log_every):
                 with progress.window.batches.running():
-                    made = loop.micro_batches(run, batches[step % len(batches)], negatives)
+                    made = loop.step_batch(run, batches[step % len(batches)], negatives)
                 progress.window.timed_steps += 1
                 progress.window.add(loop.train_step(run, made, progress.step))
                 progress.step += 1

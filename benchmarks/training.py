@@ -1,22 +1,28 @@
-"""Triplets per second of a training step, against sentence-transformers' own trainer: same encoder, texts, batch, length.
+"""Samples per second of a training step, against sentence-transformers' own trainer: same encoder, batches, length.
 
-    python benchmarks/training.py                             # the embedded debates, ten minutes on two cores
+    python benchmarks/training.py                             # the embedded debates, a quarter of an hour on two cores
     python benchmarks/training.py --data DIR --repeats 3      # another corpus
 
-Every case runs in a process of its own, in turns, `--repeats` times; the first three steps warm up, the next six count.
-Ours is the loop of launcher/train.py itself: batches, triplet loss and pair classifier, ZeRO-1, clipping. The peer is
-SentenceTransformerTrainer with TripletLoss (Euclidean distance), AdamW and clipping at 1, which is less work: it has no
-classifier. Precision: what this machine is good at (biencoder/precision.py), the same for both.
+Every case runs in a process of its own, in turns, `--repeats` times; the first three steps warm up, the next `--steps`
+count. Ours is the loop of launcher/train.py itself: batches, loss, ZeRO-1, clipping. The peer is
+SentenceTransformerTrainer with AdamW and clipping at 1, and is given the very same batches. Precision: what this machine is
+good at (biencoder/precision.py), the same for all.
+
+triplet       the peer: TripletLoss (Euclidean distance), which is less work than ours: it has no pair classifier
+contrastive   the peer: MultipleNegativesRankingLoss; ours: the contrastive loss alone, no mined negatives, in batches of
+              whole debates. Both at a temperature of 0.05 (a scale of 20); ours has the points among the candidates
+              besides the counters
 
 peer, defaults    the model's own dropout, 0.1 in hidden states and attention
-peer, best        dropout 0 in both, with which fused attention works on CPUs
+peer, best        dropout 0 in both, with which fused attention works on CPUs; on GPUs also TF32 for what is left in fp32,
+                  and four processes that load batches
 ours, defaults    dropout 0.1 in hidden states, 0 in attention
 ours              dropout 0 in both, as in configs/arguana.toml
 ... one padding   ours, but all texts of a batch padded to the longest
 ... 1 core        on one core
-... 2 ranks       on two ranks with a core each
+... 2 ranks       on two ranks with a core each; also against one core
 
-Prints a table, and writes benchmarks/results/training.json.
+Prints a table for each loss, and writes benchmarks/results/training.json.
 """
 
 import argparse
@@ -27,158 +33,261 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from paired import ratio
 from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
 from biencoder import loop
-from biencoder.data import load_dataset
+from biencoder.data import Split, load_dataset
 from biencoder.engine import Engine
 from biencoder.precision import fast_precision
 from biencoder.pretrained import locate
 from biencoder.run import Progress, Run
+from biencoder.sampler import global_batches
 from launcher import train
 
 OUT = Path(__file__).parent / "results" / "training.json"
-WARM_UP, STEPS = 3, 6
+WARM_UP = 3
 PEERS = {"peer, defaults": 0.1, "peer, best": 0.0}
+ONE_CORE, TWO_RANKS = "ours, 1 core", "ours, 2 ranks"
 OURS = {
     "ours, defaults": ["--model.dropout", "0.1"],
     "ours": [],
     "ours, one padding": [],
-    "ours, 1 core": [],
-    "ours, 2 ranks": [],
+    ONE_CORE: [],
+    TWO_RANKS: [],
 }
+CONTRASTIVE = """--loss.contrastive_weight 1 --loss.triplet_weight 0 --loss.classification_weight 0
+    --mining.negatives 0 --loss.temperature 0.05 --train.batches debates""".split()
+CASES = {"triplet": [*PEERS, *OURS], "contrastive": [*PEERS, "ours, defaults", "ours"]}
+BATCH = {"triplet": 16, "contrastive": 32}
 
 
-def peer(dropout: float, data: str, batch: int, length: int) -> list[float]:
-    """Seconds of each step of sentence-transformers' trainer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What all cases of a comparison have in common."""
+
+    loss: str
+    batch: int
+    length: int
+    steps: int
+    data: str
+    model: str
+    precision: str
+
+    def arguments(self) -> list[str]:
+        return [part for name, value in asdict(self).items() for part in (f"--{name}", str(value))]
+
+    def negatives(self, split: Split) -> npt.NDArray[np.int64]:
+        """Of each sample (P, K), without mining: another sample's counter, or none."""
+        columns = [np.roll(split.counter_text_P, 1)] if self.loss == "triplet" else []
+        return np.stack(columns, axis=1) if columns else np.empty((len(split), 0), dtype=np.int64)
+
+    def samples(self, split: Split) -> npt.NDArray[np.int64]:
+        """Those that the loop trains on, in its order, from as many epochs as it takes."""
+        left, epoch, batches = WARM_UP + self.steps, 0, []
+        group_N = split.groups("debates") if self.loss == "contrastive" else None
+        while left > 0:
+            made_SG = global_batches(
+                num_samples=len(split), global_batch_size=self.batch, seed=0, epoch=epoch, group_N=group_N
+            )[:left]
+            batches.append(made_SG.ravel())
+            left, epoch = left - len(made_SG), epoch + 1
+        return np.concatenate(batches)
+
+
+def peer(work: Work, dropout: float) -> dict[str, float]:
+    """What a step of sentence-transformers' trainer takes."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-    from sentence_transformers.sentence_transformer.losses import TripletDistanceMetric, TripletLoss
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sentence_transformer.losses import (
+        MultipleNegativesRankingLoss,
+        TripletDistanceMetric,
+        TripletLoss,
+    )
     from transformers import TrainerCallback
 
-    dataset = load_dataset(data, clean=True)
-    split, texts = dataset.splits["training"], dataset.texts
-    columns = {
-        "anchor": split.point_text_P,
-        "positive": split.counter_text_P,
-        "negative": np.roll(split.counter_text_P, 1),
-    }
-    some = slice((WARM_UP + STEPS) * batch)
-    triplets = Dataset.from_dict({name: [texts[i] for i in ids[some]] for name, ids in columns.items()})
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]  # it would take itself for a rank of a distributed job
+    dataset = load_dataset(work.data, clean=True)
+    split = dataset.splits["training"]
+    samples = work.samples(split)
+    columns = {"anchor": split.point_text_P, "positive": split.counter_text_P}
+    columns |= {f"negative_{k}": negative_text_P for k, negative_text_P in enumerate(work.negatives(split).T)}
+    rows = Dataset.from_dict({name: [dataset.texts[i] for i in ids_P[samples]] for name, ids_P in columns.items()})
     model = SentenceTransformer(
-        locate("minilm"), config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        locate(work.model), config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     )
-    model.max_seq_length = length
-    ends: list[float] = []
+    model.max_seq_length = work.length
+    loss = (
+        TripletLoss(model, distance_metric=TripletDistanceMetric.EUCLIDEAN, triplet_margin=1.0)
+        if work.loss == "triplet"
+        else MultipleNegativesRankingLoss(model)
+    )
+    on_gpu, read = torch.cuda.is_available(), []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **names: Any) -> None:
-            ends.append(time.perf_counter())
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in (WARM_UP, WARM_UP + work.steps):
+                if on_gpu:
+                    torch.cuda.synchronize()
+                read.append(time.perf_counter())
+
+    class InOrder(DefaultBatchSampler):
+        def __iter__(self) -> Iterator[list[int]]:
+            return (list(range(start, start + work.batch)) for start in range(0, len(samples), work.batch))
 
     with tempfile.TemporaryDirectory() as folder:
-        precision = fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=batch,
-            max_steps=WARM_UP + STEPS,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
+            per_device_train_batch_size=work.batch,
+            batch_sampler=InOrder,
+            max_steps=WARM_UP + work.steps,
+            use_cpu=not on_gpu,
+            bf16=work.precision == "bf16",
+            fp16=work.precision == "fp16",
+            tf32=True if on_gpu and not dropout else None,
+            dataloader_num_workers=4 if on_gpu and not dropout else 0,
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
         )
-        loss = TripletLoss(model, distance_metric=TripletDistanceMetric.EUCLIDEAN, triplet_margin=1.0)
-        SentenceTransformerTrainer(
-            model=model, args=arguments, train_dataset=triplets, loss=loss, callbacks=[Clock()]
-        ).train()
-    return np.diff(ends)[WARM_UP - 1 :].tolist()
+        SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[Clock()]).train()
+    return {"step_s": (read[1] - read[0]) / work.steps}
 
 
-def ours(settings: list[str], data: str, batch: int, length: int, *, one_padding: bool = False) -> list[float]:
-    """Seconds of a step, for each window of three, from the record of the training loop itself."""
+def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[str, float]:
+    """What a step of the training loop takes by its own record, and the tokens of a text, without padding."""
+    tokens: list[int] = []
 
-    def one_epoch(run: Run, progress: Progress) -> None:
-        progress.negatives = np.roll(run.dataset.splits["training"].counter_text_P, 1)
-        loop.run_epoch(run, progress, WARM_UP + STEPS)
+    def only_steps(run: Run, progress: Progress) -> None:
+        negative_text_PK = work.negatives(run.training)
+        samples = work.samples(run.training)
+        texts = [run.training.point_text_P[samples], run.training.counter_text_P[samples], negative_text_PK[samples]]
+        tokens.extend(run.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
+        while progress.step < WARM_UP + work.steps:
+            progress.negatives = negative_text_PK
+            loop.run_epoch(run, progress, WARM_UP + work.steps)
 
-    loop.fit = one_epoch
+    loop.fit = only_steps
+    loop.save_checkpoint = lambda run, progress: None  # at every end of a small corpus: it would be written meanwhile
     if one_padding:
         Engine.pass_cost = math.inf  # type: ignore[assignment,method-assign]
     with tempfile.TemporaryDirectory() as folder:
         train.main(
-            f"""--config configs/arguana.toml --data.root {data} --run.dir {folder}/run --tracking.wandb disabled
-            --tracking.report false --train.global_batch_size {batch} --model.max_length {length}
-            --train.max_steps {WARM_UP + STEPS} --train.log_every 3""".split()
+            f"""--config configs/arguana.toml --data.root {work.data} --run.dir {folder}/run --tracking.wandb disabled
+            --tracking.report false --model.name {work.model} --model.pooling mean --model.max_length {work.length}
+            --train.global_batch_size {work.batch} --train.epochs 1000 --train.max_steps {WARM_UP + work.steps}
+            --train.log_every {WARM_UP} --deepspeed_config ds_configs/zero1_{work.precision}.json""".split()
+            + (CONTRASTIVE if work.loss == "contrastive" else [])
             + settings
         )
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [batch / line["train/triplets_per_s"] for line in lines if line["kind"] == "step"][1:]
+        record = Path(folder) / "run" / "metrics.jsonl"
+        lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []  # on rank 0 alone
+    seconds = seconds_of_steps(lines, after=WARM_UP)
+    return {"step_s": seconds / work.steps, "tokens_per_text": float(np.mean(tokens))}
 
 
-def worker(case: str, data: str, batch: int, length: int) -> None:
-    if case == "ours, 1 core":
+def seconds_of_steps(lines: list[dict[str, Any]], *, after: int) -> float:
+    """What the steps after that one took, by a run's record; one of its lines must end there."""
+    seconds, before = 0.0, 0
+    for line in lines:  # each tells of the steps since the line before it; there is one at every epoch's end
+        if line["kind"] == "step":
+            seconds += line["train/step_s"] * (line["step"] - before) if line["step"] > after else 0
+            before = line["step"]
+    return seconds
+
+
+def worker(case: str, work: Work) -> None:
+    if case == ONE_CORE:
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
-    if case in PEERS:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            del os.environ[name]  # it would take itself for a rank of a distributed job
-        seconds = peer(PEERS[case], data, batch, length)
-    else:
-        seconds = ours(OURS[case], data, batch, length, one_padding="padding" in case)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"step_s": statistics.mean(seconds), "peak_mib": peak}), flush=True)
+    found = peer(work, PEERS[case]) if case in PEERS else ours(work, OURS[case], one_padding="padding" in case)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    print(json.dumps(found | {"peak_mib": peak / 2**20}), flush=True)
+
+
+def compare(work: Work, cases: list[str], repeats: int) -> dict[str, Any]:
+    """Each case's median over the turns, and how many times as fast it is as those it is held against."""
+    found: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+    for repeat in range(repeats):
+        for case in cases[:: -1 if repeat % 2 else 1]:
+            size, threads = (2, 1) if case == TWO_RANKS else (1, 1 if case == ONE_CORE else 0)
+            found[case].append(run_ranks(__file__, ["--worker", case, *work.arguments()], size=size, threads=threads))
+            print(f"{work.loss}, {case}: {found[case][-1]['step_s']:.3g} s a step", flush=True)
+    rows: dict[str, Any] = {}
+    for case, each in found.items():
+        rows[case] = {name: statistics.median(one[name] for one in each) for name in each[0]}
+        rows[case]["samples_per_s"] = work.batch / rows[case]["step_s"]
+        rows[case]["against"] = {
+            other: ratio([one["step_s"] for one in found[other]], [one["step_s"] for one in each])
+            for other in ([] if case in PEERS else [*PEERS, ONE_CORE] if case == TWO_RANKS else PEERS)
+            if other in found
+        }
+    return rows
+
+
+def show(title: str, rows: dict[str, Any]) -> None:
+    peers = [peer for peer in PEERS if peer in rows]
+    table = Table(title=title, box=None)
+    for name in ("", "s/step", "samples/s", *(f"against {peer}" for peer in peers), "peak MiB"):
+        table.add_column(name, justify="right" if name else "left")
+    for case, row in rows.items():
+        ratios = [str(row["against"].get(peer, "")) for peer in peers]
+        table.add_row(case, f"{row['step_s']:.3g}", f"{row['samples_per_s']:.3g}", *ratios, f"{row['peak_mib']:,.0f}")
+    Console(width=130).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--data", default="examples/debates")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--batch", type=int, default=0, help="samples; default: 16 triplets, 32 pairs")
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--precision", help="default: what this machine is good at")
     parser.add_argument("--cases", nargs="+", default=[*PEERS, *OURS], choices=[*PEERS, *OURS])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
-        worker(given.worker, given.data, given.batch, given.length)
-        return
-    what = ["--data", given.data, "--batch", str(given.batch), "--length", str(given.length)]
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in given.cases}
-    for repeat in range(given.repeats):
-        for case in given.cases[:: -1 if repeat % 2 else 1]:
-            size, threads = (2, 1) if "2 ranks" in case else (1, 1 if "1 core" in case else 0)
-            found[case].append(run_ranks(__file__, ["--worker", case, *what], size=size, threads=threads))
-            print(f"{case}: {found[case][-1]['step_s']:.2f} s a step", flush=True)
-    rows: dict[str, Any] = {
-        case: {name: statistics.median(one[name] for one in each) for name in ("step_s", "peak_mib")}
-        for case, each in found.items()
-    }
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = {
-        "data": given.data if given.data.startswith("examples") else Path(given.data).name,
-        "batch": given.batch,
-        "length": given.length,
-        "precision": fast_precision(device),
-        "cores": os.cpu_count(),
-    }
-    table = Table(title=f"training, MiniLM: {setting}", box=None)
-    for name in ("", "s/step", "triplets/s", *(f"against {peer}" for peer in PEERS if peer in rows), "peak MiB"):
-        table.add_column(name, justify="right" if name else "left")
-    for case, row in rows.items():
-        row["triplets_per_s"] = given.batch / row["step_s"]
-        ratios = [rows[peer]["step_s"] / row["step_s"] for peer in PEERS if peer in rows]
-        row["ratios"] = ratios
-        cells = (f"{row['step_s']:.2f}", f"{row['triplets_per_s']:.2f}", *(f"{ratio:.2f}x" for ratio in ratios))
-        table.add_row(case, *cells, f"{row['peak_mib']:,.0f}")
-    Console(width=130).print(table)
+    precision = given.precision or fast_precision(device)
+    found = {}
+    for loss in given.loss:
+        work = Work(
+            loss=loss,
+            batch=given.batch or BATCH[loss],
+            length=given.length,
+            steps=given.steps,
+            data=given.data,
+            model=given.model,
+            precision=precision,
+        )
+        if given.worker:
+            worker(given.worker, work)
+            return
+        cases = [case for case in CASES[loss] if case in given.cases]
+        setting = asdict(work) | {"data": Path(given.data).name, "model": Path(given.model).name, "cores": os.cpu_count()}
+        found[loss] = {"setting": setting, "rows": compare(work, cases, given.repeats)}
+        title = f"{loss}: {work.batch} samples of up to {work.length} tokens, {precision}, {os.cpu_count()} cores"
+        show(title, found[loss]["rows"])
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+    OUT.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
