@@ -116,4 +116,4 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # threads of broken collectives must not hold up the exit
-    sys.exit(0)
+    leave(0)

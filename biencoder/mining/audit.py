@@ -4,8 +4,10 @@ embeddings they were found with still tell texts apart.
 P: samples, K: negatives of each, X: P * K, N: texts held here, D: dimension.
 """
 
+import functools
 import hashlib
 import math
+import operator
 import time
 from dataclasses import dataclass
 
@@ -106,11 +108,14 @@ def churn(now_PK: Ids, before_PK: Ids | None) -> float:
 
 
 def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
-    """A hash of all embeddings, in the order in which the ranks hold them. Every rank of `world` takes part."""
-    digest = hashlib.sha256()
-    for vectors in (embedded.query, embedded.candidate):
-        digest.update(vectors.embedding.contiguous().numpy().data)
-    return hashlib.sha256("".join(world.gather_objects(digest.hexdigest())).encode()).hexdigest()[:16]
+    """A hash of all embeddings, the same wherever they are held. Every rank of `world` takes part."""
+    found, rows = 0, (embedded.text_ids_N[:, None], embedded.query.embedding.numpy(), embedded.candidate.embedding.numpy())
+    for row in zip(*map(np.ascontiguousarray, rows), strict=True):
+        digest = hashlib.blake2b(digest_size=8)
+        for part in row:
+            digest.update(part)
+        found ^= int.from_bytes(digest.digest())
+    return f"{functools.reduce(operator.xor, world.gather_objects(found)):016x}"
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:
