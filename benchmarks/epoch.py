@@ -5,7 +5,7 @@
 
 start-up   seconds of `launcher/train.py --help`, of importing what training needs, and until the first step of the
            quick-start is done, its tokens cached: zero-shot evaluation of all splits and the first mining come before it
-epoch      the second of two epochs of configs/arguana.toml, by the run's own record: on every fourth, every second, every
+epoch      the second of two epochs of configs/triplets.toml, by the run's own record: on every fourth, every second, every
            pair of the corpus (`--parts`), and on all of them with `mining.overlap` as well
 growth     seconds a step of the same loop at other lengths and batches
 
@@ -101,7 +101,7 @@ def epoch(data: str, every: int, precision: Precision, *, overlap: bool) -> dict
     with tempfile.TemporaryDirectory() as folder:
         sizes = every_nth_pair(data, every, Path(folder))
         lines = run(
-            f"{folder}/run", "--config", "configs/arguana.toml", "--data.root", folder, "--data.clean", "false",
+            f"{folder}/run", "--config", "configs/triplets.toml", "--data.root", folder, "--data.clean", "false",
             "--train.epochs", "2", "--mining.overlap", str(overlap).lower(),
             "--deepspeed_config", f"ds_configs/zero1_{precision}.json",
         )  # fmt: skip

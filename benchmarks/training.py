@@ -17,7 +17,7 @@ peer, defaults    the model's own dropout, 0.1 in hidden states and attention
 peer, best        dropout 0 in both, with which fused attention works on CPUs; on GPUs also TF32 for what is left in fp32,
                   and four processes that load batches
 ours, defaults    dropout 0.1 in hidden states, 0 in attention
-ours              dropout 0 in both, as in configs/arguana.toml
+ours              dropout 0 in both, as in configs/triplets.toml
 ... one padding   ours, but all texts of a batch padded to the longest
 ... 1 core        on one core
 ... 2 ranks       on two ranks with a core each; also against one core
@@ -186,7 +186,7 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
         Engine.pass_cost = math.inf  # type: ignore[assignment,method-assign]
     with tempfile.TemporaryDirectory() as folder:
         train.main(
-            f"""--config configs/arguana.toml --data.root {work.data} --run.dir {folder}/run --tracking.wandb disabled
+            f"""--config configs/triplets.toml --data.root {work.data} --run.dir {folder}/run --tracking.wandb disabled
             --tracking.report false --model.name {work.model} --model.pooling mean --model.max_length {work.length}
             --train.global_batch_size {work.batch} --train.epochs 1000 --train.max_steps {WARM_UP + work.steps}
             --train.log_every {WARM_UP} --deepspeed_config ds_configs/zero1_{work.precision}.json""".split()

@@ -3,6 +3,8 @@
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import pytest
+
 from biencoder.config import PROJECT_ROOT, load_config
 from biencoder.data import SPLITS, load_dataset
 
@@ -35,3 +37,8 @@ def test_cleaning_changes_none_of_it() -> None:
 
 def test_it_is_the_default() -> None:
     assert load_config().data.root == load_config(file=Path("configs/quickstart.toml")).data.root == "examples/debates"
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_configurations_hold_together(file: Path) -> None:
+    load_config(file=file).check(world_size=1)
