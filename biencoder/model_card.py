@@ -99,6 +99,7 @@ def _figures(split: str) -> list[tuple[str, str, str]]:
         ("ndcg@10", "nDCG@10", f"eval/{split}/embedding/ndcg@10"),
         ("accuracy@1_reranked", "accuracy@1, re-ranked", accuracy(split, "rerank")),
         ("accuracy@1_text_reranked", "accuracy@1, re-ranked, copies as one", accuracy(split, "rerank", text=True)),
+        ("ece", "classifier's calibration error", f"eval/{split}/rerank/calibration_error"),
     ]
 
 

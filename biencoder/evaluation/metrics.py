@@ -15,6 +15,7 @@ _MEASURES = {
     "mrr@10": RR @ 10,
     "ndcg@10": nDCG @ 10,
 }
+_BINS = 15
 
 
 def query_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.float64]]:
@@ -42,3 +43,11 @@ def query_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64
 def ranking_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64]) -> dict[str, float]:
     """The means of `query_metrics`."""
     return {name: float(metric_Q.mean()) for name, metric_Q in query_metrics(ranked_Qk, gold_Q).items()}
+
+
+def calibration_error(probability_X: npt.NDArray[np.float32], right_X: npt.NDArray[np.bool_]) -> float:
+    """Expected calibration error of probabilities, in 0..1: over 15 bins of equal width, how far the mean probability is
+    from the share of right ones (Guo, Pleiss, Sun, Weinberger 2017)."""
+    bin_X = np.minimum((_BINS * probability_X).astype(np.int64), _BINS - 1)
+    gap_b = np.bincount(bin_X, probability_X.astype(np.float64) - right_X)  # of the sums, which the counts cancel out of
+    return float(np.abs(gap_b).sum() / len(bin_X))

@@ -2,7 +2,7 @@
 
 For each point of a split the candidates are all counters and all points of the split, without the point itself. They are
 ranked by the distance of their similarity embeddings (`embedding`); the pair classifier then orders the top k by the
-probability that (point, candidate) is a pair (`rerank`).
+probability that (point, candidate) is a pair (`rerank`); the calibration error is that of these probabilities.
 
 The same text can stand in a corpus under several ids. The strict figure accepts the point's own counter only, and ranks
 copies as rivals of each other. The `_text` figure ranks distinct texts: a copy of the counter is the counter, and copies
@@ -22,7 +22,7 @@ import torch
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
-from biencoder.evaluation.metrics import ranking_metrics
+from biencoder.evaluation.metrics import calibration_error, ranking_metrics
 from biencoder.model import PairClassifier, Vectors
 
 Ids = npt.NDArray[np.int64]
@@ -85,6 +85,11 @@ def evaluate_split(
             metrics = {f"embedding/{name}{suffix}": value for name, value in found.items()}
             if classifier is not None:
                 metrics[f"rerank/accuracy@1{suffix}"] = float((ranking.reranked(top_k)[:, 0] == gold_Q).mean())
+                there_Qk = ranking.candidate_Qk[:, :top_k] >= 0
+                right_Qk = ranking.candidate_Qk[:, :top_k] == gold_Q[:, None]
+                metrics[f"rerank/calibration_error{suffix}"] = calibration_error(
+                    ranking.probability_Qk[:, :top_k][there_Qk], right_Qk[there_Qk]
+                )
             return metrics
 
         metrics |= world.on_main(measure)

@@ -10,7 +10,7 @@ from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation import evaluate_split, protocol
-from biencoder.evaluation.metrics import ranking_metrics
+from biencoder.evaluation.metrics import calibration_error, ranking_metrics
 from biencoder.evaluation.protocol import nearest_candidates, pair_probability
 from biencoder.model import PairClassifier, Vectors
 
@@ -45,6 +45,15 @@ def test_metrics_of_known_ranks() -> None:
     assert metrics["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
 
 
+def test_calibration_error_by_hand() -> None:
+    # Of ten at 0.9 nine are right: calibrated. Of ten at 0.3, in another bin, eight are: off by 0.5, in half of all.
+    probability = np.repeat(np.float32([0.9, 0.3]), 10)
+    right = np.array([True] * 9 + [False] + [True] * 8 + [False] * 2)
+    assert calibration_error(probability[:10], right[:10]) == pytest.approx(0, abs=1e-6)
+    assert calibration_error(probability, right) == pytest.approx(0.25)
+    assert calibration_error(np.float32([1.0, 1.0]), np.array([False, False])) == 1.0  # the last bin has its upper edge
+
+
 def test_the_point_itself_is_no_candidate_but_other_points_are() -> None:
     # Texts on a line: points 0 and 1 are each other's nearest, counters 2 and 3 lie farther off.
     result = evaluate_split(make_split([0, 1], [2, 3]), embed([0.0, 1.0, 2.5, -4.0]), None, top_k=10, world=World.alone())
@@ -66,6 +75,7 @@ def test_the_reranker_sees_the_query_and_not_the_gold_text() -> None:
     # Pairs 6..11 are (distractor, near copy of it): their counters are nearest, so they are right under both.
     result = evaluate_split(split, embed(values), Likeness(), top_k=10, world=World.alone())
     assert result.metrics["rerank/accuracy@1"] == 0.5
+    assert 0 < result.metrics["rerank/calibration_error"] < 0.5
     assert result.metrics["embedding/accuracy@1"] == 0.5
 
 
