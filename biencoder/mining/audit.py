@@ -4,10 +4,7 @@ embeddings they were found with still tell texts apart.
 P: samples, K: negatives of each, X: P * K, N: texts held here, D: dimension.
 """
 
-import functools
-import hashlib
 import math
-import operator
 import time
 from dataclasses import dataclass
 
@@ -108,14 +105,18 @@ def churn(now_PK: Ids, before_PK: Ids | None) -> float:
 
 
 def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
-    """A hash of all embeddings, the same wherever they are held. Every rank of `world` takes part."""
-    found, rows = 0, (embedded.text_ids_N[:, None], embedded.query.embedding.numpy(), embedded.candidate.embedding.numpy())
-    for row in zip(*map(np.ascontiguousarray, rows), strict=True):
-        digest = hashlib.blake2b(digest_size=8)
-        for part in row:
-            digest.update(part)
-        found ^= int.from_bytes(digest.digest())
-    return f"{functools.reduce(operator.xor, world.gather_objects(found)):016x}"
+    """A hash of all embeddings, the same wherever they are held. Every rank of `world` takes part.
+
+    Multilinear, modulo 2^64 (Carter, Wegman 1979): a random odd factor for each coordinate and one for each text.
+    """
+    found, factor_N = 0, 2 * embedded.text_ids_N.astype(np.uint64) + 1
+    for side, vectors in enumerate((embedded.query, embedded.candidate)):
+        factor_D = np.random.default_rng(side).integers(2**63, size=vectors.embedding.shape[1], dtype=np.uint64) * 2 + 1
+        for start in range(0, len(factor_N), _MOST_ROWS):
+            some = slice(start, start + _MOST_ROWS)
+            bits_nD = vectors.embedding[some].contiguous().numpy().view(np.uint32).astype(np.uint64)
+            found += int((factor_N[some] * (bits_nD @ factor_D)).sum())
+    return f"{sum(world.gather_objects(found)) % 2**64:016x}"
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import torch
 from biencoder.data import Forbidden, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
-from biencoder.mining.audit import Audit, audit, geometry
+from biencoder.mining.audit import Audit, audit, fingerprint, geometry
 from biencoder.model import Vectors
 
 ALONE = World.alone()
@@ -69,3 +69,12 @@ def test_two_random_texts_are_sqrt_2_spreads_apart() -> None:
     spread, _ = geometry(embed(values), ALONE)
     apart = np.linalg.norm(values[:250] - values[250:], axis=1)
     assert math.sqrt((apart**2).mean()) == pytest.approx(math.sqrt(2) * spread, rel=0.05)
+
+
+def test_the_fingerprint_tells_embeddings_apart() -> None:
+    values = np.random.default_rng(2).standard_normal((50, 8)).astype(np.float32)
+    moved, swapped = values.copy(), values[np.r_[1, 0, 2:50]]
+    moved[7, 3] = np.nextafter(moved[7, 3], np.float32(9))  # the last bit of one coordinate
+    found = [fingerprint(embed(some), ALONE) for some in (values, values.copy(), moved, swapped)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
