@@ -238,6 +238,13 @@ class EvalConfig:
     top_k: Annotated[
         int, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
     ] = 10
+    max_queries: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Points of a split that are queries, evenly spread, if it has more; all texts stay candidates; 0: all.",
+        ),
+    ] = 10_000
     batch_tokens: Annotated[
         int,
         Field(

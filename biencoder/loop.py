@@ -316,7 +316,10 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
         def rank_all(holders: World, split: Split = split, embedded: EmbeddedTexts | None = embedded) -> SplitResult:
             assert embedded is not None
             vectors = embedded.pooled_cosine() if zero_shot else embedded
-            return evaluate_split(split, vectors, classifier, top_k=run.config.eval.top_k, world=holders)
+            limits = run.config.eval
+            return evaluate_split(
+                split, vectors, classifier, top_k=limits.top_k, world=holders, max_queries=limits.max_queries
+            )
 
         results.append(run.world.on_holders(rank_all, sharded=run.config.mining.sharded))
     metrics = eval_metrics(results) | {"eval/seconds": time.perf_counter() - start}

@@ -1,6 +1,6 @@
 """The evaluation protocol, leak-free by construction: a query is a point's vectors, and the gold text is only a candidate.
 
-For each point of a split the candidates are all counters and all points of the split, without the point itself. They are
+For each point of a split (of very many, for some of them) the candidates are all counters and all points of the split, without the point itself. They are
 ranked by the distance of their similarity embeddings (`embedding`); the pair classifier then orders the top k by the
 probability that (point, candidate) is a pair (`rerank`); the calibration error is that of these probabilities.
 
@@ -57,27 +57,35 @@ class SplitResult:
 
 
 def evaluate_split(
-    split: Split, embedded: EmbeddedTexts, classifier: PairClassifier | None, *, top_k: int, world: World
+    split: Split,
+    embedded: EmbeddedTexts,
+    classifier: PairClassifier | None,
+    *,
+    top_k: int,
+    world: World,
+    max_queries: int = 0,
 ) -> SplitResult:
-    """Rank all candidates of a split for all its points. Every rank of `world`, the holders of `embedded`, takes part.
+    """Rank all candidates of a split for its points. Every rank of `world`, the holders of `embedded`, takes part.
 
     Args:
         classifier: None for no re-ranking (nothing is trained yet).
+        max_queries: take so many points as queries, evenly spread, where there are more; 0: all.
     """
     P = len(split)
+    sample_Q = spread_over(P, max_queries or P)
     metrics: dict[str, float] = {}
     examples: list[Example] = []
     listed = {
         # Candidate c < P is the counter of pair c, candidate P + p the point of pair p.
-        "": (np.concatenate([split.counter_text_P, split.point_text_P]), np.arange(P), P + np.arange(P)),
+        "": (np.concatenate([split.counter_text_P, split.point_text_P]), sample_Q, P + sample_Q),
         "_text": (
             split.text_ids,
-            *(np.searchsorted(split.text_ids, t) for t in (split.counter_text_P, split.point_text_P)),
+            *(np.searchsorted(split.text_ids, ids_P[sample_Q]) for ids_P in (split.counter_text_P, split.point_text_P)),
         ),
     }
     for suffix, (candidate_text_C, gold_Q, self_Q) in listed.items():
         ranking = rank_candidates(
-            split.point_text_P, candidate_text_C, self_Q, embedded, classifier, k=max(10, top_k), world=world
+            split.point_text_P[sample_Q], candidate_text_C, self_Q, embedded, classifier, k=max(10, top_k), world=world
         )
 
         def measure(ranking: Ranking = ranking, gold_Q: Ids = gold_Q, suffix: str = suffix) -> dict[str, float]:
@@ -94,25 +102,30 @@ def evaluate_split(
 
         metrics |= world.on_main(measure)
         if suffix == "_text":
-            examples = world.on_main(lambda ranking=ranking: example_retrievals(split, ranking))  # type: ignore[misc]
-    return SplitResult(split.name, P, 2 * P - 1, metrics, examples)
+            examples = world.on_main(lambda ranking=ranking: example_retrievals(split, sample_Q, ranking))  # type: ignore[misc]
+    return SplitResult(split.name, len(sample_Q), 2 * P - 1, metrics, examples)
 
 
-def example_retrievals(split: Split, ranking: "Ranking") -> list[Example]:
-    """A few points, evenly spread over the split, and their nearest texts.
+def spread_over(size: int, count: int) -> Ids:
+    """So many positions of a list, or all of a shorter one, evenly spread."""
+    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
+
+
+def example_retrievals(split: Split, sample_Q: Ids, ranking: "Ranking") -> list[Example]:
+    """A few of the points that were queries, evenly spread, and their nearest texts.
 
     Args:
-        ranking: of the split's distinct texts.
+        ranking: for these samples, of the split's distinct texts.
     """
     examples, text_ids = [], split.text_ids
-    for query in np.unique(np.linspace(0, len(split) - 1, _EXAMPLES).astype(np.int64)):
-        found_k = ranking.candidate_Qk[query]
+    for query in spread_over(len(sample_Q), _EXAMPLES):
+        sample, found_k = sample_Q[query], ranking.candidate_Qk[query]
         text_k = text_ids[found_k[found_k >= 0]]
-        is_gold = text_k == split.counter_text_P[query]
+        is_gold = text_k == split.counter_text_P[sample]
         examples.append(
             Example(
-                int(split.point_text_P[query]),
-                int(split.counter_text_P[query]),
+                int(split.point_text_P[sample]),
+                int(split.counter_text_P[sample]),
                 int(np.argmax(is_gold)) + 1 if is_gold.any() else None,
                 [
                     (int(text), float(distance), float(probability))

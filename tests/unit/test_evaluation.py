@@ -119,6 +119,22 @@ def test_ranking_equals_a_plain_sort() -> None:
     assert ranking.candidate_Qk.tolist() == exact.argsort(dim=1)[:, :10].tolist()
 
 
+def test_of_many_points_some_are_queries_and_all_texts_candidates() -> None:
+    rng = np.random.default_rng(3)
+    points = rng.standard_normal((30, 4))
+    embedded = embed(np.concatenate([points, points + 0.9 * rng.standard_normal((30, 4))]))
+    split = make_split(list(range(30)), list(range(30, 60)))
+    result = evaluate_split(split, embedded, None, top_k=10, world=World.alone(), max_queries=7)
+    vectors = embedded.query.embedding.double()
+    distance = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
+    asked = [0, 4, 9, 14, 19, 24, 29]
+    hits = [int(distance[i].argmin()) == i + 30 for i in asked]
+    assert (result.num_queries, result.num_candidates) == (7, 59)
+    assert result.metrics["embedding/accuracy@1"] == pytest.approx(sum(hits) / 7)
+    assert 0 < sum(hits) < 7
+    assert {example.point_text for example in result.examples} <= set(asked)
+
+
 def test_examples_show_the_point_its_gold_and_what_was_retrieved() -> None:
     # Texts on a line: the nearest to point 0 is point 1, then its counter 2; counter 3 of point 1 comes third.
     split = make_split([0, 1], [2, 3])
