@@ -112,6 +112,8 @@ class Job:
     """Of a weight, and of its gradient, as ranks exchange them."""
     other_texts: int = 0
     """Distinct texts of the splits that are evaluated besides."""
+    max_queries: int = 10_000
+    """eval.max_queries."""
 
 
 def epoch(job: Job, machine: Machine) -> dict[str, float]:
@@ -139,7 +141,7 @@ def epoch(job: Job, machine: Machine) -> dict[str, float]:
         "audit": job.pairs * K * machine.audit_pair_s,
         "ids": job.pairs * 8 * K / machine.message_bytes_per_s * hops,
         "evaluation": sum(
-            ranking_seconds(pairs, texts, searching, machine)
+            ranking_seconds(min(pairs, job.max_queries), texts, searching, machine)
             for pairs, texts in ((job.pairs, N), (job.other_texts / 2, job.other_texts))
         ),
         "checkpoint": (12 * encoder.parameters + 8 * K * job.pairs) / machine.checkpoint_bytes_per_s,

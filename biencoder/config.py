@@ -242,7 +242,7 @@ class EvalConfig:
         int,
         Field(
             ge=0,
-            description="Points of a split that are queries, evenly spread, if it has more; all texts stay candidates; 0: all.",
+            description="Take so many points of a split as queries, evenly spread, if it has more; 0: all of them.",
         ),
     ] = 10_000
     batch_tokens: Annotated[

@@ -1,8 +1,9 @@
 """The evaluation protocol, leak-free by construction: a query is a point's vectors, and the gold text is only a candidate.
 
-For each point of a split (of very many, for some of them) the candidates are all counters and all points of the split, without the point itself. They are
-ranked by the distance of their similarity embeddings (`embedding`); the pair classifier then orders the top k by the
-probability that (point, candidate) is a pair (`rerank`); the calibration error is that of these probabilities.
+For each point of a split, or of a very large one for some of them, the candidates are all counters and all points of the
+split, without the point itself. They are ranked by the distance of their similarity embeddings (`embedding`); the pair
+classifier then orders the top k by the probability that (point, candidate) is a pair (`rerank`); the calibration error is
+that of these probabilities.
 
 The same text can stand in a corpus under several ids. The strict figure accepts the point's own counter only, and ranks
 copies as rivals of each other. The `_text` figure ranks distinct texts: a copy of the counter is the counter, and copies

@@ -75,6 +75,8 @@ def test_sharding_divides_what_grows_with_the_texts_and_adds_answers() -> None:
     assert parts["search"] == pytest.approx(20 * (0.5 + 2 * 4 * 25 / 100))
     assert parts["answers"] == pytest.approx(20 * ((4 * 4 * 2 + 16 * 3) / 64 + 4 * 0.001))
     assert parts["vectors"] == 0
+    few = epoch(job(max_queries=7), machine())["evaluation"]
+    assert few == pytest.approx(7 * (0.1 + 2 * 100 * 0.01) + 7 * (0.1 + 2 * 20 * 0.01))
     assert parts["evaluation"] == pytest.approx(
         40 * (0.1 + 2 * 25 * 0.01 + 20 * 4 * 0.001) + 10 * (0.1 + 2 * 5 * 0.01 + 20 * 4 * 0.001)
     )
