@@ -164,8 +164,8 @@ class Terminal:
         """
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("", no_wrap=True)
-        headings = ["MiB", "texts/s", "ratio", "largest\ndifference", "cosine\nmean", "\nleast"]
-        for heading in headings + [f"accuracy@1 in %\n{split}", "copies\nas one"] * bool(rows[0].accuracy):
+        headings = ["MiB", "texts/s", "ratio", "largest\ngap", "cosine\nmean", "\nleast"]  # 80 columns
+        for heading in headings + [f"accuracy@1\n{split}", "copies\nas one"] * bool(rows[0].accuracy):
             table.add_column(heading, justify="right", no_wrap=True)
         for row, size in zip(rows, sizes, strict=False):
             table.add_row(
