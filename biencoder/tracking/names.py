@@ -70,6 +70,8 @@ EVAL = {
         }.items()
         for suffix in ("", "_text")
     },
+    "eval/{split}/rerank/calibration_error": "expected calibration error of the probabilities that re-ranking orders by",
+    "eval/{split}/rerank/calibration_error_text": "the same, with identical texts counted as one",
     "eval/{split}/candidates": "candidates of each query",
     "eval/seconds": "seconds to embed and rank all splits",
 }
