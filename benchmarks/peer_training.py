@@ -79,6 +79,7 @@ def main() -> None:
                 learning_rate=given.lr,
                 warmup_ratio=0.1,
                 batch_sampler="no_duplicates",
+                use_cpu=not torch.cuda.is_available(),
                 bf16=precision == "bf16",
                 fp16=precision == "fp16",
                 seed=given.seed,
