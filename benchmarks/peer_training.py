@@ -77,7 +77,7 @@ def main() -> None:
                 per_device_train_batch_size=batch,
                 max_steps=steps,
                 learning_rate=given.lr,
-                warmup_ratio=0.1,
+                warmup_steps=0.1,  # of all steps
                 batch_sampler="no_duplicates",
                 use_cpu=not torch.cuda.is_available(),
                 bf16=precision == "bf16",

@@ -43,7 +43,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 SlurmdParameters=config_overrides
-ReturnToService=1
+ReturnToService=2
 SlurmdTimeout=10
 MessageTimeout=5
 TCPTimeout=2
@@ -136,12 +136,7 @@ class Slurm:
 
         def is_back() -> bool:
             facts = self._node(node)
-            if facts["SlurmdStartTime"] == before:
-                return False
-            if "DOWN" in facts["State"]:  # "unexpectedly rebooted": it waits for somebody to look at it
-                self._client("scontrol", "update", f"nodename={node}", "state=resume")
-                return False
-            return True
+            return facts["SlurmdStartTime"] != before and "DOWN" not in facts["State"]
 
         _until(is_back, 30, lambda: f"{node} does not come back: {self._node(node)}")
 
