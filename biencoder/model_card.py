@@ -39,7 +39,7 @@ the nearest one. Trained from {base} with biencoder {version("biencoder")}.
 
 ## Evaluation
 
-{_evaluation(config, dataset, metrics)}
+{_evaluation(dataset, metrics)}
 
 {_protocol(config, dataset)}
 
@@ -103,15 +103,15 @@ def _figures(split: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _evaluation(config: Config, dataset: Dataset, metrics: Metrics) -> str:
+def _evaluation(dataset: Dataset, metrics: Metrics) -> str:
     """A table of all splits; what was not measured on any of them has no column."""
     labels = [label for _, label, name in _figures("{}") if any(name.format(split) in metrics for split in dataset.splits)]
     rows = []
-    for name, split in dataset.splits.items():
+    for name in dataset.splits:
         values = {label: metrics[metric] for _, label, metric in _figures(name) if metric in metrics}
         shown = [f"{100 * values[label]:.2f} %" if "accuracy" in label else f"{values[label]:.3f}" for label in labels]
-        queries = min(len(split), config.eval.max_queries or len(split))
-        rows.append(f"| {' | '.join([name, f'{queries:,}', *shown])} |")
+        queries = f"{metrics[f'eval/{name}/queries']:,}"
+        rows.append(f"| {' | '.join([name, queries, *shown])} |")
     return "\n".join([f"| {' | '.join(['split', 'points', *labels])} |", "|---" * (len(labels) + 2) + "|", *rows])
 
 

@@ -94,11 +94,10 @@ def evaluate_split(
             metrics = {f"embedding/{name}{suffix}": value for name, value in found.items()}
             if classifier is not None:
                 metrics[f"rerank/accuracy@1{suffix}"] = float((ranking.reranked(top_k)[:, 0] == gold_Q).mean())
-                there_Qk = ranking.candidate_Qk[:, :top_k] >= 0
-                right_Qk = ranking.candidate_Qk[:, :top_k] == gold_Q[:, None]
-                metrics[f"rerank/calibration_error{suffix}"] = calibration_error(
-                    ranking.probability_Qk[:, :top_k][there_Qk], right_Qk[there_Qk]
-                )
+                candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
+                right_Qk, there_Qk = candidate_Qk == gold_Q[:, None], candidate_Qk >= 0
+                error = calibration_error(probability_Qk[there_Qk], right_Qk[there_Qk])
+                metrics[f"rerank/calibration_error{suffix}"] = error
             return metrics
 
         metrics |= world.on_main(measure)

@@ -107,7 +107,7 @@ def churn(now_PK: Ids, before_PK: Ids | None) -> float:
 def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
     """A hash of all embeddings, the same wherever they are held. Every rank of `world` takes part.
 
-    Multilinear, modulo 2^64 (Carter, Wegman 1979): a random odd factor for each coordinate and one for each text.
+    Multilinear, modulo 2^64 (Carter, Wegman 1979): a random odd factor for each coordinate, another odd one for each text.
     """
     found, factor_N = 0, 2 * embedded.text_ids_N.astype(np.uint64) + 1
     for side, vectors in enumerate((embedded.query, embedded.candidate)):

@@ -72,6 +72,7 @@ EVAL = {
     },
     "eval/{split}/rerank/calibration_error": "expected calibration error of the probabilities that re-ranking orders by",
     "eval/{split}/rerank/calibration_error_text": "the same, with identical texts counted as one",
+    "eval/{split}/queries": "points that candidates were ranked for",
     "eval/{split}/candidates": "candidates of each query",
     "eval/seconds": "seconds to embed and rank all splits",
 }
@@ -153,6 +154,7 @@ def mine_metrics(mined: "Mined", encode_s: float) -> Metrics:
 def eval_metrics(results: "list[SplitResult]") -> Metrics:
     metrics: Metrics = {}
     for result in results:
+        metrics[f"eval/{result.split}/queries"] = result.num_queries
         metrics[f"eval/{result.split}/candidates"] = result.num_candidates
         metrics |= {f"eval/{result.split}/{name}": value for name, value in result.metrics.items()}
     return metrics

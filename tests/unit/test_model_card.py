@@ -32,6 +32,7 @@ def dataset_of(**num_pairs: int) -> Dataset:
 def card_of(dataset: Dataset | None = None, *, reranked: float | None = None, **sections: Any) -> str:
     dataset = dataset or dataset_of(training=80, validation=40, test=20)
     metrics = {f"eval/{split}/{name}": value for split in dataset.splits for name, value in METRICS.items()}
+    metrics |= {f"eval/{name}/queries": len(split) for name, split in dataset.splits.items()}
     if reranked is not None:
         metrics |= {f"eval/{split}/rerank/accuracy@1": reranked for split in dataset.splits}
     config = replace(Config(data=DataConfig(root="/home/me/debates")), **sections)
