@@ -4,6 +4,8 @@
 
 A file (TOML or YAML) holds some of the keys below under their section; `overrides` are dotted names with text values.
 Both go through the same validation, so a bad value gets the same sentence wherever it came from.
+
+Each field also says whether a run that goes on from a checkpoint may have another value: FREE, FIXED or LENGTH.
 """
 
 import dataclasses
@@ -12,8 +14,9 @@ import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -25,17 +28,29 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _strict = ConfigDict(extra="forbid")
 
 
+class OnResume(Enum):
+    """Whether a resume may change a setting."""
+
+    FREE = "it decides where and how the run computes, not what"
+    FIXED = "another value would give another run"
+    LENGTH = "the run may end later or earlier, where no learning rate depends on its end"
+
+
+FREE, FIXED, LENGTH = OnResume
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class DataConfig:
     root: Annotated[
         str,
+        FREE,
         Field(
             description="Corpus: a folder in the ArguAna layout, a folder with train/validation/test files, or one "
             "JSONL/CSV/Parquet file of pairs."
         ),
     ] = "examples/debates"
     clean: Annotated[
-        bool, Field(description="Resolve HTML entities, drop footnote marks and trailing reference lists.")
+        bool, FIXED, Field(description="Resolve HTML entities, drop footnote marks and trailing reference lists.")
     ] = True
 
 
@@ -43,39 +58,46 @@ class DataConfig:
 class ModelConfig:
     name: Annotated[
         str,
+        FIXED,
         Field(
             description="Pretrained encoder: a folder, a Hugging Face name, or `minilm` for the one that a Python "
             "package carries (needs no network)."
         ),
     ] = "bert-base-uncased"
-    max_length: Annotated[int, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
-    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")] = 0.1
+    max_length: Annotated[int, FIXED, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
+    dropout: Annotated[
+        float, FIXED, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")
+    ] = 0.1
     attention_dropout: Annotated[
         float,
+        FIXED,
         Field(ge=0, lt=1, description="Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."),
     ] = 0.0
     pooling: Annotated[
         Literal["auto", "cls", "pooler", "mean"],
+        FIXED,
         Field(
             description="How token vectors become one vector. auto: what the model folder states "
             "(sentence-transformers models do), else BERT's pooler."
         ),
     ] = "auto"
     embedding_dim: Annotated[
-        int, Field(ge=0, le=8192, description="Size of the similarity embedding; 0: the encoder's hidden size.")
+        int, FIXED, Field(ge=0, le=8192, description="Size of the similarity embedding; 0: the encoder's hidden size.")
     ] = 128
     normalize: Annotated[
-        bool, Field(description="Scale similarity embeddings to length 1, so that distances lie in 0..2.")
+        bool, FIXED, Field(description="Scale similarity embeddings to length 1, so that distances lie in 0..2.")
     ] = False
     classifier_features: Annotated[
         Literal["both", "embedding", "pooled"],
+        FIXED,
         Field(description="What the pair classifier sees: similarity embeddings, pooled vectors, or both."),
     ] = "both"
-    classifier_norm: Annotated[bool, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")] = (
-        False
-    )
+    classifier_norm: Annotated[
+        bool, FIXED, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")
+    ] = False
     sides: Annotated[
         Literal["shared", "heads", "encoders"],
+        FIXED,
         Field(
             description="What queries (points) and candidates have of their own. shared: nothing; heads: a projection "
             "each, over one encoder; encoders: all, from the same start."
@@ -83,28 +105,33 @@ class ModelConfig:
     ] = "shared"
     gradient_checkpointing: Annotated[
         bool,
+        FIXED,
         Field(description="Compute each layer's activations again in the backward pass: less memory, a third more time."),
     ] = False
-    freeze_encoder: Annotated[bool, Field(description="Train only the projection and the pair classifier.")] = False
+    freeze_encoder: Annotated[bool, FIXED, Field(description="Train only the projection and the pair classifier.")] = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class LossConfig:
-    margin: Annotated[float, Field(gt=0, le=100, description="Margin of the triplet loss, a Euclidean distance.")] = 1.0
-    triplet_weight: Annotated[float, Field(ge=0, description="Weight of the triplet loss.")] = 1.0
+    margin: Annotated[
+        float, FIXED, Field(gt=0, le=100, description="Margin of the triplet loss, a Euclidean distance.")
+    ] = 1.0
+    triplet_weight: Annotated[float, FIXED, Field(ge=0, description="Weight of the triplet loss.")] = 1.0
     classification_weight: Annotated[
-        float, Field(ge=0, description="Weight of the pair classifier's two cross-entropies.")
+        float, FIXED, Field(ge=0, description="Weight of the pair classifier's two cross-entropies.")
     ] = 1.0
     contrastive_weight: Annotated[
         float,
+        FIXED,
         Field(ge=0, description="Weight of the in-batch contrastive loss (InfoNCE) over the whole global batch; 0: none."),
     ] = 0.0
     temperature: Annotated[
         float,
+        FIXED,
         Field(gt=0, le=10, description="Of the contrastive loss: what half the squared distances are divided by."),
     ] = 0.05
     symmetric: Annotated[
-        bool, Field(description="Let the contrastive loss also ask of every counter which point it answers.")
+        bool, FIXED, Field(description="Let the contrastive loss also ask of every counter which point it answers.")
     ] = False
 
 
@@ -112,20 +139,23 @@ class LossConfig:
 class MiningConfig:
     index: Annotated[
         Literal["balltree", "faiss"],
+        FIXED,
         Field(description="Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."),
     ] = "faiss"
     negatives: Annotated[
         int,
+        FIXED,
         Field(ge=0, le=64, description="Negatives of each sample; 0: none are mined (contrastive loss alone)."),
     ] = 1
     random_rate: Annotated[
-        float, Field(ge=0, le=1, description="Share of negatives drawn at random in epoch 0; the rest are nearest.")
+        float, FIXED, Field(ge=0, le=1, description="Share of negatives drawn at random in epoch 0; the rest are nearest.")
     ] = 0.8
     random_rate_decay: Annotated[
-        float, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
+        float, FIXED, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
     ] = 0.02
     exclude_near_duplicates: Annotated[
         bool,
+        FIXED,
         Field(
             description="Let texts that share half of their word triples count as one, so that none is a negative of "
             "another or of its points. Finding them takes 0.4 ms a text when a run starts."
@@ -133,14 +163,17 @@ class MiningConfig:
     ] = False
     focus: Annotated[
         Literal["corpus", "themes", "debates"],
+        FIXED,
         Field(description="Where near negatives come from: anywhere, or the theme or the debate of their sample alone."),
     ] = "corpus"
     range_min: Annotated[
         int,
+        FIXED,
         Field(ge=0, le=10_000, description="Leave out so many of the nearest texts, the likeliest to be right answers."),
     ] = 0
     range_max: Annotated[
         int,
+        FIXED,
         Field(
             ge=0,
             le=10_000,
@@ -150,14 +183,17 @@ class MiningConfig:
     ] = 0
     absolute_margin: Annotated[
         float,
+        FIXED,
         Field(ge=0, description="Near negatives must be so much farther from the point than its own counter; 0: no bound."),
     ] = 0.0
     relative_margin: Annotated[
         float,
+        FIXED,
         Field(ge=0, description="The same as a share of the counter's distance: 0.05 is 5 % farther; 0: no bound."),
     ] = 0.0
     positive_share: Annotated[
         float,
+        FIXED,
         Field(
             ge=0,
             le=1,
@@ -167,12 +203,16 @@ class MiningConfig:
     ] = 0.0
     faiss_kind: Annotated[
         Literal["flat", "ivf", "hnsw"],
+        FIXED,
         Field(description="flat: exact. ivf, hnsw: approximate and faster on large corpora; their recall is reported."),
     ] = "flat"
-    ivf_probes: Annotated[int, Field(ge=1, description="Cells that an ivf search visits, of about 4 sqrt(texts).")] = 32
-    hnsw_ef: Annotated[int, Field(ge=8, description="Size of the candidate list of an hnsw search.")] = 64
+    ivf_probes: Annotated[
+        int, FIXED, Field(ge=1, description="Cells that an ivf search visits, of about 4 sqrt(texts).")
+    ] = 32
+    hnsw_ef: Annotated[int, FIXED, Field(ge=8, description="Size of the candidate list of an hnsw search.")] = 64
     placement: Annotated[
         Literal["rank0", "sharded"],
+        FREE,
         Field(
             description="rank0: rank 0 holds all embeddings and searches. sharded: every rank holds and searches its part, "
             "with the same result where the index is exact; for corpora that rank 0 cannot hold or search in time."
@@ -180,6 +220,7 @@ class MiningConfig:
     ] = "rank0"
     overlap: Annotated[
         bool,
+        FIXED,
         Field(
             description="Search for the next epoch's negatives in the background of this one, on rank 0; they come from "
             "embeddings that are one epoch older. Needs placement rank0."
@@ -187,6 +228,7 @@ class MiningConfig:
     ] = False
     memory_gib: Annotated[
         float,
+        FREE,
         Field(
             ge=0,
             description="Most that embeddings and index may take on one rank, in GiB; a run that needs more is refused "
@@ -220,7 +262,7 @@ class MiningConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class EvalConfig:
-    every_epochs: Annotated[int, Field(ge=1, description="Measure retrieval after every so many epochs.")] = 1
+    every_epochs: Annotated[int, FIXED, Field(ge=1, description="Measure retrieval after every so many epochs.")] = 1
     metric: Annotated[
         Literal[
             "embedding/accuracy@1",
@@ -230,16 +272,18 @@ class EvalConfig:
             "rerank/accuracy@1",
             "rerank/accuracy@1_text",
         ],
+        FIXED,
         Field(description="Which metric on validation (on training without one) says which model is the best."),
     ] = "embedding/accuracy@1"
     patience: Annotated[
-        int, Field(ge=0, description="Stop after so many evaluations in a row that found no better model; 0: never.")
+        int, FIXED, Field(ge=0, description="Stop after so many evaluations in a row that found no better model; 0: never.")
     ] = 0
     top_k: Annotated[
-        int, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
+        int, FIXED, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
     ] = 10
     max_queries: Annotated[
         int,
+        FIXED,
         Field(
             ge=0,
             description="Take so many points of a split as queries, evenly spread, if it has more; 0: all of them.",
@@ -247,6 +291,7 @@ class EvalConfig:
     ] = 10_000
     batch_tokens: Annotated[
         int,
+        FIXED,
         Field(
             ge=0,
             description="Tokens, with padding, in one forward while texts are embedded; 0: 4096 on CPUs, 32768 on GPUs.",
@@ -259,15 +304,16 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class TrainConfig:
-    epochs: Annotated[int, Field(ge=1, description="Passes over the training triplets.")] = 10
+    epochs: Annotated[int, LENGTH, Field(ge=1, description="Passes over the training triplets.")] = 10
     max_steps: Annotated[
-        int, Field(ge=0, description="Stop after so many optimizer steps, whatever the epoch; 0: no limit.")
+        int, LENGTH, Field(ge=0, description="Stop after so many optimizer steps, whatever the epoch; 0: no limit.")
     ] = 0
     global_batch_size: Annotated[
-        int, Field(ge=1, description="Triplets in one optimizer step, summed over ranks and accumulation.")
+        int, FIXED, Field(ge=1, description="Triplets in one optimizer step, summed over ranks and accumulation.")
     ] = 8
     micro_batch_size: Annotated[
         int,
+        FREE,
         Field(
             ge=0,
             description="Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the "
@@ -276,43 +322,53 @@ class TrainConfig:
     ] = 0
     batches: Annotated[
         Literal["shuffled", "debates", "themes"],
+        FIXED,
         Field(description="What a global batch is made of: any samples, or as far as possible whole debates or themes."),
     ] = "shuffled"
     optimizer: Annotated[
-        Literal["adam", "adamw"], Field(description="adam: as in the reference; adamw: decoupled weight decay.")
+        Literal["adam", "adamw"], FIXED, Field(description="adam: as in the reference; adamw: decoupled weight decay.")
     ] = "adam"
-    lr: Annotated[float, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")] = 3e-6
+    lr: Annotated[float, FIXED, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")] = (
+        3e-6
+    )
     lr_scaling: Annotated[
         Literal["linear", "sqrt", "none"],
+        FIXED,
         Field(description="How lr grows with global_batch_size / 8; none: lr is used as it stands."),
     ] = "linear"
     schedule: Annotated[
-        Literal["constant", "linear", "cosine"], Field(description="Decay of the learning rate after warm-up.")
+        Literal["constant", "linear", "cosine"], FIXED, Field(description="Decay of the learning rate after warm-up.")
     ] = "constant"
     warmup_ratio: Annotated[
-        float, Field(ge=0, le=1, description="Share of all steps in which the learning rate rises from 0.")
+        float, FIXED, Field(ge=0, le=1, description="Share of all steps in which the learning rate rises from 0.")
     ] = 0.0
     head_lr_factor: Annotated[
-        float, Field(gt=0, le=1000, description="Learning rate of projections and pair classifier, as a multiple of lr.")
+        float,
+        FIXED,
+        Field(gt=0, le=1000, description="Learning rate of projections and pair classifier, as a multiple of lr."),
     ] = 1.0
     layer_decay: Annotated[
         float,
+        FIXED,
         Field(gt=0, le=1, description="Each layer of the encoder has this multiple of the learning rate of the one above."),
     ] = 1.0
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay (not on biases and LayerNorms).")] = 0.0
+    weight_decay: Annotated[float, FIXED, Field(ge=0, le=1, description="Weight decay (not on biases and LayerNorms).")] = (
+        0.0
+    )
     clip_norm: Annotated[
-        float, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
+        float, FIXED, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
     ] = 1.0
     max_skipped: Annotated[
         int,
+        FREE,
         Field(
             ge=1,
             description="Steps in a row that may be skipped because their gradient was not finite; then the run goes back "
             "to its last checkpoint with half the learning rate, at most max_rollbacks times.",
         ),
     ] = 10
-    max_rollbacks: Annotated[int, Field(ge=0, description="How often a run may go back before it stops.")] = 2
-    log_every: Annotated[int, Field(ge=1, description="Write step metrics every so many optimizer steps.")] = 10
+    max_rollbacks: Annotated[int, FREE, Field(ge=0, description="How often a run may go back before it stops.")] = 2
+    log_every: Annotated[int, FREE, Field(ge=1, description="Write step metrics every so many optimizer steps.")] = 10
 
     @property
     def peak_lr(self) -> float:
@@ -332,51 +388,65 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class CheckpointConfig:
     every_steps: Annotated[
-        int, Field(ge=0, description="Save a checkpoint after every so many steps; 0: by time and at epoch ends only.")
+        int,
+        FREE,
+        Field(ge=0, description="Save a checkpoint after every so many steps; 0: by time and at epoch ends only."),
     ] = 0
     every_minutes: Annotated[
-        float, Field(ge=0, description="Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only.")
+        float,
+        FREE,
+        Field(ge=0, description="Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only."),
     ] = 30.0
-    keep: Annotated[int, Field(ge=1, description="Checkpoints to keep, the newest ones; the best is kept besides.")] = 2
+    keep: Annotated[
+        int, FREE, Field(ge=1, description="Checkpoints to keep, the newest ones; the best is kept besides.")
+    ] = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class RunConfig:
     dir: Annotated[
-        str, Field(description="Folder of this run; empty: runs/<date>-<time>. If it holds a run, see run.resume.")
+        str, FREE, Field(description="Folder of this run; empty: runs/<date>-<time>. If it holds a run, see run.resume.")
     ] = ""
     resume: Annotated[
         Literal["auto", "never"],
+        FREE,
         Field(description="auto: go on from the newest whole checkpoint in run.dir, if there is one. never: refuse."),
     ] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of every random stream.")] = 0
+    seed: Annotated[int, FIXED, Field(ge=0, lt=2**32, description="Seed of every random stream.")] = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class TrackingConfig:
     wandb: Annotated[
         Literal["auto", "online", "offline", "disabled"],
+        FREE,
         Field(description="Weights & Biases; auto: online if you are logged in, else offline in run.dir."),
     ] = "auto"
-    project: Annotated[str, Field(min_length=1, description="Weights & Biases project.")] = "counter-argument-retrieval"
+    project: Annotated[str, FREE, Field(min_length=1, description="Weights & Biases project.")] = (
+        "counter-argument-retrieval"
+    )
     guards: Annotated[
-        bool, Field(description="Health guards: say what goes wrong while training, and what to try (docs/health.md).")
+        bool,
+        FREE,
+        Field(description="Health guards: say what goes wrong while training, and what to try (docs/health.md)."),
     ] = True
     report: Annotated[
-        bool, Field(description="Keep report.html in run.dir up to date: at most every three minutes, and at the end.")
+        bool,
+        FREE,
+        Field(description="Keep report.html in run.dir up to date: at most every three minutes, and at the end."),
     ] = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class DistributedConfig:
     timeout_s: Annotated[
-        float, Field(gt=0, description="Seconds after which a collective of the training step counts as hung.")
+        float, FREE, Field(gt=0, description="Seconds after which a collective of the training step counts as hung.")
     ] = 600.0
     control_timeout_s: Annotated[
-        float, Field(gt=0, description="Seconds that the ranks wait for rank 0 to mine, evaluate or save.")
+        float, FREE, Field(gt=0, description="Seconds that the ranks wait for rank 0 to mine, evaluate or save.")
     ] = 86400.0
     silence_s: Annotated[
-        float, Field(gt=5, description="Seconds without a heartbeat after which a rank is given up, and named.")
+        float, FREE, Field(gt=5, description="Seconds without a heartbeat after which a rank is given up, and named.")
     ] = 120.0
 
 
@@ -393,7 +463,9 @@ class Config:
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     deepspeed_config: Annotated[
-        str, Field(description="DeepSpeed's own JSON: ZeRO stage and precision; batch sizes and clipping stay `auto`.")
+        str,
+        FREE,
+        Field(description="DeepSpeed's own JSON: ZeRO stage and precision; batch sizes and clipping stay `auto`."),
     ] = "ds_configs/zero1_fp32.json"
 
     def check(self, world_size: int) -> None:
@@ -439,6 +511,11 @@ class Config:
                 "pairs; choose a smaller batch"
             )
 
+    @property
+    def can_be_prolonged(self) -> bool:
+        """Whether no learning rate depends on how many steps the run has."""
+        return self.train.schedule == "constant" and self.train.warmup_ratio == 0
+
     def flat(self) -> dict[str, Any]:
         """Dotted key → value, in the order of the sections."""
         return dict(_flatten(dataclasses.asdict(self)))
@@ -483,6 +560,20 @@ def describe() -> dict[str, tuple[str, str, Any]]:
                 yield prefix + name, (field["description"], _allowed(field), defaults[prefix + name])
 
     return dict(walk(schema, ""))
+
+
+def resume_rules() -> dict[str, OnResume]:
+    """Dotted key → whether a resume may change it, as its field says."""
+
+    def walk(section: type, prefix: str) -> Iterator[tuple[str, OnResume]]:
+        for name, hint in get_type_hints(section, include_extras=True).items():
+            if dataclasses.is_dataclass(hint):
+                yield from walk(hint, f"{prefix}{name}.")  # type: ignore[arg-type]  # a section's class
+            else:
+                (rule,) = (mark for mark in hint.__metadata__ if isinstance(mark, OnResume))
+                yield prefix + name, rule
+
+    return dict(walk(Config, ""))
 
 
 def find_file(path: str) -> Path:

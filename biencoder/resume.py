@@ -7,22 +7,19 @@ the metrics not yet logged, and how far the metrics file reached.
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from biencoder.checkpoint import Checkpoint, CheckpointFolder
-from biencoder.config import Config
+from biencoder.config import Config, OnResume, resume_rules
 from biencoder.embedding import EmbeddedTexts
 from biencoder.engine_state import EngineState
 from biencoder.errors import ConfigError
 from biencoder.model import Vectors
 from biencoder.run import Progress, Run
-
-_FREE = ("data.root", "run.", "checkpoint.", "tracking.", "distributed.", "deepspeed_config", "mining.memory_gib")
-"""Keys that may differ from the run's first start: they decide where and how, not what is computed."""
-_FREE_KEYS = ("mining.placement", "train.micro_batch_size", "train.log_every", "train.max_skipped", "train.max_rollbacks")
 
 
 def save_checkpoint(run: Run, progress: Progress) -> None:
@@ -95,26 +92,33 @@ def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: st
         if complaints:
             raise ConfigError(f"no checkpoint in {config.run.dir} is whole; choose another run.dir to start anew")
         return None
-    then, now = checkpoint.state["settings"], config.flat()
-    endless = now["train.schedule"] == "constant" and now["train.warmup_ratio"] == 0
-    differing = [
-        f"{key} was {then.get(key)!r} and is {value!r}"
-        for key, value in now.items()
-        if then.get(key) != value
-        and not key.startswith(_FREE)
-        and key not in _FREE_KEYS
-        and not (endless and key in ("train.epochs", "train.max_steps"))
-    ]
-    if checkpoint.state["fingerprint"] != fingerprint:
-        differing.append("the corpus has changed")
-    if checkpoint.state["precision"] != precision:
-        differing.append(f"the precision was {checkpoint.state['precision']} and is {precision}")
+    differing = _differing(checkpoint.state["settings"], config)
+    facts = {"fingerprint": ("the corpus's fingerprint", fingerprint), "precision": ("the precision", precision)}
+    for fact, (name, now) in facts.items():
+        if checkpoint.state[fact] != now:
+            differing.append(f"{name} was {checkpoint.state[fact]} and is {now}")
     if differing:
         raise ConfigError(
             f"run.dir {config.run.dir} holds a run with other settings: {'; '.join(differing)}; set them back, or choose "
             "another run.dir"
         )
     return checkpoint
+
+
+def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
+    """Each setting that this resume must not change and that has changed, with its old and new value."""
+    rules, told = resume_rules(), []
+    for key, value in config.flat().items():
+        if then.get(key) == value or rules[key] is OnResume.FREE:
+            continue
+        if rules[key] is OnResume.FIXED:
+            told.append(f"{key} was {then.get(key)!r} and is {value!r}")
+        elif not config.can_be_prolonged:
+            told.append(
+                f"{key} was {then.get(key)!r} and is {value!r}, which train.schedule = {config.train.schedule} with "
+                f"train.warmup_ratio = {config.train.warmup_ratio:g} does not allow"
+            )
+    return told
 
 
 def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:

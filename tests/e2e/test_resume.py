@@ -171,6 +171,7 @@ def test_other_settings_are_refused_with_the_keys_that_differ(tiny_bert: Path, c
     other = train(*arguments(tiny_bert, corpus, run_dir, train__epochs=2, train__lr=0.1, run__seed=3))
     assert other.returncode == 2
     assert "train.lr was 0.001 and is 0.1" in other.stderr
+    assert "run.seed was 0 and is 3" in other.stderr
     never = train(*arguments(tiny_bert, corpus, run_dir, run__resume="never"))
     assert (never.returncode, "holds a run already" in never.stderr) == (2, True)
     longer = train(*arguments(tiny_bert, corpus, run_dir, train__epochs=2))  # a constant schedule can be prolonged

@@ -1,0 +1,89 @@
+"""Which settings a resume may change: each key says so itself, and here every one of them is changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from biencoder.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.config import Config, describe, load_config
+from biencoder.errors import ConfigError
+from biencoder.resume import find_checkpoint
+
+FREE = """data.root run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size train.log_every
+train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep tracking.wandb
+tracking.project tracking.guards tracking.report distributed.timeout_s distributed.control_timeout_s distributed.silence_s
+deepspeed_config""".split()
+LENGTH = ["train.epochs", "train.max_steps"]
+DESCRIBED = describe()
+
+
+def other_value(key: str, value: Any) -> str:
+    """A valid value of this key that is not `value`."""
+    choices = DESCRIBED[key][1]
+    if isinstance(value, bool):
+        return str(not value).lower()
+    if choices.startswith("one of "):
+        return next(choice for choice in choices.removeprefix("one of ").split(", ") if choice != value)
+    if isinstance(value, str):
+        return value + "other"
+    for candidate in (2 * value, value + 1, value + 0.5, value / 2):
+        try:
+            load_config(overrides={key: f"{candidate:g}"})
+        except ConfigError:
+            continue
+        if candidate != value:
+            return f"{candidate:g}"
+    raise AssertionError(key)
+
+
+def run_with(folder: Path, settings: dict[str, str]) -> tuple[CheckpointFolder, Config]:
+    """A folder with one checkpoint of a run with these settings."""
+    config, checkpoints = load_config(overrides=settings), CheckpointFolder(folder, keep=2)
+    state = {"settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"}
+    checkpoints.write(Checkpoint(8, state, {}, {}, {"window": torch.zeros(1)}), also_keep=-1)
+    checkpoints.wait()
+    return checkpoints, config
+
+
+def resumed(checkpoints: CheckpointFolder, config: Config, **facts: str) -> int | None:
+    found = find_checkpoint(checkpoints, config, **({"fingerprint": "f" * 64, "precision": "fp32"} | facts))
+    return found.step if found else None
+
+
+def refusal(checkpoints: CheckpointFolder, config: Config) -> str:
+    with pytest.raises(ConfigError) as refused:
+        resumed(checkpoints, config)
+    return str(refused.value)
+
+
+def test_each_key_may_differ_or_is_refused_with_its_old_and_new_value(tmp_path: Path) -> None:
+    checkpoints, before = run_with(tmp_path, {})
+    assert {*FREE, *LENGTH} < set(before.flat())
+    for key, value in before.flat().items():
+        other = load_config(overrides={key: other_value(key, value)})
+        assert other != before, key
+        if key in (*FREE, *LENGTH):
+            assert resumed(checkpoints, other) == 8, key
+        else:
+            told = refusal(checkpoints, other)
+            assert (f"{key} was {value!r} and is {other.flat()[key]!r}" in told, told.count(" was ")) == (True, 1), told
+
+
+@pytest.mark.parametrize("rule", [{"train.schedule": "linear"}, {"train.warmup_ratio": "0.1"}], ids=str)
+def test_a_run_whose_learning_rates_depend_on_its_end_keeps_its_length(tmp_path: Path, rule: dict[str, str]) -> None:
+    checkpoints, before = run_with(tmp_path, rule)
+    for key in LENGTH:
+        other = load_config(overrides=rule | {key: other_value(key, before.flat()[key])})
+        assert f"{key} was {before.flat()[key]} and is {other.flat()[key]}, which train.schedule" in refusal(
+            checkpoints, other
+        )
+
+
+def test_another_corpus_or_precision_is_refused_with_old_and_new(tmp_path: Path) -> None:
+    checkpoints, config = run_with(tmp_path, {})
+    with pytest.raises(ConfigError, match=f"the corpus's fingerprint was {'f' * 64} and is {'0' * 64}"):
+        resumed(checkpoints, config, fingerprint="0" * 64)
+    with pytest.raises(ConfigError, match="the precision was fp32 and is bf16"):
+        resumed(checkpoints, config, precision="bf16")
