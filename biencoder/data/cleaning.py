@@ -7,19 +7,20 @@ r"""What gives a match away without meaning: HTML entities, footnote marks, and 
 import html
 import re
 
-_MARK = r"\[\s*(?:\d{1,3}|[ivx]{1,5})\s*\]"
-_INLINE_MARK = re.compile(rf"\s*{_MARK}")
-_REFERENCE_LINE = re.compile(rf"\s*{_MARK}")
-_HEADING = re.compile(r"\s*(?:references?|bibliography|sources?|footnotes?|notes)\s*:?\s*", re.IGNORECASE)
+_MARK = re.compile(r"\[\s*(?:\d{1,3}|[ivx]{1,5})\s*\]")
+_HEADING = re.compile(r"(?:references?|bibliography|sources?|footnotes?|notes)\s*:?", re.IGNORECASE)
+_NUMBER = re.compile(r"&#0*([0-9]{1,8})[0-9]*")
 _BLANKS = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\s*\n\s*")
 
 
 def clean(text: str) -> str:
-    """The text without entities, footnote marks and trailing references; blanks and line breaks are normalised."""
-    lines = html.unescape(text).replace("\u00a0", " ").strip().splitlines()
-    body = "\n".join(_without_references(lines))
-    return normalise(_INLINE_MARK.sub("", body))
+    """The text without entities, footnote marks and trailing references; blanks and line breaks are normalised.
+
+    The time is proportional to the length of the text, whatever stands in it.
+    """
+    lines = _without_entities(text).replace("\u00a0", " ").strip().splitlines()
+    return normalise(_without_marks("\n".join(_without_references(lines))))
 
 
 def normalise(text: str) -> str:
@@ -27,14 +28,30 @@ def normalise(text: str) -> str:
     return _BLANK_LINES.sub("\n", _BLANKS.sub(" ", text)).strip()
 
 
+def _without_entities(text: str) -> str:
+    # Eight digits are beyond Unicode already, and Python refuses to read numbers of thousands of digits.
+    return html.unescape(_NUMBER.sub(r"&#\1", text))
+
+
+def _without_marks(text: str) -> str:
+    """Without footnote marks and the blanks before them. A pattern with leading blanks would try every run of blanks from
+    each of its places."""
+    parts, end = [], 0
+    for mark in _MARK.finditer(text):
+        parts.append(text[end : mark.start()].rstrip())
+        end = mark.end()
+    return "".join([*parts, text[end:]])
+
+
 def _without_references(lines: list[str]) -> list[str]:
     """Cut at the first later line that starts with a mark, if most lines from there on do (entries may wrap)."""
-    for start in range(1, len(lines)):
-        if not _REFERENCE_LINE.match(lines[start]):
-            continue
-        rest = [line for line in lines[start:] if line.strip()]
-        if 2 * sum(bool(_REFERENCE_LINE.match(line)) for line in rest) >= len(rest):
-            while start > 1 and (not lines[start - 1].strip() or _HEADING.fullmatch(lines[start - 1])):
+    tidy = [line.strip() for line in lines]
+    starts_with_mark = [_MARK.match(line) is not None for line in tidy]
+    marked, written = sum(starts_with_mark), sum(map(bool, tidy))  # from this line on
+    for start, line in enumerate(tidy):
+        if start and starts_with_mark[start] and 2 * marked >= written:
+            while start > 1 and (not tidy[start - 1] or _HEADING.fullmatch(tidy[start - 1])):
                 start -= 1
             return lines[:start]
+        marked, written = marked - starts_with_mark[start], written - bool(line)
     return lines
