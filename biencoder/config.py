@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -578,9 +579,9 @@ def resume_rules() -> dict[str, OnResume]:
 
 def find_file(path: str) -> Path:
     """A path as the user typed it: against the working folder first, then against the project's own folder."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))  # unlike Path.expanduser, no error where there is no such user
     shipped = PROJECT_ROOT / given
-    return shipped if not given.exists() and shipped.exists() else given
+    return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
 
 
 def nearest_key(name: str) -> str:

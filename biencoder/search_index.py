@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from biencoder.data.dataset import terminated
 from biencoder.errors import DataError
 from biencoder.mining.index import NegativeIndex, Rows, nearest_allowed
 from biencoder.model import Vectors
@@ -106,7 +107,7 @@ class Facts:
 def texts_sha256(texts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for text in texts:
-        digest.update(text.encode() + b"\x00")
+        digest.update(terminated(text))
     return digest.hexdigest()
 
 

@@ -38,9 +38,9 @@ class Split:
         if kind not in ("debates", "themes"):
             return None
         points = [pair.point for pair in self.pairs]
-        keys = [point.domain if kind == "themes" else f"{point.domain}\0{point.topic}" for point in points]
-        numbers: npt.NDArray[np.int64] = np.unique(keys, return_inverse=True)[1]
-        return numbers
+        names = [(point.domain,) if kind == "themes" else (point.domain, point.topic) for point in points]
+        number_of = {name: number for number, name in enumerate(sorted(set(names)))}
+        return np.array([number_of[name] for name in names], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,8 @@ class Dataset:
     splits: dict[str, Split]
     findings: Findings
     fingerprint: str
-    """SHA-256 over splits, keys and texts (after cleaning): equal exactly when training sees the same corpus."""
+    """SHA-256 over splits, names and texts (after cleaning) in their order: equal exactly when training sees the same
+    corpus."""
 
     @property
     def deciding_split(self) -> str:
@@ -141,10 +142,15 @@ def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
                 findings.add("text that stands in two splits", f"{first} and {second}", count=len(shared))
 
 
+def terminated(text: str) -> bytes:
+    """UTF-8 that ends with a zero byte and has no other: texts one after the other tell where each of them ends."""
+    return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # 0xff stands nowhere in UTF-8
+
+
 def _fingerprint(splits: dict[str, Split]) -> str:
     digest = hashlib.sha256()
     for split in splits.values():
         for pair in split.pairs:
-            for field in (split.name, *pair.point.key, pair.point.text, pair.counter.text):
-                digest.update(field.encode() + b"\x00")
+            for field in (split.name, *pair.point.name, pair.point.text, pair.counter.text):
+                digest.update(terminated(field))
     return digest.hexdigest()

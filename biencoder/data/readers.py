@@ -2,21 +2,21 @@
 
 ArguAna layout   {training,validation,test}/{theme}/{debate}/{pro,con}/{pro,con}NN{a-point,b-counter}.txt
 Tables           a folder with train/validation/test files, or one file with a `split` column: .jsonl, .csv or .parquet,
-                 columns `point` and `counter` (texts), optional `domain`, `topic`, `stance`, `id`, `split`
+                 columns `point` and `counter` (texts), optional `domain`, `topic`, `stance`, `id`, `split`; see tables.py.
+                 A row is a pair, whatever its id, and pairs keep the order of their rows
 Texts alone      one such file with a column `text` and without pairs: nothing to train on, but to search
 """
 
-import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
 from biencoder.data.records import Findings, Kind, Record
+from biencoder.data.tables import SUFFIXES, Table, encodable, listed, read_table, regular_file
 from biencoder.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas
 
 _SPLIT_OF = {
     **dict.fromkeys(["training", "train"], "training"),
@@ -25,6 +25,8 @@ _SPLIT_OF = {
 }
 _ARGUMENT = re.compile(r"(?P<stance>pro|con)(?P<number>\d+)(?P<letter>[a-z])-(?P<kind>point|counter)\.txt")
 _NOT_ARGUMENTS = {"thesis.txt", "intro.txt", "metadata.txt", ".DS_Store"}
+_DEPTH = 3
+"""Folders below that of a split: theme, debate, stance."""
 
 Records = dict[str, list[Record]]
 """Split name (`training`, `validation`, `test`) → its records in the order of their sources."""
@@ -36,24 +38,17 @@ def read_records(root: Path, findings: Findings) -> Records:
     Raises:
         DataError: nothing is there, nothing in it is readable as arguments, or a file is broken; the message names it.
     """
-    if not root.exists():
-        raise DataError(f"data.root {root} does not exist")
-    if root.is_file():
-        return _read_tables({"": root}, findings)
-    folders = {_SPLIT_OF[p.name.lower()]: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in _SPLIT_OF}
-    if folders:
-        return {split: list(_read_debates(folder, findings)) for split, folder in folders.items()}
-    tables = {
-        _SPLIT_OF[p.stem.lower()]: p
-        for p in sorted(root.iterdir())
-        if p.suffix in _TABLE_READERS and p.stem.lower() in _SPLIT_OF
-    }
-    if tables:
-        return _read_tables(tables, findings)
-    raise DataError(
-        f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
-        "files train, validation, test ending in .jsonl, .csv or .parquet"
-    )
+    try:
+        return _read_folder(root, findings) if _is_folder(root) else _read_tables({"": root}, findings)
+    except OSError as error:
+        raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
+
+
+def _is_folder(root: Path) -> bool:
+    try:
+        return stat.S_ISDIR(root.stat().st_mode)
+    except (FileNotFoundError, ValueError):  # the latter for a name with a zero byte
+        raise DataError(f"data.root {root} does not exist") from None
 
 
 def read_texts(path: Path) -> list[tuple[str, str]] | None:
@@ -62,116 +57,119 @@ def read_texts(path: Path) -> list[tuple[str, str]] | None:
     Raises:
         DataError: the file cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
-    table = _table(path)
+    table = read_table(path)
     if "text" not in table.columns or {"point", "counter"} <= set(table.columns):
         return None
-    return [(_cell(row, "text"), f"{path}:{line}") for line, row in enumerate(table.to_dict("records"), start=1)]
+    return [(row.text("text"), row.source) for row in table.rows]
+
+
+def _read_folder(root: Path, findings: Findings) -> Records:
+    """The one layout that a folder holds; two at once, or two sources of one split, are the user's to sort out."""
+    debates: dict[str, list[Path]] = {}
+    tables: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        split = _SPLIT_OF.get(path.name.split(".")[0].lower())
+        if split is None:
+            continue
+        if path.is_dir():
+            if "." not in path.name:
+                debates.setdefault(split, []).append(path)
+        elif path.suffix.lower() in SUFFIXES and path.stem.lower() in _SPLIT_OF:
+            tables.setdefault(split, []).append(path)
+        else:
+            findings.add("file of a split that is no table (ignored)", str(path))
+    if debates and tables:
+        raise DataError(
+            f"data.root {root} holds both folders ({_names(debates)}) and tables ({_names(tables)}); "
+            "keep one layout there, and move the other away"
+        )
+    for split, paths in (debates or tables).items():
+        if len(paths) > 1:
+            raise DataError(
+                f"data.root {root} holds {_names({split: paths})}, all of which are the {split} split; keep one of them"
+            )
+    if debates:
+        return {split: list(_read_debates(folder, findings)) for split, (folder,) in debates.items()}
+    if tables:
+        return _read_tables({split: file for split, (file,) in tables.items()}, findings)
+    raise DataError(
+        f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
+        f"files train, validation, test ending in {', '.join(SUFFIXES)}"
+    )
+
+
+def _names(found: dict[str, list[Path]]) -> str:
+    return ", ".join(path.name + ("/" if path.is_dir() else "") for paths in found.values() for path in paths)
 
 
 def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.name in _NOT_ARGUMENTS:
+    for path in sorted(_files(folder, findings)):
+        if path.name in _NOT_ARGUMENTS:
             continue
         match = _ARGUMENT.fullmatch(path.name)
         parts = path.relative_to(folder).parts
-        if match is None or len(parts) != 4 or parts[2] != match["stance"]:
+        if match is None or len(parts) != _DEPTH + 1 or parts[2] != match["stance"]:
             findings.add("file that is no argument (ignored)", str(path))
             continue
         theme, debate, stance, _ = parts
+        if not encodable(theme + debate):
+            raise DataError(f"the name of {str(path.parent)!a} is not UTF-8; rename the folder")
         kind: Kind = "point" if match["kind"] == "point" else "counter"
         yield Record(theme, debate, stance, match["number"], kind, _read_text(path), str(path))
 
 
+def _files(folder: Path, findings: Findings) -> Iterator[Path]:
+    """The files of a split, also behind links to folders. What cannot be listed is an error, never left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        if len(Path(place).relative_to(folder).parts) == _DEPTH:  # links may lead round in circles
+            for name in folders:
+                findings.add("folder below those of arguments (ignored)", os.path.join(place, name))
+            folders.clear()
+        yield from (Path(place, name) for name in files)
+
+
 def _read_text(path: Path) -> str:
+    regular_file(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); convert or remove it"
         ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
     records: Records = {}
     for split, path in tables.items():
-        for line, row in enumerate(_rows(path), start=1):
-            source = f"{path}:{line}"
-            name = split or _SPLIT_OF.get(str(row.get("split", "training")).lower(), "")
-            if not name:
-                raise DataError(f"{source}: split is {row['split']!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
-            common = {key: _cell(row, key) for key in ("domain", "topic", "stance")}
-            utterance_id = _cell(row, "id") or f"{line:09d}"
-            for kind in get_args(Kind):
-                text = _cell(row, kind)
-                if text:
-                    records.setdefault(name, []).append(
-                        Record(**common, utterance_id=utterance_id, kind=kind, text=text, source=source)
-                    )
-                else:
-                    findings.add(f"empty {kind} (dropped)", source)
+        for name, record in _read_pairs(read_table(path), split):
+            if record.text:
+                records.setdefault(name, []).append(record)
+            else:
+                findings.add(f"empty {record.kind} (dropped)", record.source)
     return records
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    table = _table(path)
+def _read_pairs(table: Table, split: str) -> Iterable[tuple[str, Record]]:
+    """(split, record) of every cell that should be an argument; `split` is empty where a column tells it."""
     missing = {"point", "counter"} - set(table.columns)
     if missing:
-        raise DataError(f"{path} lacks the column {' and '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
-
-
-def _table(path: Path) -> "pandas.DataFrame":
-    reader = _TABLE_READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"data.root {path} is a file of unknown type; expected one of {', '.join(_TABLE_READERS)}")
-    try:
-        return reader(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except ValueError as error:  # pandas, pyarrow and json all derive their syntax errors from it
-        raise DataError(f"{path} is not a valid {path.suffix[1:]} file: {' '.join(str(error).split())}") from None
-
-
-def _cell(row: Mapping[Any, Any], key: str) -> str:
-    value = row.get(key)
-    return "" if value is None or value != value else str(value)  # NaN is the only value unequal to itself
-
-
-def _read_jsonl(path: Path) -> "pandas.DataFrame":
-    import pandas
-
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number}: expected an object with point and counter, or with text")
-    return pandas.DataFrame(rows)
-
-
-def _read_csv(path: Path) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-
-
-def _read_parquet(path: Path) -> "pandas.DataFrame":
-    import pandas
-
-    return pandas.read_parquet(path)
-
-
-_TABLE_READERS: dict[str, Callable[[Path], "pandas.DataFrame"]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
+        has = f"it has {listed(table.columns)}" if table.columns else "it is empty"
+        raise DataError(f"{table.path} lacks the column {' and '.join(sorted(missing))}; {has}")
+    for number, row in enumerate(table.rows, start=1):
+        told = row.name("split") if "split" in table.columns and not split else split or "training"
+        name = _SPLIT_OF.get(told.lower())
+        if name is None:
+            raise DataError(f"{row.source}: split is {told!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
+        names = {key: row.name(key) for key in ("domain", "topic", "stance")}
+        utterance_id = row.name("id") or f"{number:09d}"
+        for kind in get_args(Kind):
+            yield (
+                name,
+                Record(**names, utterance_id=utterance_id, kind=kind, text=row.text(kind), source=row.source, row=number),
+            )

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["point", "counter"]
-_Key = tuple[str, str, str, str]
+_Place = tuple[int, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One argument: a point, or the counter that answers the point of the same (domain, topic, utterance_id, stance)."""
+    """One argument: a point, or a counter. In a table the two of one row answer each other; in the ArguAna layout those of
+    the same (domain, topic, utterance_id, stance)."""
 
     domain: str
     topic: str
@@ -21,10 +22,18 @@ class Record:
     text: str
     source: str
     """Where it was read, for messages: a path, or `file:line`."""
+    row: int = 0
+    """Its row in a table, counted from 1; 0 in the ArguAna layout."""
 
     @property
-    def key(self) -> "_Key":
+    def name(self) -> tuple[str, str, str, str]:
+        """What the corpus calls it. In a table any number of rows may have the same."""
         return (self.domain, self.topic, self.utterance_id, self.stance)
+
+    @property
+    def place(self) -> _Place:
+        """Equal for a point and its counter, and for nothing else; ascending in the order of the pairs."""
+        return (self.row, *(("",) * 4 if self.row else self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +60,15 @@ class Findings:
 
 
 def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
-    """Join points and counters of the same key; what stays alone is dropped and counted. Sorted by key."""
-    points: dict[_Key, Record] = {}
-    counters: dict[_Key, Record] = {}
+    """Join points and counters; what stays alone is dropped and counted. In the order of rows, or sorted by name."""
+    points: dict[_Place, Record] = {}
+    counters: dict[_Place, Record] = {}
     for record in records:
         side = points if record.kind == "point" else counters
-        if record.key in side:
+        if record.place in side:
             findings.add(f"second {record.kind} of the same argument (dropped)", record.source)
         else:
-            side[record.key] = record
+            side[record.place] = record
     pairs = []
     for key in sorted(points.keys() | counters.keys()):
         point, counter = points.get(key), counters.get(key)
