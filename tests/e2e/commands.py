@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from tests.ranks.launch import ROOT, free_port
+from tests.processes import ROOT, Forked, free_port, start
 
-Launcher = Literal["python", "torchrun", "deepspeed"]
+Launcher = Literal["python", "ranks", "torchrun", "deepspeed"]
+"""`python` is one process, `ranks` several without a launcher, with the environment that torchrun would give them; both
+are forked (see `tests/processes.py`). `torchrun` and `deepspeed` are these programs."""
 BIN = Path(sys.executable).parent
+TRAIN = "launcher/train.py"
 
 
 def train(
@@ -26,15 +29,18 @@ def train(
     ranks: int = 2,
     timeout_s: float = 240,
     env: dict[str, str] | None = None,
+    fork: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """`launcher/train.py` under one of the three launchers; `python` is one process."""
-    return run([*launched_by(launcher, ranks), "launcher/train.py", *arguments], timeout_s=timeout_s, env=env)
+    """`launcher/train.py` under a launcher; `fork=False`: by a new interpreter."""
+    command = [*launched_by(launcher, ranks), TRAIN, *arguments]
+    return run(command, timeout_s=timeout_s, env=env, fork=fork, ranks=ranks if launcher == "ranks" else 0)
 
 
 def launched_by(launcher: Launcher, ranks: int) -> list[str]:
     port = str(free_port())
     return {
         "python": [sys.executable],
+        "ranks": [sys.executable],
         "torchrun": [str(BIN / "torchrun"), f"--nproc_per_node={ranks}", f"--master_port={port}"],
         "deepspeed": [str(BIN / "deepspeed"), f"--num_accelerators={ranks}", f"--master_port={port}"],
     }[launcher]
@@ -42,18 +48,21 @@ def launched_by(launcher: Launcher, ranks: int) -> list[str]:
 
 @contextmanager
 def training(
-    *arguments: str, launcher: Launcher = "python", ranks: int = 2, env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
+    *arguments: str, launcher: Launcher = "python", ranks: int = 2, env: dict[str, str] | None = None, fork: bool = True
+) -> Iterator[Forked | subprocess.Popen[str]]:
     """A run under way; whatever is left of it at the end is killed."""
-    process = subprocess.Popen(
-        [*launched_by(launcher, ranks), "launcher/train.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [*launched_by(launcher, ranks), TRAIN, *arguments]
+    with under_way(command, env=env, fork=fork, ranks=ranks if launcher == "ranks" else 0) as process:
+        yield process
+
+
+@contextmanager
+def under_way(
+    command: Sequence[str], *, env: dict[str, str] | None = None, stdin: str = "", fork: bool = True, ranks: int = 0
+) -> Iterator[Forked | subprocess.Popen[str]]:
+    """A command that has been started; `env` is added to the environment, empty values are taken out of it."""
+    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value}
+    process = start(command, environment=environment, stdin=stdin, fork=fork, ranks=ranks)
     try:
         yield process
     finally:
@@ -70,32 +79,33 @@ def wait_for(true: Callable[[], object], *, timeout_s: float = 120) -> None:
         time.sleep(0.02)
 
 
-def workers_of(process: subprocess.Popen[str]) -> dict[int, int]:
+def workers_of(process: Forked | subprocess.Popen[str]) -> dict[int, int]:
     """Process id of each rank of a run under a launcher, by rank."""
+    if isinstance(process, Forked):
+        return process.ranks
     found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             environment = child.environ()
-            if "launcher/train.py" in " ".join(child.cmdline()) and "RANK" in environment:
+            if TRAIN in " ".join(child.cmdline()) and "RANK" in environment:
                 found[int(environment["RANK"])] = child.pid
     return found
 
 
 def run(
-    command: list[str], *, timeout_s: float = 240, stdin: str = "", env: dict[str, str] | None = None
+    command: Sequence[str],
+    *,
+    timeout_s: float = 240,
+    stdin: str = "",
+    env: dict[str, str] | None = None,
+    fork: bool = True,
+    ranks: int = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """A command in the project's folder; `env` is added to the environment, empty values are taken out of it."""
-    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        input=stdin,
-        check=False,
-    )
+    """A command in the project's folder, to its end; `env` is added to the environment, empty values are taken out of it."""
+    with under_way(command, env=env, stdin=stdin, fork=fork, ranks=ranks) as process:
+        out, err = process.communicate(timeout=timeout_s)
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:

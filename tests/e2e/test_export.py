@@ -19,7 +19,7 @@ def test_an_export_says_what_it_loses_and_gains(tiny_bert: Path, write_corpus: W
     corpus, model, folder = write_corpus(numbered_corpus(training=0, validation=13)), tmp_path / "model", tmp_path / "onnx"
     export(tiny_bert, model, sides="heads", pooling="mean", normalize=True)
     command = ["launcher/export.py", "--model", str(model), "--out", str(folder), "--int8", "--data.root", str(corpus)]
-    done = run([sys.executable, *command])
+    done = run([sys.executable, *command], fork=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "comparing PyTorch, ONNX, ONNX int8 on 26 texts" in done.stdout
     assert {path.name for path in folder.iterdir()} == {

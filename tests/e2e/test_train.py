@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, run_dir = write_corpus(numbered_corpus(training=33, validation=12)), tmp_path / "run"
     arguments = small_run(tiny_bert, corpus, run_dir, train__warmup_ratio=0.5)
-    done = train(*arguments)
+    done = train(*arguments, fork=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert done.stdout.splitlines()[-1].startswith("The best model is in ")
@@ -267,7 +267,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 
 def test_help_explains_every_key_at_once() -> None:
-    done = run([sys.executable, "launcher/train.py", "--help"], timeout_s=20)
+    done = run([sys.executable, "launcher/train.py", "--help"], timeout_s=20, fork=False)
     assert done.returncode == 0
     for text in ("--train.lr ", "[a number > 0 and <= 10; default: 3e-06]", "--mining.index", "one of balltree, faiss"):
         assert text in done.stdout
