@@ -25,9 +25,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-# What training runs and the other commands have imported at their end, as far as it is slow.
+# What training runs and the other commands have imported at their end, as far as it is slow. Not wandb: it makes a folder
+# while it is imported, which the first child to end would remove.
 MODULES = (
     "launcher.train",
     "launcher.evaluate",
@@ -43,7 +44,6 @@ MODULES = (
     "sklearn.neighbors",
     "faiss",
     "pandas",
-    "wandb",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # imports torch._dynamo
 )
 MAX_REQUEST = 1 << 20
@@ -69,12 +69,12 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         importlib.import_module(name)
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers import conversion_mapping
 
     from biencoder.engine import _import_deepspeed
 
     _import_deepspeed()
-    get_checkpoint_conversion_mapping("bert")  # 1,000 regular expressions, which transformers keeps
+    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # type: ignore[no-untyped-call]  # 1,000 regular expressions, which transformers keeps
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
     if len(threads) > 1:
         raise RuntimeError(f"a process of several threads must not fork: {threads}")
@@ -98,9 +98,7 @@ def serve(control: socket.socket) -> Request:
                 tell(teller, status=os.waitpid(pid, 0)[1])
                 teller.close()
                 continue
-            request = receive(control)
-            if request is None:
-                end([pid for pid, _ in children.values()])
+            request = receive(control) or end([pid for pid, _ in children.values()])
             pid = os.fork()
             if pid == 0:
                 selector.close()
@@ -130,7 +128,7 @@ def tell(teller: socket.socket, **what: Any) -> None:
         teller.send(json.dumps(what).encode())
 
 
-def end(pids: list[int]) -> None:
+def end(pids: list[int]) -> NoReturn:
     """Kill these process groups and leave."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

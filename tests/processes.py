@@ -59,14 +59,12 @@ def _can_be_forked(command: Sequence[str], environment: Mapping[str, str]) -> bo
         return False
     there = server().environment
     return all(
-        environment.get(name) == there.get(name)
-        for name in {*environment, *there}
-        if name.startswith(READ_BY_IMPORTS)
+        environment.get(name) == there.get(name) for name in {*environment, *there} if name.startswith(READ_BY_IMPORTS)
     )
 
 
 def _as_file(text: str) -> IO[str]:
-    file = tempfile.TemporaryFile("w+")
+    file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the caller closes it
     file.write(text)
     file.seek(0)
     return file

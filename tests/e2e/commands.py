@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import psutil
 
-from tests.processes import ROOT, Forked, free_port, start
+from tests.processes import Forked, free_port, start
 
 Launcher = Literal["python", "ranks", "torchrun", "deepspeed"]
 """`python` is one process, `ranks` several without a launcher, with the environment that torchrun would give them; both
@@ -101,7 +101,7 @@ def run(
     fork: bool = True,
     ranks: int = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """A command in the project's folder, to its end; `env` is added to the environment, empty values are taken out of it."""
+    """A command run to its end; `env` is added to the environment, empty values are taken out of it."""
     with under_way(command, env=env, stdin=stdin, fork=fork, ranks=ranks) as process:
         out, err = process.communicate(timeout=timeout_s)
         assert process.returncode is not None
