@@ -10,7 +10,6 @@ wandb/           the offline run, where W&B was not logged in
 
 import dataclasses
 import itertools
-import json
 import os
 import platform
 import subprocess
@@ -26,6 +25,7 @@ import tomli_w
 from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError
+from biencoder.json_lines import append_json_line, read_json_lines
 
 MAX_STARTS = 3
 """Starts from one checkpoint, by torchrun or Slurm, that may fail before the next one."""
@@ -76,7 +76,7 @@ def record_start(
         if from_step == 0:
             (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
         facts = _facts(dataset, world_size) | {"precision": precision, "from_step": from_step}
-        append_line(folder, facts)
+        append_json_line(folder / "run.jsonl", facts)
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error.strerror}") from None
     return facts
@@ -89,13 +89,15 @@ def record_stop(folder: Path) -> None:
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """What earlier starts have written into `run.jsonl`."""
-    file = folder / "run.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return read_json_lines(folder / "run.jsonl")
 
 
 def append_line(folder: Path, line: dict[str, Any]) -> None:
-    with (folder / "run.jsonl").open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(line) + "\n")
+    """Write into `run.jsonl` how a start ended. On a full disk that is a warning: the end is what it is."""
+    try:
+        append_json_line(folder / "run.jsonl", line)
+    except OSError as error:
+        print(f"warning: {folder / 'run.jsonl'} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _default_folder() -> str:

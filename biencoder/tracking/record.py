@@ -15,6 +15,7 @@ import pandas as pd
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
+from biencoder.json_lines import whole_end
 from biencoder.tracking.names import Kind, accuracy
 from biencoder.tracking.numbers import from_json
 
@@ -93,8 +94,8 @@ def read_record(folder: Path) -> RunRecord:
 
 def _read_lines(file: Path) -> list[Line]:
     try:
-        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the last line may be half written just now
-        return [json.loads(line) for line in whole.splitlines()]
+        content = file.read_bytes()
+        return [json.loads(line) for line in content[: whole_end(content)].splitlines()]  # the last may be half written
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from biencoder.config import Config
 from biencoder.errors import ConfigError
 from biencoder.health import Alert, Guards
+from biencoder.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.names import Kind, Metrics
 from biencoder.tracking.numbers import to_json
@@ -35,10 +37,11 @@ class Tracker(Protocol):
         """Record that something happened."""
 
     def position(self) -> int:
-        """Where the record stands, for `rewind`."""
+        """Where the record stands, for `rewind`; what stands before it is on the disk when this returns."""
 
     def rewind(self, position: int) -> None:
-        """Forget what was recorded after this position: it will happen again."""
+        """Forget what was recorded after this position: it will happen again. What is not whole before it goes as well,
+        with a warning."""
 
     def close(self, model: Path | None = None) -> None:
         """End the record. Args: model: the finished run's exported model."""
@@ -112,18 +115,32 @@ class Recorder:
         self._write("event", step, epoch, {"event": name, "detail": detail})
 
     def position(self) -> int:
+        with suppress(OSError):  # a disk that cannot flush will fail to hold the checkpoint as well, which is reported
+            os.fsync(self._file.fileno())
         return self._file.tell() + len(self._unwritten)
 
     def rewind(self, position: int) -> None:
-        self._unwritten = b""
-        end = min(position, os.fstat(self._file.fileno()).st_size)
-        self._file.truncate(end)
+        if self._unwritten:
+            self._write_out(b"")
+            self._unwritten = b""
+        self._file.seek(0)
+        held = self._file.read()
+        kept = held[: whole_end(held[:position])]
+        if len(held) < position:
+            print(
+                f"warning: {self._file.name} ends {position - len(held)} bytes before the checkpoint it belongs to; what "
+                "was recorded there is lost",
+                file=sys.stderr,
+                flush=True,
+            )
+        if len(kept) < min(position, len(held)):
+            say_cut(self._file.name, min(position, len(held)) - len(kept))
+        self._file.truncate(len(kept))
         if self._new_guards:  # they know what the record holds, and nothing of what is forgotten
             self._guards = self._new_guards()
-            self._file.seek(0)
-            for line in self._file.read().splitlines():
-                self._guards.observe(json.loads(line))
-        self._file.seek(end)
+            for line in whole_lines(kept, self._file.name):
+                self._guards.observe(line)
+        self._file.seek(len(kept))
 
     def close(self, model: Path | None = None) -> None:
         self._write_out(b"")

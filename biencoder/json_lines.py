@@ -1,0 +1,62 @@
+"""Files of one JSON object a line, appended to by a process that may be killed at any byte.
+
+A line is whole once its newline is there. Whoever reads passes over a torn last line; whoever writes cuts it off first.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def whole_end(content: bytes) -> int:
+    """Where the last whole line ends, a position in bytes."""
+    return content.rfind(b"\n") + 1
+
+
+def whole_lines(content: bytes, name: object) -> Iterator[dict[str, Any]]:
+    """The objects of all whole lines. A line that holds none is passed over with a warning that names it."""
+    for number, line in enumerate(content[: whole_end(content)].split(b"\n")[:-1], 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            yield value
+        else:
+            print(f"warning: line {number} of {name} is no JSON object and is passed over", file=sys.stderr, flush=True)
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file's whole lines; none where there is no file."""
+    return list(whole_lines(file.read_bytes(), file)) if file.exists() else []
+
+
+def append_json_line(file: Path, line: dict[str, Any]) -> None:
+    """Write one more line and flush it to the disk; a torn line before it is cut off, with a warning.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file.touch()
+    with file.open("r+b") as lines:
+        content = lines.read()
+        end = whole_end(content)
+        if end < len(content):
+            say_cut(file, len(content) - end)
+        lines.truncate(end)
+        lines.seek(end)
+        lines.write(json.dumps(line).encode() + b"\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def say_cut(file: object, num_bytes: int) -> None:
+    print(
+        f"warning: the last line of {file} was not whole ({num_bytes} bytes) and is cut off: a start before this one was "
+        "killed, or its machine lost power, while it wrote",
+        file=sys.stderr,
+        flush=True,
+    )
