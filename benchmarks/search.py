@@ -55,7 +55,7 @@ def build(folder: Path, kind: Kind, size: int, dimension: int) -> dict[str, Any]
 
     texts = [str(row) for row in range(size)]
     start, cpu_start = time.perf_counter(), time.process_time()
-    facts = write_index(folder, texts, kind=kind, model="", model_sha256="", candidates=embed, queries=embed)
+    facts = write_index(folder, texts, kind=kind, clean=False, model="", model_sha256="", candidates=embed, queries=embed)
     return {
         "build_s": time.perf_counter() - start,
         "build_cpu_s": time.process_time() - cpu_start,

@@ -4,7 +4,7 @@
       (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ where the sides differ (candidate/ holds
                                  the projection alone where they share the encoder)
       1_Pooling 2_Dense …        pooling, BERT's pooler where it is used, the projection, and length 1 where configured
-      biencoder.json             how this program builds the model again
+      biencoder.json             how this program builds the model again; whether it was trained on cleaned texts
       classifier.safetensors     the pair classifier, where one was trained
 
 Weights are safetensors only: loading a model never unpickles anything.
@@ -31,6 +31,8 @@ from biencoder.whole_folder import whole_folder
 _ST = "sentence_transformers"
 _SIDES = ("query", "candidate")
 _CLASSIFIER = "classifier.safetensors"
+_CLEAN = "clean"
+"""The key of biencoder.json that is none of the model's settings."""
 Modules = list[tuple[str, str]]
 """What a text passes through: (path within the folder, kind)."""
 
@@ -43,19 +45,21 @@ def save_model(
     config: ModelConfig,
     *,
     card: str,
+    clean: bool = True,
 ) -> None:
     """Write the folder beside its place and move it there, so that `folder` is always a whole model.
 
     Args:
         weights: the model's state dict in fp32 (the model itself may be sharded or in half precision); without those of the
             pair classifier if no loss has trained it.
+        clean: whether the texts that it was trained on were cleaned.
 
     Raises:
         ModelError: the folder cannot be written; what stood there before is untouched.
     """
     try:
         with whole_folder(folder) as fresh:
-            _write_model(fresh, model, weights, tokenizer, config, card)
+            _write_model(fresh, model, weights, tokenizer, config, card, clean)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ModelError(f"the model cannot be written to {folder}: {reason}; mend it, the same command goes on") from None
@@ -68,6 +72,7 @@ def _write_model(
     tokenizer: PreTrainedTokenizerBase,
     config: ModelConfig,
     card: str,
+    clean: bool,
 ) -> None:
     routes: list[Modules] = []
     for number, side in enumerate([""] if model.shared else _SIDES):
@@ -96,7 +101,7 @@ def _write_model(
     if classifier:
         save_file(classifier, fresh / _CLASSIFIER)
     first: Tower = model.towers[0]  # type: ignore[assignment]
-    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": first.pooling})
+    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": first.pooling, _CLEAN: clean})
     (fresh / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -111,7 +116,8 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
     if not description.is_file():
         raise ModelError(f"{folder} is no model of this program: it has no biencoder.json; give runs/<run>/model/best, say")
     try:
-        config = TypeAdapter(ModelConfig).validate_python(json.loads(description.read_text(encoding="utf-8")))
+        settings = json.loads(description.read_text(encoding="utf-8"))
+        config = TypeAdapter(ModelConfig).validate_python({key: settings[key] for key in settings if key != _CLEAN})
         places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
         homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
         made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
@@ -135,6 +141,22 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
 def has_classifier(folder: Path) -> bool:
     """Whether the model in this folder has a pair classifier that was trained."""
     return (folder / _CLASSIFIER).is_file()
+
+
+def trained_on_clean_texts(folder: Path) -> bool:
+    """Whether the texts that the model in this folder was trained on were cleaned; taken for granted if it does not tell.
+
+    Raises:
+        ModelError: what the folder tells of the model cannot be read.
+    """
+    description = folder / "biencoder.json"
+    try:
+        told = json.loads(description.read_text(encoding="utf-8")).get(_CLEAN, True)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{description} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    return told is not False
 
 
 def model_sha256(folder: Path) -> str:

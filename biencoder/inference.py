@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from biencoder.config import EvalConfig, ModelConfig
-from biencoder.data.cleaning import normalise
+from biencoder.data.cleaning import tidier
 from biencoder.embedding import EmbeddedTexts, plan_batches
+from biencoder.errors import DataError
 from biencoder.evaluation.protocol import pair_probability
 from biencoder.export import has_classifier, load_model
 from biencoder.mining.index import Rows, nearest_allowed
@@ -90,7 +91,8 @@ class Inference:
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
 
     def embed_side(self, texts: Sequence[str], side: Side) -> Vectors:
-        """Vectors of these texts on one side; the pooled ones are empty where no classifier looks at them."""
+        """Vectors of these texts, as `load_texts` gives them, on one side; the pooled ones are empty where no classifier
+        looks at them."""
         tower = self.model.query_tower if side == "query" else self.model.candidate_tower
         looked_at = self.has_classifier and self.config.classifier_features != "embedding"
 
@@ -105,9 +107,17 @@ class Inference:
         """The nearest texts, without the query's own text, nearest first.
 
         Args:
+            query: as a person wrote it; it is cleaned as the texts of the index were.
             rerank: put them in the order of the pair classifier's probability, the highest first.
+
+        Raises:
+            DataError: the query holds no text.
         """
-        query = normalise(query)
+        given, query = query, tidier(index.clean)(query)
+        if not query:
+            raise DataError(
+                f"there is no text in the query {given[:80]!r}" + (" once it is cleaned" if index.clean else "")
+            )
         vectors = self.embed_side([query], "query")
 
         def is_another(_: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:

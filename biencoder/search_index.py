@@ -1,7 +1,8 @@
 """A corpus that can be searched: its texts, their vectors as candidates, and an index over these. In memory, or in a folder
 that is mapped into memory when it is opened:
 
-    folder/   index.json      what it is an index of: model and texts by their SHA-256; the size of every other file
+    folder/   index.json      what it is an index of: model and texts by their SHA-256, whether the texts were cleaned; the
+                              size of every other file
               texts.utf8      the texts, one after the other
               ends.npy        where each of them ends, in bytes
               embedding.npy   similarity embeddings
@@ -52,12 +53,18 @@ class SearchIndex:
     pooled_NH: npt.NDArray[np.float32]
     """H is 0 where nobody looks at them."""
     index: NegativeIndex
+    clean: bool
+    """Whether the texts were cleaned; queries are taken alike."""
 
     @classmethod
-    def in_memory(cls, texts: Sequence[str], vectors: Vectors) -> "SearchIndex":
-        """An exact one."""
+    def in_memory(cls, texts: Sequence[str], vectors: Vectors, *, clean: bool) -> "SearchIndex":
+        """An exact one.
+
+        Args:
+            texts, clean: as `load_texts` gives and takes them.
+        """
         embedding_ND, pooled_NH = (part.numpy() for part in vectors)
-        return cls(texts.__getitem__, embedding_ND, pooled_NH, FlatIndex(embedding_ND))
+        return cls(texts.__getitem__, embedding_ND, pooled_NH, FlatIndex(embedding_ND), clean)
 
 
 class FlatIndex:
@@ -98,6 +105,8 @@ class Facts:
     """Folder of the model that made the vectors."""
     model_sha256: str
     texts_sha256: str
+    clean: bool
+    """Whether the texts were cleaned."""
     recall: float
     """Share of the 10 nearest texts that are found, from up to 200 texts as queries; 1 where the index is exact."""
     num_bytes: dict[str, int]
@@ -116,6 +125,7 @@ def write_index(
     texts: Sequence[str],
     *,
     kind: Kind,
+    clean: bool,
     model: str,
     model_sha256: str,
     candidates: Callable[[Sequence[str]], Vectors],
@@ -125,6 +135,7 @@ def write_index(
     """Embed and index these texts, and write the folder whole or not at all.
 
     Args:
+        texts, clean: as `load_texts` gives and takes them.
         candidates, queries: what the model makes of texts.
         advance: called with the number of texts that were embedded.
 
@@ -142,7 +153,7 @@ def write_index(
                 some = [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, _RECALL_QUERIES).astype(int))]
                 recall = measured_recall(CompactIndex(index), embedding_ND, queries(some).embedding.numpy())
             sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
-            facts = Facts(kind, len(texts), model, model_sha256, texts_sha256(texts), recall, sizes)
+            facts = Facts(kind, len(texts), model, model_sha256, texts_sha256(texts), clean, recall, sizes)
             (fresh / FACTS).write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError) as error:  # FAISS raises the latter
         raise DataError(f"the index cannot be written to {folder}: {_reason(error)}") from None
@@ -273,7 +284,7 @@ def open_index(folder: Path, facts: Facts, *, model_sha256: str) -> SearchIndex:
     def text(row: int) -> str:
         return bytes_T[ends_N[row - 1] if row else 0 : ends_N[row]].tobytes().decode()
 
-    return SearchIndex(text, embedding_ND, pooled_NH, index)
+    return SearchIndex(text, embedding_ND, pooled_NH, index, facts.clean)
 
 
 def _load(folder: Path, name: str) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -71,8 +71,32 @@ def corpus_parser(*, prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     root = Config().data.root
     parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
-    parser.add_argument("--no-clean", dest="clean", action="store_false", help="take the texts as they stand")
+    parser.add_argument(
+        "--clean",
+        action=argparse.BooleanOptionalAction,
+        help="drop what gives matches away, or take the texts as they stand [default: as the model was trained]",
+    )
     return parser
+
+
+def cleans(told: bool | None, models: Iterable[str]) -> bool:
+    """Whether the texts of a corpus, and queries to it, are to be cleaned: as told, else as in the training of the models.
+
+    Raises:
+        ConfigError: nothing was told, and the models differ.
+        ModelError: a model folder is damaged.
+    """
+    if told is not None:
+        return told
+    from biencoder.export import trained_on_clean_texts
+
+    trained = {trained_on_clean_texts(Path(model).expanduser()) for model in models} or {Config().data.clean}
+    if len(trained) > 1:
+        raise ConfigError(
+            "some of the models were trained on cleaned texts, some on texts as they stand; "
+            "say which to take, with --clean or --no-clean"
+        )
+    return trained.pop()
 
 
 def model_parser(*, prog: str, description: str) -> Parser:

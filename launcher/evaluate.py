@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from biencoder.errors import ConfigError
-from launcher.entry import model_parser, run
+from launcher.entry import cleans, model_parser, run
 
 _DESCRIPTION = (
     "Measure trained models on a corpus. With --model and --data.root alone: every split, as training measures it.\n"
@@ -68,7 +68,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from biencoder.tracking.terminal import Terminal
 
     terminal = Terminal(is_main=True)
-    dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
+    clean = cleans(arguments.clean, arguments.model)
+    dataset = load_dataset(arguments.data_root, clean=clean, needs_training=False)
     (model,) = load_models(arguments.model)
     terminal.findings(dataset.findings)
     embedder, alone = model.embedder, World.alone()
@@ -98,7 +99,8 @@ def compare(arguments: argparse.Namespace) -> None:
     from biencoder.tracking.terminal import Terminal
 
     terminal = Terminal(is_main=True)
-    dataset = load_dataset(arguments.data_root, clean=arguments.clean, needs_training=False)
+    clean = cleans(arguments.clean, arguments.model)
+    dataset = load_dataset(arguments.data_root, clean=clean, needs_training=False)
     name = arguments.split or dataset.deciding_split
     if name not in dataset.splits:
         raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")
@@ -125,7 +127,7 @@ def compare(arguments: argparse.Namespace) -> None:
     comparison = Comparison.of(dataset, split, tasks, announced(), top_k=arguments.top_k, kept_P=kept_P)
     terminal.comparison(comparison)
     if arguments.out:
-        corpus = {"root": arguments.data_root, "clean": arguments.clean, "fingerprint": dataset.fingerprint}
+        corpus = {"root": arguments.data_root, "clean": clean, "fingerprint": dataset.fingerprint}
         write(arguments.out, {"corpus": corpus, "leak_free": left.as_json() if left else None, **comparison.as_json()})
         terminal.say(f"All figures are in {arguments.out}.")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.entry import corpus_parser, run
+from launcher.entry import cleans, corpus_parser, run
 
 _SAMPLE = "examples/debates"
 """Whose texts are encoded for comparison where no corpus is given."""
@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> None:
     need_packages()
     terminal, model_folder = Terminal(is_main=True), Path(arguments.model).expanduser()
     folder = output_folder(arguments.out, FACTS)
-    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=arguments.clean, needs_training=False)
+    clean = cleans(arguments.clean, [arguments.model])
+    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
     model = Inference.load(arguments.model)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))

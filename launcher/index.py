@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from launcher.entry import corpus_parser, run
+from launcher.entry import cleans, corpus_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> None:
 
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
     model_folder = Path(arguments.model).expanduser().resolve()
-    texts, findings = load_texts(arguments.data_root, clean=arguments.clean)
+    clean = cleans(arguments.clean, [str(model_folder)])
+    texts, findings = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(str(model_folder))
     terminal.findings(findings)
     terminal.start(f"embedding {len(texts)} texts", len(texts))
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
         folder,
         texts,
         kind=arguments.kind,
+        clean=clean,
         model=str(model_folder),
         model_sha256=model_sha256(model_folder),
         candidates=partial(model.embed_side, side="candidate"),

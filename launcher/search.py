@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from biencoder.errors import ConfigError, ModelError
-from launcher.entry import model_parser, run
+from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.inference import Inference
@@ -61,9 +61,10 @@ def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     from biencoder.inference import Inference
     from biencoder.search_index import SearchIndex
 
-    texts, _ = load_texts(arguments.data_root, clean=arguments.clean)
+    clean = cleans(arguments.clean, [arguments.model])
+    texts, _ = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(arguments.model)
-    return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"))
+    return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
 
 
 def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
@@ -75,8 +76,11 @@ def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
 
     folder = Path(arguments.index).expanduser()
     facts = read_facts(folder)
+    if arguments.clean not in (None, facts.clean):
+        taken = "cleaned texts" if facts.clean else "texts as they stand"
+        raise ConfigError(f"the index in {folder} is of {taken}, and queries are taken alike; make another, or say nothing")
     if arguments.data_root:
-        texts, _ = load_texts(arguments.data_root, clean=arguments.clean)
+        texts, _ = load_texts(arguments.data_root, clean=facts.clean)
         check_texts(folder, facts, texts)
     model_folder = Path(arguments.model or facts.model).expanduser()
     if not model_folder.is_dir():

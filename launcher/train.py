@@ -141,6 +141,7 @@ def train(config: "Config", world: "World") -> None:
                 pretrained.tokenizer,
                 config.model,
                 card=model_card(config, dataset, metrics, step=engine.steps),
+                clean=config.data.clean,
             )
         )
 

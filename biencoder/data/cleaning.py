@@ -6,6 +6,7 @@ r"""What gives a match away without meaning: HTML entities, footnote marks, and 
 
 import html
 import re
+from collections.abc import Callable
 
 _MARK = re.compile(r"\[\s*(?:\d{1,3}|[ivx]{1,5})\s*\]")
 _HEADING = re.compile(r"(?:references?|bibliography|sources?|footnotes?|notes)\s*:?", re.IGNORECASE)
@@ -21,6 +22,11 @@ def clean(text: str) -> str:
     """
     lines = _without_entities(text).replace("\u00a0", " ").strip().splitlines()
     return normalise(_without_marks("\n".join(_without_references(lines))))
+
+
+def tidier(cleans: bool) -> Callable[[str], str]:
+    """How a corpus takes its texts, and every query to it: cleaned, or as they stand but for their blanks."""
+    return clean if cleans else normalise
 
 
 def normalise(text: str) -> str:

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import find_file
-from biencoder.data.cleaning import clean as clean_text
-from biencoder.data.cleaning import normalise
+from biencoder.data.cleaning import tidier
 from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, pair_up
 from biencoder.errors import DataError
@@ -100,7 +99,7 @@ def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
     if alone is None:
         dataset = load_dataset(root, clean=clean, needs_training=False)
         return dataset.texts, dataset.findings
-    tidy, findings = clean_text if clean else normalise, Findings()
+    tidy, findings = tidier(clean), Findings()
     texts: dict[str, None] = {}
     for raw, source in alone:
         text = tidy(raw)
@@ -116,7 +115,7 @@ def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
 
 
 def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
-    tidy = clean_text if clean else normalise
+    tidy = tidier(clean)
     kept: Records = {}
     for split, found in records.items():
         kept[split] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from biencoder.errors import BiencoderError
-from launcher import index, search
+from launcher import evaluate, index, search
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import run
 from tests.unit.test_export import export
@@ -105,6 +105,42 @@ def test_what_does_not_fit_is_one_sentence(
     assert "\n" not in str(error.value)
     if change == "moved":
         search.main(["--model", str(tmp_path / "elsewhere"), *command])
+
+
+def test_texts_and_queries_are_taken_as_in_the_model_s_training(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, model, folder = tmp_path / "texts.jsonl", tmp_path / "model", tmp_path / "index"
+    texts.write_text('{"text": "fox &amp; dog.[1]"}\n{"text": "taxes &amp; votes"}\n')
+    for clean in (True, False):
+        export(tiny_bert, model, clean=clean)
+        of_model = ["--model", str(model), "--data.root", str(texts)]
+        index.main([*of_model, "--out", str(folder)])
+        capsys.readouterr()
+        shown = "taxes & votes" if clean else "taxes &amp; votes"
+        for command in (of_model, ["--index", str(folder)], ["--index", str(folder), "--data.root", str(texts)]):
+            search.main([*command, "--top-k", "2", "fox  &amp; dog.[1]"])
+            rows = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
+            assert len(rows) == 1  # the query's own text is left out
+            assert rows[0].rstrip().endswith(shown)
+        search.main([*of_model, "--no-clean" if clean else "--clean", "nothing of both"])
+        assert shown not in capsys.readouterr().out
+        with pytest.raises(BiencoderError, match="and queries are taken alike"):
+            search.main(["--index", str(folder), "--no-clean" if clean else "--clean", "dog"])
+
+
+def test_models_that_were_trained_on_texts_of_two_kinds_need_a_word(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = str(write_corpus(numbered_corpus(training=4) | {("training", "t", "d", "pro", 1, "point"): "a &amp; b"}))
+    for name in ("one", "other"):
+        export(tiny_bert, tmp_path / name, clean=name == "one")
+    models = ["--model", str(tmp_path / "one"), "--model", str(tmp_path / "other")]
+    with pytest.raises(BiencoderError, match="say which to take, with --clean or --no-clean"):
+        evaluate.main([*models, "--data.root", corpus])
+    for told in (["--no-clean", *models], ["--model", str(tmp_path / "other"), "--tasks", "beir"]):
+        evaluate.main([*told, "--data.root", corpus, "--out", str(tmp_path / "figures.json")])
+        assert json.loads((tmp_path / "figures.json").read_text())["corpus"]["clean"] is False
 
 
 def test_a_folder_of_somebody_else_is_not_written_to(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:

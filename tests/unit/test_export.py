@@ -9,7 +9,7 @@ import torch
 
 from biencoder.config import ModelConfig
 from biencoder.errors import ModelError
-from biencoder.export import load_model, save_model
+from biencoder.export import load_model, save_model, trained_on_clean_texts
 from biencoder.inference import Inference
 from biencoder.model import BiEncoder, Side, Sides, build_model
 from biencoder.pretrained import load_pretrained
@@ -19,14 +19,14 @@ from biencoder.tokens import tokenize
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
 
 
-def export(tiny_bert: Path, folder: Path, **settings: Any) -> BiEncoder:
+def export(tiny_bert: Path, folder: Path, *, clean: bool = True, **settings: Any) -> BiEncoder:
     config = ModelConfig(name=str(tiny_bert), max_length=16, **{"embedding_dim": 8, **settings})
     pretrained = load_pretrained(config)
     model = build_model(config, pretrained, seed=0).eval()
     with torch.no_grad():  # away from the starting point, and the sides away from each other
         for i, parameter in enumerate(model.parameters()):
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-    save_model(folder, model, model.state_dict(), pretrained.tokenizer, config, card="# card")
+    save_model(folder, model, model.state_dict(), pretrained.tokenizer, config, card="# card", clean=clean)
     return model
 
 
@@ -99,6 +99,17 @@ def test_a_classifier_that_was_not_trained_is_not_exported(tiny_bert: Path, tmp_
         torch.testing.assert_close(loaded.model.query_tower.projection.weight, model.query_tower.projection.weight)
 
 
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_model_tells_whether_its_texts_were_cleaned(tiny_bert: Path, tmp_path: Path, clean: bool) -> None:
+    export(tiny_bert, tmp_path / "model", clean=clean)
+    load_model(tmp_path / "model")
+    assert trained_on_clean_texts(tmp_path / "model") == clean
+    assert trained_on_clean_texts(tiny_bert)  # of another origin
+    (tmp_path / "model/biencoder.json").write_text("[")
+    with pytest.raises(ModelError, match=r"biencoder.json cannot be read: "):
+        trained_on_clean_texts(tmp_path / "model")
+
+
 def test_saving_again_replaces_the_whole_folder(tiny_bert: Path, tmp_path: Path) -> None:
     export(tiny_bert, tmp_path / "model", normalize=True, pooling="mean")
     export(tiny_bert, tmp_path / "model", pooling="mean")
@@ -129,7 +140,7 @@ def test_a_damaged_model_gets_one_sentence(tiny_bert: Path, tmp_path: Path, dama
 def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp_path: Path) -> None:
     model = export(tiny_bert, tmp_path / "model")
     inference = Inference.load(str(tmp_path / "model"))
-    index = SearchIndex.in_memory(TEXTS, inference.embed_side(TEXTS, "candidate"))
+    index = SearchIndex.in_memory(TEXTS, inference.embed_side(TEXTS, "candidate"), clean=True)
     hits = inference.search(TEXTS[1], index, top_k=5)
     vectors = embeddings(model, tiny_bert)
     distances = {TEXTS[i]: (vectors[i] - vectors[1]).norm().item() for i in (0, 2)}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from biencoder import search_index
+from biencoder.data import load_texts
 from biencoder.errors import DataError
 from biencoder.export import model_sha256
 from biencoder.inference import Hit, Inference
@@ -24,12 +25,15 @@ TEXTS = tuple(f"{a} against the {b}, größer" for a in WORDS for b in WORDS)
 QUERIES = ["taxes rise", TEXTS[17], "a lazy   dog argues"]
 
 
-def write(folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: Kind = "flat") -> Facts:
+def write(
+    folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: Kind = "flat", *, clean: bool = True
+) -> Facts:
     model = Inference.load(str(model_folder))
     return search_index.write_index(
         folder,
         texts,
         kind=kind,
+        clean=clean,
         model=str(model_folder),
         model_sha256=model_sha256(model_folder),
         candidates=partial(model.embed_side, side="candidate"),
@@ -64,7 +68,7 @@ def test_a_saved_index_finds_what_one_in_memory_finds(
     assert facts.recall == 1.0
     assert ("pooled.npy" in facts.num_bytes) == ("classifier_features" not in settings)
     model, saved = opened(tmp_path / "index")
-    in_memory = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"))
+    in_memory = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"), clean=True)
     for query in QUERIES:
         for top_k in (1, 7, *([] if kind == "hnsw" else [len(TEXTS) + 5])):  # some texts no path of a graph may lead to
             for rerank in (False, True):
@@ -76,7 +80,7 @@ def test_a_saved_index_finds_what_one_in_memory_finds(
 def test_reranking_orders_the_nearest_by_probability(tiny_bert: Path, tmp_path: Path) -> None:
     export(tiny_bert, tmp_path / "model")
     model = Inference.load(str(tmp_path / "model"))
-    index = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"))
+    index = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"), clean=True)
     nearest, reranked = (model.search("taxes", index, top_k=8, rerank=rerank) for rerank in (False, True))
     assert sorted(reranked) == sorted(nearest)
     assert [hit.distance for hit in nearest] == sorted(hit.distance for hit in nearest)
@@ -92,6 +96,37 @@ def test_without_a_classifier_nothing_is_called_probable(tiny_bert: Path, tmp_pa
     model, index = opened(tmp_path / "index")
     assert model.classifier is None
     assert all(np.isnan(hit.probability) for hit in model.search("taxes", index, top_k=3))
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_query_is_cleaned_as_the_texts_were(tiny_bert: Path, tmp_path: Path, clean: bool) -> None:
+    raw = "Fox &amp; dog  rise.[1]\n\n[1] A. Author, 2009"
+    corpus = tmp_path / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in (raw, *TEXTS)))
+    texts, _ = load_texts(str(corpus), clean=clean)
+    assert (raw == texts[0], "&amp;" in texts[0]) == (False, not clean)
+    export(tiny_bert, tmp_path / "model")
+    write(tmp_path / "index", tmp_path / "model", texts, clean=clean)
+    model, saved = opened(tmp_path / "index")
+    in_memory = SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
+    for index in (saved, in_memory):
+        found = model.search(raw, index, top_k=len(texts))
+        assert_same(found, model.search(texts[0], index, top_k=len(texts)))
+        assert texts[0] not in [hit.text for hit in found]  # the query's own text is no answer to it
+        assert len(found) == len(TEXTS)
+        for empty in (" \n", *(["[1] "] if clean else [])):
+            with pytest.raises(DataError, match="there is no text in the query"):
+                model.search(empty, index, top_k=1)
+
+
+def test_an_index_that_does_not_tell_how_its_texts_were_taken_is_made_again(tiny_bert: Path, tmp_path: Path) -> None:
+    export(tiny_bert, tmp_path / "model")
+    write(tmp_path / "index", tmp_path / "model")
+    facts = json.loads((tmp_path / "index/index.json").read_text())
+    del facts["clean"]
+    (tmp_path / "index/index.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"is damaged: .* clean .*; make it again with launcher/index.py"):
+        read_facts(tmp_path / "index")
 
 
 def test_an_index_of_another_model_or_of_other_texts_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
@@ -159,7 +194,7 @@ def test_writing_fails_whole_and_leaves_what_was_there(tiny_bert: Path, tmp_path
 
     with pytest.raises(DataError, match=r"cannot be written to .*: No space left on device"):
         search_index.write_index(
-            tmp_path / "index", TEXTS, kind="flat", model="", model_sha256="", candidates=full, queries=full
+            tmp_path / "index", TEXTS, kind="flat", clean=True, model="", model_sha256="", candidates=full, queries=full
         )
     assert (tmp_path / "index/index.json").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"index", "model"}
