@@ -37,7 +37,7 @@ def triplet_batch(
     def grouped(text_ids: Ids) -> tuple[list[Tokens], Ids]:
         """The distinct ones of these texts, and the row of each."""
         texts_U, nth = np.unique(text_ids, return_inverse=True)
-        groups = length_groups(tokens.lengths(texts_U), pass_cost)
+        groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
         row_U = np.empty_like(texts_U)
         row_U[np.concatenate(groups)] = np.arange(len(texts_U))
         return [tokens.batch(texts_U[group]).to(device) for group in groups], row_U[nth]
@@ -54,16 +54,17 @@ def triplet_batch(
     return TripletBatch(texts, candidates, point, counter, negative.reshape(B, K), rival if rivals else None)
 
 
-def length_groups(lengths_U: Ids, pass_cost: float) -> list[Ids]:
+def length_groups(lengths_U: Ids, pass_cost: float, *, max_length: int) -> list[Ids]:
     """Positions of texts, longest first, cut where padded tokens plus `pass_cost` for each group are fewest in sum.
 
     Args:
         pass_cost: what a further pass through the model costs, in tokens; infinite: one group.
+        max_length: where the texts were cut; no group is padded further.
     """
     order_U = np.argsort(-lengths_U, kind="stable")
     if np.isinf(pass_cost):
         return [order_U]
-    widths_U = padded_width(lengths_U[order_U])
+    widths_U = padded_width(lengths_U[order_U], max_length)
     starts = np.append(np.flatnonzero(np.diff(widths_U, prepend=0)), len(widths_U))  # where a new width begins; the end
     least = np.zeros(len(starts))  # cost of the texts from each start on
     following = np.zeros(len(starts), dtype=np.int64)  # which start the next group has

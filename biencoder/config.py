@@ -78,8 +78,8 @@ class ModelConfig:
         Literal["auto", "cls", "pooler", "mean"],
         FIXED,
         Field(
-            description="How token vectors become one vector. auto: what the model folder states "
-            "(sentence-transformers models do), else BERT's pooler."
+            description="How token vectors become one vector. auto: what the model states "
+            "(sentence-transformers models do), else BERT's pooler, or the mean where no pooler was saved."
         ),
     ] = "auto"
     embedding_dim: Annotated[

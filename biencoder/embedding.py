@@ -98,12 +98,16 @@ class EmbeddedTexts:
         return distance_X
 
 
-def plan_batches(lengths_N: Ids, batch_tokens: int) -> list[Ids]:
-    """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding."""
+def plan_batches(lengths_N: Ids, batch_tokens: int, *, max_length: int) -> list[Ids]:
+    """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding.
+
+    Args:
+        max_length: where the texts were cut; no batch is padded further.
+    """
     order_N = np.argsort(-lengths_N, kind="stable")
     batches, start = [], 0
     while start < len(order_N):
-        size = max(1, batch_tokens // int(padded_width(lengths_N[order_N[start]])))
+        size = max(1, batch_tokens // int(padded_width(lengths_N[order_N[start]], max_length)))
         batches.append(order_N[start : start + size])
         start += size
     return batches
@@ -126,7 +130,7 @@ def embed_texts(
         advance: called after each round with the number of texts that all ranks have embedded in it.
     """
     world.doing(f"embedding {len(text_ids_M)} texts")
-    batches = plan_batches(tokens.lengths(text_ids_M), batch_tokens)
+    batches = plan_batches(tokens.lengths(text_ids_M), batch_tokens, max_length=tokens.max_length)
     rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
     holder_M = np.zeros(len(text_ids_M), dtype=np.int32)
     if sharded:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from biencoder.distributed import World
+from biencoder.errors import ModelError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square."""
@@ -60,9 +61,13 @@ class EngineTensors:
 
         Args:
             moment_steps: updates that the moments stand for; 0 for none, as before the first step.
+
+        Raises:
+            ModelError: the state holds other tensors than the model has; nothing was changed.
         """
         given = state.model | state.optimizer if state else {}
-        saved = set(self._world.on_main(lambda: list(given)))
+        saved = self._world.on_main(lambda: {name: tuple(tensor.shape) for name, tensor in given.items()})
+        self._check_complete(saved, has_moments=moment_steps > 0)
         self._make_moments(moment_steps)
         for name, parameter in self._model.named_parameters():
             for moment in (None, *MOMENTS):
@@ -72,6 +77,19 @@ class EngineTensors:
                     mine = given.get(full_name)
                     whole = self._world.share_rows(torch.empty(shape) if mine is None else mine, source=0)
                     self._set_whole(parameter, moment, whole.to(parameter.device))
+
+    def _check_complete(self, saved: dict[str, tuple[int, ...]], *, has_moments: bool) -> None:
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self._model.named_parameters():
+            moments = MOMENTS if has_moments and parameter.requires_grad else ()
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            expected |= dict.fromkeys([name, *(f"{name}.{moment}" for moment in moments)], shape)
+        wrong = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
+        if wrong:
+            raise ModelError(
+                f"the checkpoint is not of this model: {wrong[0]} is {saved.get(wrong[0], 'absent')} there and "
+                f"{expected.get(wrong[0], 'absent')} here ({len(wrong)} differ); choose another run.dir to start anew"
+            )
 
     def _keep(self, into: Tensors, name: str, whole: torch.Tensor | None) -> None:
         if self._world.is_main and whole is not None:

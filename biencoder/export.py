@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from biencoder.config import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.model import BiEncoder, Tower
+from biencoder.pretrained import check_length
+from biencoder.vocabulary import check_fit, load_tokenizer
+from biencoder.weights import check_file, check_files, check_finite, check_safetensors
 from biencoder.whole_folder import whole_folder
 
 _ST = "sentence_transformers"
@@ -116,26 +119,42 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
     if not description.is_file():
         raise ModelError(f"{folder} is no model of this program: it has no biencoder.json; give runs/<run>/model/best, say")
     try:
+        check_file(description)
         settings = json.loads(description.read_text(encoding="utf-8"))
         config = TypeAdapter(ModelConfig).validate_python({key: settings[key] for key in settings if key != _CLEAN})
-        places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
-        homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
-        made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
-        encoders = [made[home] for home in homes]
-        tokenizer = AutoTokenizer.from_pretrained(places[0])
-        if config.pooling != "pooler":
-            for encoder in encoders:
-                encoder.pooler = None
-        assert config.pooling != "auto"
-        model = BiEncoder(config, encoders, config.pooling)
-        classifier = load_file(folder / _CLASSIFIER) if has_classifier(folder) else model.classifier.state_dict()
-        weights = {f"classifier.{name}": w for name, w in classifier.items()}
-        for number, (place, home) in enumerate(zip(places, homes, strict=True)):
-            weights |= {f"towers.{number}.{name}": w for name, w in _load_tower(place, home, config).items()}
-        model.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ValidationError) as error:
-        raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        model, tokenizer = _build(folder, config)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the parsers of its many files raise over a damaged one
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from None
     return model.eval(), tokenizer, config
+
+
+def _build(folder: Path, config: ModelConfig) -> tuple[BiEncoder, PreTrainedTokenizerBase]:
+    """The model with the folder's weights; what is not among them is an error (`load_state_dict` is strict)."""
+    name = f"the model in {folder}"
+    places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
+    homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
+    for home in homes:
+        check_files(home)
+    made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
+    encoders = [made[home] for home in homes]
+    tokenizer = load_tokenizer(str(places[0]), name)
+    if config.pooling != "pooler":
+        for encoder in encoders:
+            encoder.pooler = None
+    assert config.pooling != "auto"
+    model = BiEncoder(config, encoders, config.pooling)
+    classifier = _load_file(folder / _CLASSIFIER) if has_classifier(folder) else model.classifier.state_dict()
+    weights = {f"classifier.{key}": w for key, w in classifier.items()}
+    for number, (place, home) in enumerate(zip(places, homes, strict=True)):
+        weights |= {f"towers.{number}.{key}": w for key, w in _load_tower(place, home, config).items()}
+    model.load_state_dict(weights)
+    check_finite(name, model)
+    check_fit(tokenizer, encoders[0], name)
+    check_length(encoders[0], config.max_length, name)
+    return model, tokenizer
 
 
 def has_classifier(folder: Path) -> bool:
@@ -222,10 +241,16 @@ def _save_dense(folder: Path, name: str, weights: Mapping[str, torch.Tensor], ac
 
 def _load_tower(place: Path, home: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """Args: home: where its encoder is."""
-    weights = {f"encoder.{name}": w for name, w in load_file(home / "model.safetensors").items()}
+    weights = {f"encoder.{name}": w for name, w in _load_file(home / "model.safetensors").items()}
     dense = "3_Dense" if config.pooling == "pooler" else "2_Dense"
-    weights["projection.weight"] = load_file(place / dense / "model.safetensors")["linear.weight"]
+    weights["projection.weight"] = _load_file(place / dense / "model.safetensors")["linear.weight"]
     return weights
+
+
+def _load_file(file: Path) -> dict[str, torch.Tensor]:
+    check_file(file)
+    check_safetensors(file)
+    return load_file(file)
 
 
 def _write_router(folder: Path, routes: list[Modules]) -> None:

@@ -145,7 +145,7 @@ def encode_batches(
     batch_tokens: int,
 ) -> list[torch.Tensor]:
     """What `encode` makes of the texts with these ids, in batches of about one length; in the order of the ids."""
-    order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens), []
+    order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens, max_length=tokens.max_length), []
     with torch.inference_mode():
         for batch in order:
             parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])

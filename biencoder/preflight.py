@@ -30,6 +30,7 @@ import torch
 
 from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import load_dataset
+from biencoder.data.records import Findings
 from biencoder.distributed import World
 from biencoder.engine import Settings, precision_of, read_settings
 from biencoder.errors import BiencoderError, ConfigError
@@ -60,6 +61,7 @@ from biencoder.preflight_rows import (
 )
 from biencoder.pretrained import load_pretrained
 from biencoder.run_folder import run_folder
+from biencoder.vocabulary import check_corpus
 
 T = TypeVar("T")
 
@@ -76,6 +78,9 @@ class _Job:
     num_texts: int = 0
     hidden: int = 0
     num_parameters: int = 0
+    texts: tuple[str, ...] = ()
+    notices: str = ""
+    """What is to be said about the pretrained model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +213,15 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     def data() -> dict[str, str]:
         dataset = load_dataset(config.data.root, clean=config.data.clean)
         config.check_data(len(dataset.splits["training"]))
+        job.texts = dataset.texts
         job.num_texts = len(dataset.splits["training"].text_ids)
         pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
         return {"pairs": pairs, "fingerprint": dataset.fingerprint[:12]}
 
     def model() -> dict[str, str]:
         pretrained = load_pretrained(config.model)
+        check_corpus(job.texts, pretrained.tokenizer, config, Findings())
+        job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
         job.hidden = pretrained.encoder.config.hidden_size
         parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()
         job.num_parameters = sum(parameter.numel() for parameter in parameters)
@@ -223,7 +231,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     passed = [
         checks.check("configuration", configuration, lambda facts: judge_equal(facts, world.hosts, found=steps())),
         checks.check("data", data, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]))),
-        checks.check("model", model, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]))),
+        checks.check("model", model, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]) + job.notices)),
     ]
     return all(passed)
 

@@ -3,6 +3,7 @@
 The package sentence-transformers is needed only here. The model's own length limit and prompts hold.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ModelError
 from biencoder.model import Vectors
 from biencoder.pretrained import hush
+from biencoder.weights import check_file, check_files, check_finite, load_encoder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -41,7 +43,11 @@ class SentenceFolder:
             ) from None
         hush()
         try:
-            model = SentenceTransformer(str(folder), local_files_only=True)
+            _check_encoders(folder)
+            model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False)
+            check_finite(f"the model in {folder}", model)
+        except ModelError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever its modules raise, which it does not name
             raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         return cls(model)
@@ -65,3 +71,17 @@ class SentenceFolder:
         # Whether by prompts, routes or tasks of its own: what makes its sides differ shows on any text.
         sides_agree = torch.equal(encode("query", some[:1]).embedding, encode("candidate", some[:1]).embedding)
         return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", some), candidate)
+
+
+def _check_encoders(folder: Path) -> None:
+    """Raise a ModelError if a file of an encoder is damaged, or lacks weights that the encoder needs.
+
+    sentence-transformers does not ask transformers for its report on the weights, so each encoder is loaded here for it.
+    """
+    for settings in [folder / "config.json", *folder.glob("*/config.json")]:
+        if settings.is_file():
+            check_file(settings)
+            if "model_type" in json.loads(settings.read_text(encoding="utf-8")):  # other modules have a config.json as well
+                check_files(settings.parent)
+                # No pooling module of sentence-transformers asks for BERT's pooler.
+                load_encoder(str(settings.parent)).check(f"the model in {settings.parent}", without=("pooler.",))

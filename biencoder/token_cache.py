@@ -28,12 +28,12 @@ def cached_tokens(
     folder = cache_folder() / _name(texts, tokenizer, max_length)
     pad_id = int(tokenizer.pad_token_id or 0)
     made = None
-    if world.local_rank == 0 and _read(folder, pad_id, len(texts)) is None:
+    if world.local_rank == 0 and _read(folder, len(texts), pad_id, max_length) is None:
         made = tokenize(texts, tokenizer, max_length=max_length)
         with suppress(OSError):
             _write(folder, made)
     world.together(lambda: None)
-    return made or _read(folder, pad_id, len(texts)) or tokenize(texts, tokenizer, max_length=max_length)
+    return made or _read(folder, len(texts), pad_id, max_length) or tokenize(texts, tokenizer, max_length=max_length)
 
 
 def cache_folder() -> Path:
@@ -48,7 +48,7 @@ def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: 
     return digest.hexdigest()[:32]
 
 
-def _read(folder: Path, pad_id: int, num_texts: int) -> TokenizedTexts | None:
+def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> TokenizedTexts | None:
     """What is cached there, None where nothing whole is."""
     try:
         flat_T, offsets_N1 = (
@@ -58,7 +58,7 @@ def _read(folder: Path, pad_id: int, num_texts: int) -> TokenizedTexts | None:
         return None
     if len(offsets_N1) != num_texts + 1 or offsets_N1[-1] != len(flat_T):
         return None
-    return TokenizedTexts(flat_T, offsets_N1, pad_id)
+    return TokenizedTexts(flat_T, offsets_N1, pad_id, max_length)
 
 
 def _write(folder: Path, tokens: TokenizedTexts) -> None:

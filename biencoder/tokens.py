@@ -14,7 +14,7 @@ _PAD_TO_MULTIPLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A padded batch. U: texts, L: tokens of the longest, rounded up to a multiple of 8."""
+    """A padded batch. U: texts, L: tokens of the longest, rounded up to a multiple of 8 as far as the cut allows."""
 
     input_ids_UL: torch.Tensor
     attention_mask_UL: torch.Tensor
@@ -27,9 +27,13 @@ class Tokens:
         return self
 
 
-def padded_width(lengths_U: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Tokens that texts of these lengths take in a batch where they are the longest."""
-    return -(-lengths_U // _PAD_TO_MULTIPLE) * _PAD_TO_MULTIPLE
+def padded_width(lengths_U: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
+    """Tokens that texts of these lengths take in a batch where they are the longest.
+
+    Args:
+        max_length: where texts are cut. No batch is wider, as the encoder may have no position beyond it.
+    """
+    return np.minimum(-(-lengths_U // _PAD_TO_MULTIPLE) * _PAD_TO_MULTIPLE, max_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class TokenizedTexts:
     flat_T: npt.NDArray[np.int32]
     offsets_N1: npt.NDArray[np.int64]
     pad_id: int
+    max_length: int
+    """Where the texts were cut; batches are padded up to it at most."""
 
     def lengths(self, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Tokens of each of these texts (an array of any shape)."""
@@ -48,7 +54,7 @@ class TokenizedTexts:
     def batch(self, text_ids_U: npt.NDArray[np.int64]) -> Tokens:
         """The texts with these ids, padded to a common length."""
         starts_U, ends_U = self.offsets_N1[text_ids_U], self.offsets_N1[text_ids_U + 1]
-        columns_L = np.arange(padded_width(ends_U - starts_U).max())
+        columns_L = np.arange(padded_width(ends_U - starts_U, self.max_length).max())
         places_UL = starts_U[:, None] + columns_L
         mask_UL = places_UL < ends_U[:, None]
         input_ids_UL = np.where(mask_UL, self.flat_T[np.minimum(places_UL, len(self.flat_T) - 1)], self.pad_id)
@@ -69,4 +75,4 @@ def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_le
         pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
     offsets_N1 = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(piece) for piece in pieces], out=offsets_N1[1:])
-    return TokenizedTexts(np.concatenate(pieces), offsets_N1, int(tokenizer.pad_token_id or 0))
+    return TokenizedTexts(np.concatenate(pieces), offsets_N1, int(tokenizer.pad_token_id or 0), max_length)

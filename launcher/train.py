@@ -74,6 +74,7 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
+    from biencoder.vocabulary import check_corpus
 
     terminal = Terminal(is_main=world.is_main)
     world.together(lambda: config.check(world.size))
@@ -84,6 +85,7 @@ def train(config: "Config", world: "World") -> None:
     dataset = world.together(lambda: load_dataset(config.data.root, clean=config.data.clean))
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
+    world.together(lambda: check_corpus(dataset.texts, pretrained.tokenizer, config, dataset.findings))
     hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))
     last_step = total_steps(dataset, config)
@@ -118,6 +120,8 @@ def train(config: "Config", world: "World") -> None:
     if precision != "fp32" and auto == "fp32":
         terminal.say(f"Beware: this machine computes {precision} slower than fp32; take ds_configs/zero1_auto.json")
     terminal.opening(config, dataset, world, folder, precision=precision, mining=mining, from_step=from_step)
+    for notice in pretrained.notices:
+        terminal.say(f"beware   {config.model.name}: {notice}")
     tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=world)
     model = build_model(config.model, pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, settings, world, last_step)

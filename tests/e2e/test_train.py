@@ -223,6 +223,12 @@ def spoilt(name: str, corpus: Path, tmp_path: Path) -> dict[str, Any]:
             return {"train__global_batch_size": 4096}
         case "no model":
             return {"model__name": tmp_path / "no-model"}
+        case "unknown words":
+            foreign = tmp_path / "foreign"
+            shutil.copytree(corpus, foreign)
+            for number, file in enumerate(sorted(foreign.rglob("*.txt"))):
+                file.write_text(f"налоги растут {number}")
+            return {"data__root": foreign}
         case "stage 0 fp16":
             (tmp_path / "ds.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 0}}')
             return {"deepspeed_config": tmp_path / "ds.json"}
@@ -241,6 +247,7 @@ SENTENCES = {
     "batch": "is not a multiple of micro_batch_size x ranks",
     "big batch": "is more than the 12 training pairs",
     "no model": "no-model does not exist",
+    "unknown words": "are unknown to the tokenizer of model.name",
     "stage 0 fp16": "fp16 with ZeRO stage 0",
     "two owners": "sets train_batch_size to 999, but train.global_batch_size makes it 8",
 }

@@ -52,7 +52,7 @@ def test_streams_differ_by_every_part_of_their_name() -> None:
 
 def test_embedding_plan_covers_each_text_once_longest_first_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(3, 200, size=101)
-    batches = plan_batches(lengths, batch_tokens=1024)
+    batches = plan_batches(lengths, batch_tokens=1024, max_length=512)
     assert sorted(np.concatenate(batches)) == list(range(101))
     widths = [lengths[batch].max() for batch in batches]
     assert widths == sorted(widths, reverse=True)
@@ -60,4 +60,4 @@ def test_embedding_plan_covers_each_text_once_longest_first_within_the_budget() 
 
 
 def test_a_text_longer_than_the_budget_is_a_batch_of_its_own() -> None:
-    assert [len(batch) for batch in plan_batches(np.array([500, 500]), batch_tokens=64)] == [1, 1]
+    assert [len(batch) for batch in plan_batches(np.array([500, 500]), batch_tokens=64, max_length=512)] == [1, 1]

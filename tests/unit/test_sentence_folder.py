@@ -90,7 +90,11 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(
         (folder / "modules.json").unlink()
     with pytest.raises(ModelError) as error:
         load_models([str(folder)])
-    said = {"no package": "pip install sentence-transformers", "broken": "cannot be loaded", "neither": "biencoder.json"}
+    said = {
+        "no package": "pip install sentence-transformers",
+        "broken": "cut short or damaged",
+        "neither": "biencoder.json",
+    }
     assert said[fault] in str(error.value)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)

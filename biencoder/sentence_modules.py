@@ -1,0 +1,95 @@
+"""What a sentence-transformers folder does with a text besides encoding it, and what of that training does not take over.
+
+Such a folder lists its modules in modules.json (transformer, pooling, perhaps a dense layer and a scaling to length 1) and
+its prompts in config_sentence_transformers.json. Training takes the transformer and the pooling; whatever else is there is
+named, so that nobody takes the encoder for the whole model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils.hub import cached_file
+
+from biencoder.errors import ModelError
+
+_POOLING_FLAG = "pooling_mode_"
+_OURS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+"""Poolings that this program has, by either of the names that sentence-transformers has had for them."""
+
+_TAKEN = ("Transformer", "Pooling")
+_NOTICES = {
+    "Normalize": "its module {path} (scaling to length 1) is not taken over; model.normalize decides on that",
+    "Dense": "its module {path} (a dense layer) is not taken over; a projection of our own starts in its place",
+}
+_UNSEEN = "whether it states a pooling is not known: its modules.json is not in the cache and the hub cannot be asked now"
+_ANY_MODULE = "its module {path} ({kind}) is not taken over"
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceModules:
+    pooling: tuple[str, ...] = ()
+    """What its pooling module states: several are concatenated; empty without such a module."""
+    notices: tuple[str, ...] = ()
+    """What training does not take over."""
+
+
+def read_sentence_modules(source: str) -> SentenceModules:
+    """What a folder or a model of the hub states; nothing of a plain transformers model.
+
+    Raises:
+        ModelError: a file is no valid JSON.
+    """
+    modules = _read(source, "modules.json")
+    if modules is None:
+        unseen = not Path(source).is_dir() and try_to_load_from_cache(source, "modules.json") is None
+        stated = _read(source, "1_Pooling/config.json") or {}
+        return SentenceModules(_poolings(stated), (_UNSEEN,) if unseen and not stated else ())
+    places = {str(module["path"]): str(module["type"]).rsplit(".", 1)[-1] for module in modules}
+    pooling_place = next((path for path, kind in places.items() if kind == "Pooling"), "1_Pooling")
+    stated = _read(source, f"{pooling_place}/config.json") or {}
+    notices = [
+        _NOTICES.get(kind, _ANY_MODULE).format(path=path, kind=kind) for path, kind in places.items() if kind not in _TAKEN
+    ]
+    if (_read(source, "sentence_bert_config.json") or {}).get("do_lower_case"):
+        notices.append("its texts were lower-cased (do_lower_case in sentence_bert_config.json); ours are not")
+    prompts = (_read(source, "config_sentence_transformers.json") or {}).get("prompts") or {}
+    if used := {name: prompt for name, prompt in prompts.items() if prompt}:
+        shown = ", ".join(f"{name} {prompt!r}" for name, prompt in sorted(used.items())[:3])
+        notices.append(f"its prompts are not put before the texts: {shown}; write them into the corpus if they matter")
+    return SentenceModules(_poolings(stated), tuple(notices))
+
+
+def our_pooling(stated: tuple[str, ...]) -> str | None:
+    """The pooling of this program that is the stated one; None where there is none."""
+    return _OURS.get(stated[0]) if len(stated) == 1 else None
+
+
+def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
+    mode = config.get("pooling_mode")
+    if mode:
+        return (mode,) if isinstance(mode, str) else tuple(mode)
+    flags = (name.removeprefix(_POOLING_FLAG) for name, value in config.items() if name.startswith(_POOLING_FLAG) and value)
+    return tuple(flags)
+
+
+def _read(source: str, name: str) -> Any:
+    """The content of a JSON file of a folder, of the hub or of its cache; None where there is none."""
+    found = cached_file(
+        source,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return None
+    try:
+        content = json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{found} is no valid JSON; copy or download it again") from None
+    if not isinstance(content, list if name == "modules.json" else dict):
+        raise ModelError(f"{found} does not hold what sentence-transformers writes there; copy or download it again")
+    return content

@@ -1,0 +1,78 @@
+"""Whether a tokenizer fits its encoder, and a corpus its tokenizer."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from biencoder.config import Config
+from biencoder.data.records import Findings
+from biencoder.errors import DataError, ModelError
+from biencoder.rng import permutation
+
+_SAMPLE = 1000
+"""Texts that `check_corpus` looks at, the same ones on all ranks: some tenths of a second."""
+_TOO_MANY, _MANY = 0.5, 0.05
+"""Shares of unknown tokens that are refused, and told."""
+
+
+def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a folder or of the hub.
+
+    Args:
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: there is none, or it knows no words.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # parsers of many formats raise what they like
+        if "custom code" in str(error):
+            raise  # the same for all of a model's files
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"the tokenizer of {name} cannot be loaded ({reason}); put a whole tokenizer.json there") from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"{name} has no fast tokenizer (tokenizer.json)")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there are no files of one
+        raise ModelError(
+            f"{name} has no tokenizer: nothing but {len(tokenizer)} special tokens is known; put its tokenizer.json (or "
+            "vocab.txt) there"
+        )
+    return tokenizer
+
+
+def check_fit(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, name: str) -> None:
+    """Raise a ModelError if the tokenizer has tokens that the encoder has no embedding of."""
+    embeddings = encoder.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding):
+        raise ModelError(f"{name} is no text encoder ({encoder.config.model_type}); expected one such as BERT")
+    rows, largest = embeddings.num_embeddings, max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer of {name} has token ids up to {largest}, but its encoder embeds {rows} tokens; they are not of "
+            "the same model: take the tokenizer that the encoder was trained with"
+        )
+
+
+def check_corpus(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: Config, findings: Findings) -> None:
+    """Refuse a corpus of which most tokens are unknown to the model's tokenizer; a notable share is a finding.
+
+    Raises:
+        DataError: more than half of the tokens are unknown.
+    """
+    if tokenizer.unk_token_id is None or not texts:
+        return  # it falls back on bytes
+    places = permutation(seed=0, purpose="texts to look for unknown tokens", epoch=0, size=len(texts))[:_SAMPLE]
+    encoded = tokenizer([texts[place] for place in places], add_special_tokens=False)["input_ids"]
+    unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
+    share = sum(unknown) / max(1, sum(len(ids) for ids in encoded))
+    example = texts[places[unknown.index(max(unknown))]][:60]
+    if share > _TOO_MANY:
+        raise DataError(
+            f"{share:.0%} of the tokens of data.root {config.data.root} are unknown to the tokenizer of model.name "
+            f"{config.model.name} (a text that begins {example!r}, say); choose a model that "
+            "knows the corpus's language"
+        )
+    if share > _MANY:
+        findings.add(f"tokens unknown to the model's tokenizer ({share:.0%} of all looked at)", example, count=sum(unknown))

@@ -1,0 +1,172 @@
+"""An encoder's weights: all there, finite and of the right shapes, or a ModelError that names what is not.
+
+    check_files(folder)                                  before: what transformers would read is there and whole
+    loaded = load_encoder(source, settings)              transformers fills a missing weight with random numbers ...
+    loaded.check(source, without=("pooler.",))           ... so what the encoder needs and the file lacks is an error
+
+Pickled weights (pytorch_model.bin) are read by transformers with `torch.load(weights_only=True)`: tensors and plain
+containers are built, and anything else in the file is refused before it runs.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from biencoder.errors import ModelError
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""In the order in which transformers looks for them; it reads the first one that is there."""
+_OTHER_FRAMEWORKS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx")
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEncoder:
+    encoder: PreTrainedModel
+    missing: tuple[str, ...]
+    """Weights of the encoder that the file lacks; they hold random numbers."""
+    unused: tuple[str, ...]
+    """Weights of the file that the encoder has no place for."""
+    mismatched: tuple[tuple[str, list[int], list[int]], ...]
+    """Weights of another shape (name, shape in the file, shape of the encoder); they hold random numbers."""
+
+    def check(self, name: str, *, without: tuple[str, ...] = ()) -> None:
+        """Raise a ModelError unless every weight of the encoder came from the file and is finite.
+
+        Args:
+            name: of the model, for the message.
+            without: prefixes of weights that nobody uses.
+        """
+        if wrong := [(key, *shapes) for key, *shapes in self.mismatched if not key.startswith(without)]:
+            key, in_file, expected = wrong[0]
+            more = f" (and {len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+            raise ModelError(
+                f"{name} does not fit its config.json: {key} is {in_file} in the file and {expected} by config.json{more}; "
+                "use the config.json that was saved with these weights"
+            )
+        if lacking := [key for key in self.missing if not key.startswith(without)]:
+            needed = [key for key in self.encoder.state_dict() if not key.startswith(without)]
+            raise ModelError(
+                f"{name} lacks {len(lacking)} of the {len(needed)} weights that its encoder needs: "
+                f"{_some(lacking)}; {self._other_names(lacking)}"
+            )
+        check_finite(name, self.encoder)
+
+    def _other_names(self, lacking: list[str]) -> str:
+        """What the file holds instead, and what to do."""
+        for key in self.unused:
+            for wanted in lacking:
+                if key.endswith(f".{wanted}"):
+                    prefix = key.removesuffix(wanted)
+                    return f"its names begin with {prefix!r}, as in {key}; save the weights without it"
+        held = f"it holds {_some(self.unused)} instead" if self.unused else "the rest is there"
+        return f"{held}; save the whole encoder with save_pretrained"
+
+    @property
+    def notices(self) -> list[str]:
+        """What of the file is not used."""
+        if not self.unused:
+            return []
+        return [
+            f"{len(self.unused)} of its weights belong to no part of the encoder and are not used: {_some(self.unused)}"
+        ]
+
+
+def load_encoder(source: str, settings: Any = None) -> LoadedEncoder:
+    """The encoder of a folder or of the hub in fp32, and what transformers reports of its weights; see `check`.
+
+    Args:
+        settings: its config.json, perhaps with another dropout; None: as it stands.
+
+    In fp32 whatever the file's own type: DeepSpeed makes the 16-bit copies and keeps these as masters.
+    """
+    encoder, report = AutoModel.from_pretrained(
+        source,
+        config=settings,
+        dtype="float32",
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported like the missing ones, with names
+    )
+    return LoadedEncoder(encoder, *_read_report(report))
+
+
+def _read_report(report: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[tuple[str, Any, Any], ...]]:
+    mismatched = sorted((key, list(in_file), list(expected)) for key, in_file, expected in report["mismatched_keys"])
+    return tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])), tuple(mismatched)
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raise a ModelError if a weight is NaN or infinite."""
+    state = model.state_dict().items()
+    broken = [key for key, weight in state if weight.is_floating_point() and not torch.isfinite(weight).all()]
+    if broken:
+        raise ModelError(
+            f"{name} has weights that are NaN or infinite: {_some(broken)}; its training diverged, or a file is damaged"
+        )
+
+
+def check_files(folder: Path) -> None:
+    """Raise a ModelError if a file of an encoder's folder is missing, empty, cut short, or a stand-in of Git LFS."""
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    if weights is None:
+        other = [name for name in _OTHER_FRAMEWORKS if (folder / name).exists()]
+        held = f" ({other[0]} is of another framework)" if other else ""
+        raise ModelError(f"{folder} holds no weights{held}; expected {_WEIGHTS[0]} or {_WEIGHTS[2]}")
+    names = ["config.json", "tokenizer_config.json"]
+    names += ["tokenizer.json"] if (folder / "tokenizer.json").exists() else _VOCABULARIES
+    for file in [folder / name for name in names]:
+        if file.exists():
+            check_file(file)
+    for file in _shards(weights):
+        check_file(file)
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def check_file(file: Path) -> None:
+    """Raise a ModelError if a file is missing, empty, or what Git LFS puts in the place of one."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_POINTER))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from None
+    if not head:
+        raise ModelError(f"{file} is empty; copy or download it again")
+    if head == _POINTER:
+        raise ModelError(f"{file} is a pointer of Git LFS and not the file itself; run `git lfs pull` in its repository")
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise a ModelError if a safetensors file is cut short or damaged."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is cut short or damaged ({error}); copy or download it again") from None
+
+
+def _shards(weights: Path) -> list[Path]:
+    """The files that hold the weights: one, or those that an index names."""
+    check_file(weights)
+    if weights.suffix != ".json":
+        return [weights]
+    try:
+        names = sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{weights} is no index of weights; copy or download it again") from None
+    return [weights.parent / name for name in names]
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
