@@ -14,7 +14,8 @@ from biencoder.errors import ConfigError
 
 GIB = 2**30
 _WORKING_BYTES = GIB // 2
-"""Buffers of searching and ranking; they are bounded whatever the corpus."""
+"""Buffers of searching and ranking, and the ball tree that holds up to 20,000 texts against another index; they are bounded
+whatever the corpus."""
 
 
 def available_bytes() -> int:
@@ -34,6 +35,7 @@ def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int
     vectors = 4 * (D + hidden) * sides * N
     # Each index copies the vectors. The ball tree keeps them in float64, and with leaves of 2 about as many centroids.
     # To find its cells, ivf takes up to 256 vectors for each, which are all of them up to a million: one more copy.
+    # The recall of ivf and hnsw is measured on the vectors where they are, without another copy.
     per_text = {"balltree": 16 * D + 32, "flat": 4 * D, "ivf": 8 * D + 8, "hnsw": 4 * D + 32 * 2 * 4 + 32}
     index = per_text[config.mining.index if config.mining.index == "balltree" else config.mining.faiss_kind] * N
     # With overlap the embeddings that are searched live on while the next ones are made.

@@ -34,6 +34,7 @@ from pydantic import TypeAdapter
 
 from biencoder.data.dataset import terminated
 from biencoder.errors import DataError
+from biencoder.mining.faiss_index import FlatIndex
 from biencoder.mining.index import NegativeIndex, Rows, nearest_allowed
 from biencoder.model import Vectors
 from biencoder.whole_folder import whole_folder
@@ -65,20 +66,6 @@ class SearchIndex:
         """
         embedding_ND, pooled_NH = (part.numpy() for part in vectors)
         return cls(texts.__getitem__, embedding_ND, pooled_NH, FlatIndex(embedding_ND), clean)
-
-
-class FlatIndex:
-    """All vectors where they are, in memory or in a file that is mapped; none is copied."""
-
-    exact = True
-
-    def __init__(self, vectors_ND: npt.NDArray[np.float32]) -> None:
-        self._vectors_ND = vectors_ND
-
-    def search(self, queries_QD: npt.NDArray[np.float32], k: int) -> Rows:
-        _, rows = faiss.knn(queries_QD, self._vectors_ND, k)
-        rows_Qk: Rows = rows
-        return rows_Qk
 
 
 class CompactIndex:

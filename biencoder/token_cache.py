@@ -5,7 +5,6 @@ The name of a cached tokenization is a hash of the texts, the tokenizer and the 
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ def cached_tokens(
 ) -> TokenizedTexts:
     """The texts' token ids, from the cache or put into it by the first rank of each machine. Every rank takes part.
 
-    A cache that cannot be read or written is done without.
+    A cache that cannot be read or written is done without. A whole one is never replaced: others have it mapped.
     """
     folder = cache_folder() / _name(texts, tokenizer, max_length)
     pad_id = int(tokenizer.pad_token_id or 0)
@@ -62,13 +61,35 @@ def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> Tokeniz
 
 
 def _write(folder: Path, tokens: TokenizedTexts) -> None:
-    """Write beside the place and move it there, so that nobody reads half of it."""
+    """Write beside the place and move it there, so that nobody reads half of it.
+
+    Raises:
+        OSError: a whole one stands there already, and stays, or nothing can be written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         whole = Path(beside) / "tokens"
         whole.mkdir()
         np.save(whole / "flat.npy", tokens.flat_T)
         np.save(whole / "offsets.npy", tokens.offsets_N1)
-        if folder.exists():  # not whole, or it would have been read
-            shutil.rmtree(folder)
-        whole.rename(folder)
+        for _ in range(2):
+            try:
+                whole.rename(folder)  # fails where a folder with files stands already
+                return
+            except OSError:
+                _make_way(folder, tokens, Path(beside) / "taken")
+
+
+def _make_way(folder: Path, tokens: TokenizedTexts, aside: Path) -> None:
+    """Move away what stands there unless it is whole: a slower starter must not replace what others have mapped.
+
+    Raises:
+        OSError: it is whole, or cannot be moved.
+    """
+    num_texts = len(tokens.offsets_N1) - 1
+    if _read(folder, num_texts, tokens.pad_id, tokens.max_length) is None:
+        folder.rename(aside)
+        if _read(aside, num_texts, tokens.pad_id, tokens.max_length) is None:
+            return
+        aside.rename(folder)  # another process has put a whole one there in between
+    raise FileExistsError(folder)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from biencoder.data.codes import found_in, spelled_out
 from biencoder.data.dataset import Split
 
 Ids = npt.NDArray[np.int64]
@@ -37,8 +38,22 @@ class Forbidden:
 
     def allows(self, points: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
         """Elementwise (with broadcasting): may `texts` be negatives of the point texts `points`?"""
-        wanted = self.same_N[points] * self.num_texts + self.same_N[texts]
-        # By bisection: np.isin would sort the whole table at every call, that is, at every step of the contrastive loss.
-        places = np.searchsorted(self.codes, wanted)
-        allowed: npt.NDArray[np.bool_] = self.codes[np.minimum(places, len(self.codes) - 1)] != wanted
-        return allowed
+        return ~found_in(self.codes, self.same_N[points] * self.num_texts + self.same_N[texts])
+
+    def pairs(self, points_A: Ids, texts_B: Ids) -> tuple[Ids, Ids]:
+        """Every pair of a position in `points_A` and one in `texts_B` that `allows` denies, ordered by the first.
+
+        Time and memory grow with the points, the texts, what is forbidden for the points, and the pairs found, not with the
+        product of points and texts.
+        """
+        order_B = np.argsort(self.same_N[texts_B], kind="stable")
+        same_B = self.same_N[texts_B[order_B]]
+        point_U, nth_A = np.unique(self.same_N[points_A], return_inverse=True)
+        first_U, after_U = (np.searchsorted(self.codes, point_U * self.num_texts + end) for end in (0, self.num_texts))
+        point_X, code_X = spelled_out(first_U, after_U)
+        text_X = self.codes[code_X] % self.num_texts
+        entry_Y, place_Y = spelled_out(*(np.searchsorted(same_B, text_X, side) for side in ("left", "right")))
+        # Of each distinct point, then of each position that has this point.
+        first_U, after_U = (np.searchsorted(point_X[entry_Y], np.arange(len(point_U)), side) for side in ("left", "right"))
+        position_Z, nth_Z = spelled_out(first_U[nth_A], after_U[nth_A])
+        return position_Z, order_B[place_Y[nth_Z]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from biencoder.data.codes import found_in
 from biencoder.data.dataset import Split
 
 Ids = npt.NDArray[np.int64]
@@ -31,4 +32,4 @@ class Members:
 
     def include(self, samples: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
         """Elementwise (with broadcasting): do `texts` stand in the groups of these samples?"""
-        return np.isin(self.group_P[samples] * self.num_texts + texts, self.codes)
+        return found_in(self.codes, self.group_P[samples] * self.num_texts + texts)

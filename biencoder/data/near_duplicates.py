@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
+from scipy.cluster.hierarchy import DisjointSet
 
 Ids = npt.NDArray[np.int64]
 
@@ -30,15 +31,17 @@ _WORD = re.compile(r"\w+")
 
 def near_duplicates(texts: Sequence[str]) -> Ids:
     """For each text (N,) the lowest number among its near-duplicates, which is its own where it has none."""
-    group_N = np.arange(len(texts))
+    groups = DisjointSet(range(len(texts)))
     index = MinHashLSH(params=(_BANDS, _ROWS), num_perm=_BANDS * _ROWS)
     sketches = MinHash.generator((_triples(text) for text in texts), num_perm=_BANDS * _ROWS, seed=1)
     for number, sketch in enumerate(sketches):
         for other in sorted(index.query(sketch)):
-            low, high = sorted((group_N[other], group_N[number]))
-            if low != high and _shared(texts[other], texts[number]) >= _LEAST_SHARED:
-                group_N[group_N == high] = low
+            if not groups.connected(other, number) and _shared(texts[other], texts[number]) >= _LEAST_SHARED:
+                groups.merge(other, number)
         index.insert(number, sketch)
+    group_N = np.empty(len(texts), dtype=np.int64)
+    for members in groups.subsets():
+        group_N[list(members)] = min(members)
     return group_N
 
 

@@ -3,6 +3,8 @@
 Q: queries, k: length of the lists.
 """
 
+from functools import cache
+
 import ir_measures
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ _MEASURES = {
     "mrr@10": RR @ 10,
     "ndcg@10": nDCG @ 10,
 }
+_DEPTH = 10
+"""Below this rank no metric tells answers apart."""
 _BINS = 15
 
 
@@ -26,15 +30,25 @@ def query_metrics(ranked_Qk: npt.NDArray[np.int64], gold_Q: npt.NDArray[np.int64
     Args:
         ranked_Qk: candidates, the best first; -1 is none.
     """
-    qrels = [ir_measures.Qrel(str(query), str(gold), 1) for query, gold in enumerate(gold_Q.tolist())]
+    is_gold_Qk = ranked_Qk[:, :_DEPTH] == gold_Q[:, None]
+    rank_Q = np.where(is_gold_Qk.any(1), is_gold_Qk.argmax(1) + 1, 0)
+    return {name: value_r[rank_Q] for name, value_r in _metrics_by_rank().items()}
+
+
+@cache
+def _metrics_by_rank() -> dict[str, npt.NDArray[np.float64]]:
+    """Each metric of a query by the rank of its right answer, from 1 to 10; at 0, of one whose list lacks it.
+
+    With one right answer a metric depends on nothing else, so `ir_measures` is asked once, about a query for each rank.
+    """
+    qrels = [ir_measures.Qrel(str(rank), "right", 1) for rank in range(_DEPTH + 1)]
     run = [
-        ir_measures.ScoredDoc(str(query), str(candidate), float(-rank))
-        for query, ranked in enumerate(ranked_Qk.tolist())
-        for rank, candidate in enumerate(ranked)
-        if candidate >= 0
+        ir_measures.ScoredDoc(str(rank), "right" if place == rank else f"wrong {place}", float(-place))
+        for rank in range(_DEPTH + 1)
+        for place in range(1, _DEPTH + 1)
     ]
     names = {measure: name for name, measure in _MEASURES.items()}
-    metrics = {name: np.zeros(len(gold_Q)) for name in _MEASURES}
+    metrics = {name: np.zeros(_DEPTH + 1) for name in _MEASURES}
     for found in ir_measures.iter_calc(list(names), qrels, run):
         metrics[names[found.measure]][int(found.query_id)] = found.value
     return metrics

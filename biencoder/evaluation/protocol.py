@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from biencoder.data import Split
+from biencoder.data.codes import found_in
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation.metrics import calibration_error, ranking_metrics
@@ -184,12 +185,12 @@ def rank_candidates(
         excluded_Q: for each query a candidate that it may not get (itself).
     """
     k = min(k, len(candidate_text_C) - 1)
-    here_c = np.flatnonzero(np.isin(candidate_text_C, embedded.text_ids_N))
+    held = HeldCandidates.of(candidate_text_C, embedded)
     order, merged = [], []
     for block, queries in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
-        mine = nearest_candidates(queries, embedded, candidate_text_C, here_c, excluded_Q[block], k=k)
-        if classifier is not None and len(here_c):
-            text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, here_c[0], mine.candidate_Qk)]
+        mine = nearest_candidates(queries, held, excluded_Q[block], k=k)
+        if classifier is not None and len(held.position_c):
+            text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)]
             row_qk = np.searchsorted(embedded.text_ids_N, text_qk)
             mine = mine._replace(probability_Qk=pair_probability(queries, embedded.candidate, row_qk, classifier))
         gathered = [world.gather_rows(torch.from_numpy(part)) for part in mine]
@@ -209,31 +210,41 @@ def nothing_found(num_queries: int, k: int) -> Ranking:
     return Ranking(np.full(shape, -1), np.full(shape, np.inf, np.float32), np.full(shape, np.nan, np.float32))
 
 
-def nearest_candidates(
-    queries: Vectors, embedded: EmbeddedTexts, candidate_text_C: Ids, here_c: Ids, excluded_Q: Ids | None, *, k: int
-) -> Ranking:
+class HeldCandidates(NamedTuple):
+    """The candidates whose texts are held here; made once for all blocks of queries. N: their distinct texts."""
+
+    position_c: Ids
+    """In the list of candidates, ascending."""
+    column_c: torch.Tensor
+    """Each one's text. Distances are computed once per distinct text, so that copies tie."""
+    vectors_ND: torch.Tensor
+    norm_N: torch.Tensor
+    """Squared."""
+
+    @classmethod
+    def of(cls, candidate_text_C: Ids, embedded: EmbeddedTexts) -> "HeldCandidates":
+        here_c = np.flatnonzero(found_in(embedded.text_ids_N, candidate_text_C))
+        texts_N, column_c = np.unique(candidate_text_C[here_c], return_inverse=True)
+        vectors_ND = embedded.candidate.embedding[torch.from_numpy(np.searchsorted(embedded.text_ids_N, texts_N))]
+        return cls(here_c, torch.from_numpy(column_c), vectors_ND, vectors_ND.square().sum(1))
+
+
+def nearest_candidates(queries: Vectors, held: HeldCandidates, excluded_Q: Ids | None, *, k: int) -> Ranking:
     """The nearest of those candidates that are held here, for a block of queries, without probabilities.
 
     Distances are squared, and less the query's own squared norm, which changes no order.
-
-    Args:
-        here_c: positions of the candidates whose texts are held here, ascending.
     """
-    Q = len(queries.embedding)
+    Q, here_c = len(queries.embedding), held.position_c
     ranking = nothing_found(Q, k)
     if not len(here_c):
         return ranking
-    # Distances are computed once per distinct text, so that copies tie.
-    texts_N, column_c = np.unique(candidate_text_C[here_c], return_inverse=True)
-    vectors_ND = embedded.candidate.embedding[torch.from_numpy(np.searchsorted(embedded.text_ids_N, texts_N))]
-    column = torch.from_numpy(column_c)
     found = min(k, len(here_c))
     chunk = max(1, _CHUNK_BYTES // (4 * len(here_c)))
     for start in range(0, Q, chunk):
         part_qD = queries.embedding[start : start + chunk]
         # |q - v|^2 = |q|^2 + |v|^2 - 2 q.v, and |q|^2 changes no order.
-        distance_qN = torch.addmm(vectors_ND.square().sum(1), part_qD, vectors_ND.T, alpha=-2)
-        distance_qc = distance_qN[:, column]
+        distance_qN = torch.addmm(held.norm_N, part_qD, held.vectors_ND.T, alpha=-2)
+        distance_qc = distance_qN[:, held.column_c]
         if excluded_Q is not None:
             own_q = np.searchsorted(here_c, excluded_Q[start : start + chunk])
             is_here = (own_q < len(here_c)) & (

@@ -14,7 +14,14 @@ import torch
 from scipy.sparse import csr_array
 
 from biencoder.embedding import EmbeddedTexts
-from biencoder.evaluation.protocol import Ranking, nearest_candidates, nothing_found, pair_probability, smallest
+from biencoder.evaluation.protocol import (
+    HeldCandidates,
+    Ranking,
+    nearest_candidates,
+    nothing_found,
+    pair_probability,
+    smallest,
+)
 from biencoder.model import PairClassifier
 
 Ids = npt.NDArray[np.int64]
@@ -40,7 +47,7 @@ class EmbeddingRanker:
 
     def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
         queries = self.embedded.query.rows(torch.from_numpy(np.searchsorted(self.embedded.text_ids_N, query_text_Q)))
-        ranking = nearest_candidates(queries, self.embedded, candidate_text_C, np.arange(len(candidate_text_C)), own_Q, k=k)
+        ranking = nearest_candidates(queries, HeldCandidates.of(candidate_text_C, self.embedded), own_Q, k=k)
         if self.classifier is None:
             return ranking
         row_Qk = np.searchsorted(self.embedded.text_ids_N, candidate_text_C[ranking.candidate_Qk])

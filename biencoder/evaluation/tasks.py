@@ -103,16 +103,23 @@ def pools(task: Task, split: Split, num_texts: int) -> Iterator[Pool]:
         scope_P = numbers
     stance_P = np.unique([pair.point.stance for pair in split.pairs], return_inverse=True)[1]
     side_P = stance_P if task.opposing else np.zeros_like(every_P)
-    for scope, side in np.unique(np.stack([scope_P, side_P]), axis=1).T:
-        in_scope_P = scope_P == scope
-        pair_Q = np.flatnonzero(in_scope_P & (side_P == side))
-        points = np.flatnonzero(in_scope_P & (side_P != side)) if task.opposing else pair_Q
+    for in_scope, side in _scopes_and_sides(scope_P, side_P):
+        pair_Q = in_scope[side_P[in_scope] == side]
+        points = in_scope[side_P[in_scope] != side] if task.opposing else pair_Q
         candidate_text_C = split.counter_text_P[pair_Q]
         if task.has_points:
             candidate_text_C = np.concatenate([candidate_text_C, split.point_text_P[points]])
         gold_Q = np.arange(len(pair_Q))
         is_among_them = task.has_points and not task.opposing
         yield Pool(pair_Q, candidate_text_C, gold_Q, len(pair_Q) + gold_Q if is_among_them else np.full_like(gold_Q, -1))
+
+
+def _scopes_and_sides(scope_P: Ids, side_P: Ids) -> Iterator[tuple[Ids, int]]:
+    """The pairs of each scope, and a side that some of them are on: every such scope and side once."""
+    order_P = np.argsort(scope_P, kind="stable")
+    for in_scope in np.split(order_P, np.flatnonzero(np.diff(scope_P[order_P])) + 1):
+        for side in np.unique(side_P[in_scope]).tolist():
+            yield in_scope, side
 
 
 def choose_tasks(text: str, split: Split) -> list[Task]:

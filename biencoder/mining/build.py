@@ -15,3 +15,13 @@ def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
     from biencoder.mining.faiss_index import FaissIndex
 
     return FaissIndex(vectors_ND, config)
+
+
+def reference_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+    """An exact one to hold others against: the ball tree, or a comparison with all vectors where they are, which copies
+    none."""
+    if config.index == "balltree" or not len(vectors_ND):
+        return build_index(vectors_ND, config)
+    from biencoder.mining.faiss_index import FlatIndex
+
+    return FlatIndex(vectors_ND)

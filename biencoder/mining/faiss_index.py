@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 
 from biencoder.config import MiningConfig
-from biencoder.mining.index import Rows, Vectors
+from biencoder.mining.index import MOST_ROWS, Rows, Vectors
 
 
 class FaissIndex:
@@ -19,12 +19,28 @@ class FaissIndex:
         vectors_ND = np.ascontiguousarray(vectors_ND)
         self.exact = config.exact
         self._index = _empty_index(vectors_ND, config)
+        self._most_rows = len(vectors_ND)
         if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
             self._index = faiss.index_cpu_to_all_gpus(self._index)
+            self._most_rows = MOST_ROWS
         self._index.add(vectors_ND)
 
     def search(self, queries_QD: Vectors, k: int) -> Rows:
-        _, rows = self._index.search(np.ascontiguousarray(queries_QD), k)
+        _, rows = self._index.search(np.ascontiguousarray(queries_QD), min(k, self._most_rows))
+        rows_Qk: Rows = rows
+        return rows_Qk
+
+
+class FlatIndex:
+    """All vectors where they are, in memory or in a file that is mapped; none is copied."""
+
+    exact = True
+
+    def __init__(self, vectors_ND: Vectors) -> None:
+        self._vectors_ND = vectors_ND
+
+    def search(self, queries_QD: Vectors, k: int) -> Rows:
+        _, rows = faiss.knn(queries_QD, self._vectors_ND, k)
         rows_Qk: Rows = rows
         return rows_Qk
 

@@ -2,10 +2,15 @@
 
 An index may round distances in its own way. `nearest_allowed` therefore measures what the index returned once more,
 exactly, and orders it by (distance, row); it asks for more neighbours while the index's rounding could hide a nearer row.
-So any two exact indexes give the same answer, ties included.
+So any two exact indexes give the same answer, ties included. A query that has not enough allowed rows among its 2,048
+nearest is compared with every vector, in blocks of bounded size: for it alone the mask is looked up for all rows.
+
+Q: queries, q: some of them, k: rows that an index returned, c: rows wanted, N: vectors, n: some of them, D: dimension,
+X: pairs of a query and a row.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +22,13 @@ Vectors = npt.NDArray[np.float32]
 _ROUNDING = 1e-5
 """Relative error that an index's own squared distances may have: float32 by ||x||^2 + ||y||^2 - 2xy, with room to spare."""
 _CHUNK_BYTES = 64 * 2**20
+MOST_ROWS = 2048
+"""Rows that an index is asked for to widen a search, and the most that FAISS finds on a GPU."""
+_SCANNED_QUERIES, _SCANNED_PAIRS = 64, 2**20
+"""Of a block that is compared with every vector."""
+
+Allowed = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
+Distances = npt.NDArray[np.float64]
 
 
 class NegativeIndex(Protocol):
@@ -26,7 +38,8 @@ class NegativeIndex(Protocol):
     """Whether `search` never misses a nearer vector, but for rounding."""
 
     def search(self, queries_QD: Vectors, k: int) -> Rows:
-        """Row numbers (Q, k) of the k nearest vectors; an inexact index may return -1 for "none"."""
+        """Row numbers (Q, k) of the k nearest vectors, or of fewer if k is above 2,048; an inexact index may return -1 for
+        "none"."""
 
 
 class NothingHeld:
@@ -43,11 +56,11 @@ def nearest_allowed(
     index: NegativeIndex,
     vectors_ND: Vectors,
     queries_QD: Vectors,
-    allowed: Callable[[Rows, Rows], npt.NDArray[np.bool_]],
+    allowed: Allowed,
     *,
     count: int = 1,
-    least_distance_Q: npt.NDArray[np.float64] | None = None,
-) -> tuple[Rows, npt.NDArray[np.float64]]:
+    least_distance_Q: Distances | None = None,
+) -> tuple[Rows, Distances]:
     """For each query the nearest rows that are allowed, nearest first, ties broken by the lower row, and their distances.
 
     Args:
@@ -60,39 +73,126 @@ def nearest_allowed(
     """
     best_Qc = np.full((len(queries_QD), count), -1, dtype=np.int64)
     distance_Qc = np.full((len(queries_QD), count), np.inf)
-    if not len(vectors_ND):
-        return best_Qc, distance_Qc
-    open_queries, k = np.arange(len(queries_QD)), min(7 + count, len(vectors_ND))
-    while len(open_queries):
-        undecided = []
-        chunk = max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))
-        for start in range(0, len(open_queries), chunk):
-            some = open_queries[start : start + chunk]
-            rows_Qk = index.search(queries_QD[some], k)
-            exact_Qk = np.where(rows_Qk >= 0, _distances(vectors_ND, queries_QD[some], rows_Qk), np.inf)
-            good_Qk = allowed(some, rows_Qk)
-            if least_distance_Q is not None:
-                good_Qk = good_Qk & (exact_Qk >= least_distance_Q[some][:, None])
-            measured_Qk = np.where(good_Qk, exact_Qk, np.inf)
-            order_Qc = np.lexsort((rows_Qk, measured_Qk), axis=1)[:, :count]
-            near_Qc = np.take_along_axis(measured_Qk, order_Qc, axis=1)
-            found_Qc = np.isfinite(near_Qc)
-            width = order_Qc.shape[1]
-            best_Qc[some, :width] = np.where(found_Qc, np.take_along_axis(rows_Qk, order_Qc, axis=1), -1)
-            distance_Qc[some, :width] = near_Qc
-            # Settled: everything the index did not return is farther than the last one, its rounding granted.
-            last_Q, all_found = near_Qc[:, -1], found_Qc.all(1) & (width == count)
-            scale_Q = np.square(queries_QD[some].astype(np.float64)).sum(1) + np.square(exact_Qk).max(1)
-            slack_Q = np.sqrt(np.square(last_Q) + _ROUNDING * scale_Q)
-            settled = all_found & (not index.exact or exact_Qk.max(axis=1) > slack_Q)
-            undecided.append(some[~settled])
-        if k == len(vectors_ND):
+    least_Q = np.zeros(len(queries_QD)) if least_distance_Q is None else least_distance_Q
+    N, open_queries, k = len(vectors_ND), np.arange(len(queries_QD)), 7 + count
+    while N and len(open_queries):
+        k, undecided = min(k, N), []
+        for some in _blocks(open_queries, max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))):
+            best_Qc[some], distance_Qc[some], settled_q = _searched(
+                index, vectors_ND, queries_QD[some], partial(allowed, some), least_Q[some], k, count
+            )
+            undecided.append(some[~settled_q])
+        open_queries = np.concatenate(undecided)
+        if k >= min(MOST_ROWS, N):
             break
-        open_queries, k = np.concatenate(undecided), min(4 * k, len(vectors_ND))
+        k = min(4 * k, MOST_ROWS)
+    for some in _blocks(open_queries if N else open_queries[:0], _SCANNED_QUERIES):
+        best_Qc[some], distance_Qc[some] = _scanned(
+            vectors_ND, queries_QD[some], partial(allowed, some), least_Q[some], count
+        )
     return best_Qc, distance_Qc
 
 
-def _distances(vectors_ND: Vectors, queries_QD: Vectors, rows_Qk: Rows) -> npt.NDArray[np.float64]:
-    difference_QkD = vectors_ND[rows_Qk].astype(np.float64) - queries_QD[:, None, :].astype(np.float64)
-    distances: npt.NDArray[np.float64] = np.sqrt(np.square(difference_QkD).sum(-1))
+def _blocks(positions: Rows, size: int) -> list[Rows]:
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def _searched(
+    index: NegativeIndex,
+    vectors_ND: Vectors,
+    queries_qD: Vectors,
+    allowed: Callable[[Rows], npt.NDArray[np.bool_]],
+    least_q: Distances,
+    k: int,
+    count: int,
+) -> tuple[Rows, Distances, npt.NDArray[np.bool_]]:
+    """The nearest allowed of the k rows that the index finds for each query (q, c), their distances, and for which queries
+    (q,) no other row can be nearer."""
+    rows_qk = index.search(queries_qD, k)
+    exact_qk = np.where(rows_qk >= 0, _distances(vectors_ND[rows_qk], queries_qD[:, None]), np.inf)
+    measured_qk = np.where(allowed(rows_qk) & (exact_qk >= least_q[:, None]), exact_qk, np.inf)
+    order_qc = np.lexsort((rows_qk, measured_qk), axis=1)[:, :count]
+    near_qc = np.take_along_axis(measured_qk, order_qc, axis=1)
+    found_qc = np.isfinite(near_qc)
+    missing = ((0, 0), (0, count - order_qc.shape[1]))
+    best_qc = np.pad(np.where(found_qc, np.take_along_axis(rows_qk, order_qc, axis=1), -1), missing, constant_values=-1)
+    near_qc = np.pad(near_qc, missing, constant_values=np.inf)
+    if index.exact and rows_qk.shape[1] == len(vectors_ND):
+        return best_qc, near_qc, np.ones(len(rows_qk), dtype=np.bool_)
+    # Settled: everything the index did not return is farther than the last one, its rounding granted.
+    scale_q = np.square(queries_qD.astype(np.float64)).sum(1) + np.square(exact_qk).max(1)
+    slack_q = np.sqrt(np.square(near_qc[:, -1]) + _ROUNDING * scale_q)
+    settled_q = np.isfinite(near_qc[:, -1]) & (not index.exact or exact_qk.max(axis=1) > slack_q)
+    return best_qc, near_qc, settled_q
+
+
+def _scanned(
+    vectors_ND: Vectors,
+    queries_qD: Vectors,
+    allowed: Callable[[Rows], npt.NDArray[np.bool_]],
+    least_q: Distances,
+    count: int,
+) -> tuple[Rows, Distances]:
+    """The nearest allowed of all rows for each query (q, c), and their distances."""
+    q, best_qc, distance_qc = (
+        len(queries_qD),
+        np.full((len(queries_qD), count), -1),
+        np.full((len(queries_qD), count), np.inf),
+    )
+    for rows_n in _blocks(np.arange(len(vectors_ND)), max(count, _SCANNED_PAIRS // q)):
+        block_nD = np.asarray(vectors_ND[rows_n[0] : rows_n[-1] + 1])
+        good_qn = allowed(np.broadcast_to(rows_n, (q, len(rows_n))))
+        query_X, nth_X = np.nonzero(
+            good_qn & _may_be_nearest(block_nD, queries_qD, good_qn, least_q, distance_qc[:, -1], count)
+        )
+        exact_X = np.concatenate(
+            [np.empty(0)]
+            + [
+                _distances(block_nD[nth_X[some]], queries_qD[query_X[some]])
+                for some in _blocks(np.arange(len(nth_X)), max(1, _CHUNK_BYTES // (8 * block_nD.shape[1])))
+            ]
+        )
+        kept_X = exact_X >= least_q[query_X]
+        had_q, had_c = np.nonzero(best_qc >= 0)
+        query_X = np.concatenate([had_q, query_X[kept_X]])
+        row_X = np.concatenate([best_qc[had_q, had_c], rows_n[nth_X[kept_X]]])
+        exact_X = np.concatenate([distance_qc[had_q, had_c], exact_X[kept_X]])
+        order_X = np.lexsort((row_X, exact_X, query_X))
+        query_X = query_X[order_X]
+        place_X = np.arange(len(query_X)) - np.searchsorted(query_X, query_X)
+        kept_X = place_X < count
+        cells, order_X = (query_X[kept_X], place_X[kept_X]), order_X[kept_X]
+        best_qc[cells], distance_qc[cells] = row_X[order_X], exact_X[order_X]
+    return best_qc, distance_qc
+
+
+def _may_be_nearest(
+    block_nD: Vectors,
+    queries_qD: Vectors,
+    good_qn: npt.NDArray[np.bool_],
+    least_q: Distances,
+    last_q: Distances,
+    count: int,
+) -> npt.NDArray[np.bool_]:
+    """Which vectors of a block (q, n) can be among the `count` nearest that are good, their rounded distances granted.
+
+    Args:
+        last_q: distance of the last of the `count` that each query has already; inf if it has fewer.
+    """
+    norm_n, norm_q = (np.square(rows.astype(np.float64)).sum(1) for rows in (block_nD, queries_qD))
+    squared_qn = norm_n - 2 * (queries_qD @ block_nD.T) + norm_q[:, None]
+    slack_q1 = _ROUNDING * (norm_q + norm_n.max())[:, None]
+    least_q1 = np.square(least_q)[:, None]
+    bound_q1 = np.square(last_q)[:, None]
+    if count <= len(block_nD):
+        sure_qn = np.where(good_qn & (squared_qn >= least_q1 + slack_q1 * (least_q1 > 0)), squared_qn, np.inf)
+        bound_q1 = np.minimum(bound_q1, np.partition(sure_qn, count - 1, axis=1)[:, count - 1 : count] + slack_q1)
+    near_qn: npt.NDArray[np.bool_] = (squared_qn <= bound_q1 + slack_q1) & (squared_qn >= least_q1 - slack_q1)
+    return near_qn
+
+
+def _distances(rows_XD: Vectors, queries_XD: Vectors) -> Distances:
+    """Euclidean distances in fp64 of these vectors, along the last axis."""
+    difference_XD = rows_XD.astype(np.float64) - queries_XD.astype(np.float64)
+    distances: Distances = np.sqrt(np.square(difference_XD).sum(-1))
     return distances

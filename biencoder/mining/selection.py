@@ -14,7 +14,7 @@ from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import DataError
-from biencoder.mining.build import build_index
+from biencoder.mining.build import reference_index
 from biencoder.mining.index import NegativeIndex, nearest_allowed
 from biencoder.rng import uniforms
 
@@ -72,10 +72,12 @@ def random_negatives(
         texts = pool[(u * len(pool)).astype(np.int64)]
         good = forbidden.allows(split.point_text_P[samples[left]], texts) & (texts[:, None] != taken_QK[left]).all(1)
         chosen[left[good]] = texts[good]
-    for i in np.flatnonzero(chosen < 0):  # a tiny corpus, or one text nearly everywhere: take the first that is allowed
-        points = np.full(len(pool), split.point_text_P[samples[i]])
-        allowed = np.unique(pool[forbidden.allows(points, pool)])
-        if not len(allowed):
+    # A tiny corpus, or one text nearly everywhere: take the first that is allowed. Samples of one point have the same ones.
+    stubborn = np.flatnonzero(chosen < 0)
+    point_U, which = np.unique(split.point_text_P[samples[stubborn]], return_inverse=True)
+    first_Un = [np.unique(pool[forbidden.allows(point, pool)])[: taken_QK.shape[1] + 1] for point in point_U]
+    for i, point in zip(stubborn, which, strict=True):
+        if not len(allowed := first_Un[point]):
             raise no_negative(split, samples[i])
         free = allowed[~np.isin(allowed, taken_QK[i])]
         chosen[i] = (free if len(free) else allowed)[0]
@@ -102,8 +104,7 @@ def nearest_negatives(
         index: over the candidates held here, in the order of `embedded.text_ids_N`.
 
     Returns:
-        Text ids (len(samples), count), -1 where fewer are allowed or an approximate index found fewer, and distances, inf
-        there.
+        Text ids (len(samples), count), -1 where fewer are allowed, and distances, inf there.
     """
     mined = np.full((len(samples), count), -1, dtype=np.int64)
     distance = np.full(mined.shape, np.inf)
@@ -172,7 +173,7 @@ def recall(
     500, or 50 where the reference is the ball tree."""
     size = 50 if reference.index == "balltree" else 500
     some = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
-    index = build_index(embedded.candidate.embedding.numpy(), reference)
+    index = reference_index(embedded.candidate.embedding.numpy(), reference)
     truth_Qk, _ = nearest_negatives(samples[some], split, limits, embedded, index, world, count=found_Qk.shape[1])
     there_Qk = truth_Qk >= 0
     again_Qk = (truth_Qk[:, :, None] == found_Qk[some][:, None, :]).any(2)

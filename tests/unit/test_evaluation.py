@@ -1,17 +1,21 @@
 """The evaluation protocol on vectors made by hand, so that every rank is known beforehand."""
 
+import tracemalloc
+
+import ir_measures
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from ir_measures import RR, Success, nDCG
 
 from biencoder.config import ModelConfig
 from biencoder.data import Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation import evaluate_split, protocol
-from biencoder.evaluation.metrics import calibration_error, ranking_metrics
-from biencoder.evaluation.protocol import nearest_candidates, pair_probability
+from biencoder.evaluation.metrics import calibration_error, query_metrics, ranking_metrics
+from biencoder.evaluation.protocol import HeldCandidates, nearest_candidates, pair_probability
 from biencoder.model import PairClassifier, Vectors
 
 
@@ -43,6 +47,40 @@ def test_metrics_of_known_ranks() -> None:
     assert metrics["accuracy@5"] == metrics["accuracy@10"] == 0.75
     assert metrics["mrr@10"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
     assert metrics["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
+
+
+@pytest.mark.parametrize("k", [3, 10, 40])
+def test_metrics_of_each_query_are_those_of_ir_measures(k: int) -> None:
+    rng = np.random.default_rng(k)
+    ranked_Qk = np.stack([rng.permutation(60)[:k] for _ in range(200)])
+    ranked_Qk[:20, k // 2 :] = -1  # fewer candidates than places
+    gold_Q = rng.integers(0, 60, 200)
+    qrels = [ir_measures.Qrel(str(query), str(gold), 1) for query, gold in enumerate(gold_Q)]
+    run = [
+        ir_measures.ScoredDoc(str(query), str(text), -float(rank))
+        for query, ranked in enumerate(ranked_Qk)
+        for rank, text in enumerate(ranked)
+        if text >= 0
+    ]
+    measures = {"accuracy@1": Success @ 1, "accuracy@5": Success @ 5, "accuracy@10": Success @ 10}
+    measures |= {"mrr@10": RR @ 10, "ndcg@10": nDCG @ 10}
+    found = query_metrics(ranked_Qk, gold_Q)
+    assert set(found) == set(measures)
+    for name, measure in measures.items():
+        expected = {int(row.query_id): row.value for row in ir_measures.iter_calc([measure], qrels, run)}
+        assert found[name].tolist() == [expected.get(query, 0.0) for query in range(200)], name
+
+
+def test_metrics_make_no_object_for_each_entry_of_the_lists() -> None:
+    ranked_Qk = np.tile(np.arange(1000), (200, 1))
+    ranking_metrics(ranked_Qk[:1], np.zeros(1, dtype=np.int64))
+    tracemalloc.start()
+    try:
+        ranking_metrics(ranked_Qk, np.arange(200))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < ranked_Qk.nbytes / 4
 
 
 def test_calibration_error_by_hand() -> None:
@@ -103,9 +141,8 @@ def test_identical_texts_are_rivals_in_the_strict_figure_and_one_in_the_other() 
 def test_ties_keep_the_order_of_the_candidates_however_many() -> None:
     embedded = embed([0.0, *[1.0] * 99])
     everything = np.arange(100)
-    ranking = nearest_candidates(
-        embedded.query.rows(torch.tensor([0])), embedded, everything, everything, np.array([0]), k=10
-    )
+    held = HeldCandidates.of(everything, embedded)
+    ranking = nearest_candidates(embedded.query.rows(torch.tensor([0])), held, np.array([0]), k=10)
     assert ranking.candidate_Qk.tolist() == [list(range(1, 11))]
 
 
@@ -113,7 +150,7 @@ def test_ranking_equals_a_plain_sort() -> None:
     rng = np.random.default_rng(0)
     embedded = embed(rng.standard_normal((200, 8)))
     queries = embedded.query.rows(torch.arange(50))
-    ranking = nearest_candidates(queries, embedded, np.arange(200), np.arange(200), np.arange(50), k=10)
+    ranking = nearest_candidates(queries, HeldCandidates.of(np.arange(200), embedded), np.arange(50), k=10)
     exact = torch.cdist(queries.embedding.double(), embedded.candidate.embedding.double())
     exact[torch.arange(50), torch.arange(50)] = torch.inf
     assert ranking.candidate_Qk.tolist() == exact.argsort(dim=1)[:, :10].tolist()

@@ -1,13 +1,17 @@
 """What mining and the training state will take is known, and too much mining is refused with a way out, beforehand."""
 
 import dataclasses
+from typing import Any
 
+import faiss
+import numpy as np
 import pytest
 
 from biencoder.config import Config, MiningConfig, ModelConfig
 from biencoder.distributed import World
 from biencoder.errors import ConfigError
 from biencoder.memory import GIB, bucket_bytes, check_mining_memory, mining_bytes, offloaded_bytes, state_bytes
+from biencoder.mining.build import build_index
 
 BIG = {"num_texts": 10_000_000, "hidden": 768}
 
@@ -21,6 +25,25 @@ def test_vectors_and_index_are_counted() -> None:
     assert flat == pytest.approx(1e7 * 4 * (128 + 768 + 128), rel=0.02)
     assert mining_bytes(config_of(placement="sharded"), **BIG, world_size=8) == pytest.approx(flat / 8, rel=0.1)
     assert mining_bytes(config_of(overlap=True), **BIG, world_size=8) - flat == 1e7 * 4 * (128 + 768)
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [("flat", 1.001), ("hnsw", 1.05), ("ivf", 2)],  # ivf: its lists grow by doubling, and it trains on a copy
+)
+def test_an_index_takes_what_was_foretold(kind: str, most: float) -> None:
+    N, D = 4000, 128
+    vectors_ND = np.random.default_rng(0).standard_normal((N, D), dtype=np.float32)
+    config = config_of(faiss_kind=kind)
+    built: Any = build_index(vectors_ND, config.mining)
+    held = len(faiss.serialize_index(built._index))
+
+    def foretold(num_texts: int) -> int:
+        return mining_bytes(config, num_texts=num_texts, hidden=0, world_size=1)
+
+    index_bytes = foretold(N) - foretold(0) - 4 * D * N  # less the vectors themselves
+    assert held <= index_bytes * 1.001 + 4096
+    assert index_bytes <= most * held
 
 
 def test_what_does_not_fit_is_refused_with_the_way_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from biencoder.config import MiningConfig
-from biencoder.data import Forbidden, Split
+from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed import World
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import BiencoderError, DataError, PeerError
@@ -21,6 +21,7 @@ from biencoder.mining.build import build_index
 from biencoder.mining.index import nearest_allowed
 from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
 from biencoder.model import Vectors
+from tests.peak import peak_growth
 
 NOTHING = np.full((50, 1), -1)
 KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]
@@ -329,3 +330,92 @@ def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
     distance_PN[np.arange(20), np.arange(20)] = distance_PN[np.arange(20), np.arange(20, 40)] = np.inf
     assert found.negative_text_PK[:19, 0].tolist() == distance_PN.argmin(1)[:19].tolist()
     assert found.search.shortfalls == 1
+
+
+class Asked:
+    """An index that notes the most rows it was asked for."""
+
+    exact = True
+
+    def __init__(self, vectors_ND: npt.NDArray[np.float32]) -> None:
+        self._index, self.most = build_index(vectors_ND, MiningConfig()), 0
+
+    def search(self, queries_QD: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+        self.most = max(self.most, k)
+        return self._index.search(queries_QD, k)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ties", "collapsed"])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_starved_query_is_compared_with_all_and_asks_the_index_for_no_more(
+    kind: str, bounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biencoder.mining.index._SCANNED_PAIRS", 3000)  # several blocks
+    N, Q, count = 5000, 12, 3
+    vectors_ND = vectors(kind, size=N)
+    exact_QN = np.linalg.norm(vectors_ND[:Q, None].astype(np.float64) - vectors_ND[None], axis=2)
+    least_Q = np.quantile(exact_QN, 0.7, axis=1) if bounded else None
+    # The nearest 3,000 are out of bounds for all but the first two, and query 11 has two rows left.
+    allowed_QN = bounded | (np.argsort(np.argsort(exact_QN, axis=1, kind="stable"), axis=1) >= 3000)
+    allowed_QN[:2] = True
+    allowed_QN[11], allowed_QN[11, [7, 4000]] = False, True
+    wanted_QN = np.where(allowed_QN, exact_QN, np.inf)
+    if least_Q is not None:
+        least_Q[11] = 0
+        wanted_QN[exact_QN < least_Q[:, None]] = np.inf
+    order_QN = np.lexsort((np.broadcast_to(np.arange(N), (Q, N)), wanted_QN), axis=1)[:, :count]
+    index = Asked(vectors_ND)
+    rows, distance = nearest_allowed(
+        index,
+        vectors_ND,
+        vectors_ND[:Q],
+        lambda some, rows: allowed_QN[some[:, None], rows],
+        count=count,
+        least_distance_Q=least_Q,
+    )
+    assert index.most <= 2048
+    expected = np.take_along_axis(wanted_QN, order_QN, axis=1)
+    assert rows.tolist() == np.where(np.isfinite(expected), order_QN, -1).tolist()
+    np.testing.assert_allclose(distance, expected, rtol=1e-12)
+
+
+def test_more_rows_than_an_index_finds_are_wanted() -> None:
+    class AtMost2048(Asked):  # as FAISS on a GPU
+        def search(self, queries_QD: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+            return super().search(queries_QD, min(k, 2048))
+
+    vectors_ND = vectors("gaussian", size=3000)
+    rows, _ = nearest_allowed(AtMost2048(vectors_ND), vectors_ND, vectors_ND[:2], lambda _, rows: rows >= 0, count=2500)
+    exact = np.linalg.norm(vectors_ND[:2, None].astype(np.float64) - vectors_ND[None], axis=2)
+    assert rows.tolist() == np.argsort(exact, axis=1, kind="stable")[:, :2500].tolist()
+
+
+def test_an_approximate_index_that_finds_too_little_starves_nobody() -> None:
+    vectors_ND = vectors("gaussian", size=2000)
+    index = build_index(vectors_ND, MiningConfig(faiss_kind="ivf", ivf_probes=1))
+    rows, _ = nearest_allowed(index, vectors_ND, vectors_ND[:5], lambda _, rows: rows >= 0, count=500)
+    exact = np.linalg.norm(vectors_ND[:5, None].astype(np.float64) - vectors_ND[None], axis=2)
+    assert rows.tolist() == np.argsort(exact, axis=1, kind="stable")[:, :500].tolist()
+
+
+def test_looking_up_members_takes_no_time_for_the_whole_table() -> None:
+    codes = np.arange(0, 6_000_000, 3)
+    members = Members(np.zeros(1, dtype=np.int64), codes, 6_000_000)
+    start = time.perf_counter()
+    for _ in range(50):
+        found = members.include(np.zeros((100, 1), dtype=np.int64), np.arange(5_000_000, 5_000_020)[None])
+    assert time.perf_counter() - start < 2  # sorting the codes took over a second each time
+    assert found[0].tolist() == [text % 3 == 0 for text in range(5_000_000, 5_000_020)]
+
+
+def test_recall_is_measured_without_a_second_copy_of_the_vectors() -> None:
+    vectors_ND = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)
+    split = split_of(list(range(500)), list(range(500, 1000)))
+    embedded, samples = embed(vectors_ND), np.arange(500)
+    limits, alone = Limits(Forbidden.of(split, 100_000)), World.alone()
+
+    def measure(embedded: EmbeddedTexts = embedded) -> None:
+        recall(np.zeros((500, 1), dtype=np.int64), samples, split, limits, embedded, alone, MiningConfig())
+
+    measure(embed(vectors_ND[:1000].copy()))  # libraries are loaded before anything counts
+    assert peak_growth(measure) < vectors_ND.nbytes

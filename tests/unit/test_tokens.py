@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,3 +103,48 @@ def test_an_error_comes_in_its_items_place() -> None:
     assert next(ahead) == 0
     with pytest.raises(KeyError, match="bad item"):
         next(ahead)
+
+
+def test_a_slower_starter_leaves_the_whole_cache_that_others_have_mapped(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped, real = [], token_cache.tokenize
+
+    def overtaken(*args: Any, **options: Any) -> TokenizedTexts:
+        """Another process starts, finishes and goes on to train while this one still works."""
+        made = real(*args, **options)
+        monkeypatch.setattr(token_cache, "tokenize", real)
+        tokens_of(tiny_bert)
+        (entry,) = cache.iterdir()
+        mapped.append((tokens_of(tiny_bert), (entry / "flat.npy").stat().st_ino, entry))
+        return made
+
+    monkeypatch.setattr(token_cache, "tokenize", overtaken)
+    slower = tokens_of(tiny_bert)
+    (quicker, inode, entry) = mapped[0]
+    assert isinstance(quicker.flat_T, np.memmap)
+    assert (entry / "flat.npy").stat().st_ino == inode, "the mapped file was replaced"
+    np.testing.assert_array_equal(slower.flat_T, quicker.flat_T)
+    assert list(cache.iterdir()) == [entry]
+
+
+def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens_of(tiny_bert)
+    (entry,) = cache.iterdir()
+    (entry / "flat.npy").write_bytes(b"")
+    real, inodes = Path.rename, []
+
+    def overtaken(path: Path, target: Path) -> Path:
+        """Another process mends the damaged one after this one has looked at it."""
+        if path == entry and not inodes:
+            inodes.append(0)
+            tokens_of(tiny_bert)
+            inodes[0] = (entry / "flat.npy").stat().st_ino
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    tokens_of(tiny_bert)
+    assert [(entry / "flat.npy").stat().st_ino] == inodes
+    assert list(cache.iterdir()) == [entry]
