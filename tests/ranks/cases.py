@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import biencoder.engine
+import launcher.entry
 from biencoder import loop
 from biencoder.batch import triplet_batch
 from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
@@ -32,14 +33,18 @@ from biencoder.model import BiEncoder, PairClassifier, Vectors, build_model
 from biencoder.pretrained import load_pretrained
 from biencoder.sampler import shares
 from biencoder.tokens import TokenizedTexts, tokenize
+from biencoder.watch import Pace
 from launcher.entry import run
 
+PACE = Pace(interval_s=0.2, suspicion_s=1.5)
 
-def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 6) -> None:
+
+def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 3) -> None:
     def command(argv: Sequence[str]) -> None:
-        with world(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s) as ranks:
+        with world(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s, pace=PACE) as ranks:
             work(ranks)  # type: ignore[operator]
 
+    launcher.entry._LET_RANK_0_SPEAK_S = 0.5  # no launcher is there to end the others
     run(command)
 
 
@@ -101,7 +106,7 @@ def one_is_killed(rank: int, where: str) -> None:
     def work(ranks: World) -> None:
         ranks.doing(where)
         ranks.mean(torch.zeros(1))
-        time.sleep(2.5)
+        time.sleep(5 * PACE.interval_s)
         if ranks.rank == rank:
             print(time.time(), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -117,7 +122,7 @@ def one_stops_answering(rank: int) -> None:
     def work(ranks: World) -> None:
         ranks.doing("training step 12")
         ranks.mean(torch.zeros(1))
-        time.sleep(2.5)
+        time.sleep(5 * PACE.interval_s)
         if ranks.rank == rank:
             os.kill(os.getpid(), signal.SIGSTOP)
         ranks.mean(torch.zeros(1))
@@ -128,9 +133,9 @@ def one_stops_answering(rank: int) -> None:
 def main_works_longer_than_the_training_limit() -> None:
     def work(ranks: World) -> None:
         ranks.mean(torch.zeros(1))
-        print(ranks.on_main(lambda: time.sleep(8) or "mined"))
+        print(ranks.on_main(lambda: time.sleep(5) or "mined"))
 
-    _in_world(work, timeout_s=3)
+    _in_world(work, timeout_s=2)
 
 
 def _let_any_cpu_compute_fp16() -> None:
