@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 Tensors = Mapping[str, torch.Tensor]
@@ -99,6 +100,10 @@ class CheckpointFolder:
                 complaints.append(f"checkpoint {folder} is damaged ({error}); the one before it is used")
         return None, complaints
 
+    def holds_any(self) -> bool:
+        """Whether there is a checkpoint, whole or damaged."""
+        return bool(self._all())
+
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
 
@@ -126,8 +131,11 @@ class CheckpointFolder:
             os.replace(pointer, self._folder / "latest")
         except BaseException as error:
             shutil.rmtree(fresh, ignore_errors=True)
-            if not isinstance(error, OSError) and "No space left" in str(error):  # safetensors has an error of its own
-                raise OSError(errno.ENOSPC, "No space left on device") from None
+            if isinstance(
+                error, (SafetensorError, CheckpointError)
+            ):  # a write that failed, or that is not what was written
+                full = "No space left on device"
+                raise (OSError(errno.ENOSPC, full) if full in str(error) else OSError(errno.EIO, str(error))) from None
             raise
         for old in self._all()[: -self._keep]:
             if old.name not in (_name(also_keep), final.name):

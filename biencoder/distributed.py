@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from biencoder.errors import BiencoderError, ConfigError, PeerError
-from biencoder.watch import Pace, Watch
+from biencoder.watch import Watch
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ class World:
 
 
 @contextmanager
-def world(*, timeout_s: float, control_timeout_s: float, silence_s: float, pace: Pace | None = None) -> Iterator[World]:
+def world(*, timeout_s: float, control_timeout_s: float, silence_s: float) -> Iterator[World]:
     """Join the other ranks (as torchrun, DeepSpeed or nobody has set the environment) and leave them cleanly.
 
     Raises:
@@ -222,7 +222,7 @@ def world(*, timeout_s: float, control_timeout_s: float, silence_s: float, pace:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=control_timeout_s))
         dist.all_gather_object(hosts, socket.gethostname(), group=control)
-        watch = _start_watch(rank, hosts, control, silence_s, pace or Pace())
+        watch = _start_watch(rank, hosts, control, silence_s)
     try:
         yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
         if watch:
@@ -299,14 +299,14 @@ def _choose_network() -> None:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-def _start_watch(rank: int, hosts: list[str], control: Any, silence_s: float, pace: Pace) -> Watch:
+def _start_watch(rank: int, hosts: list[str], control: Any, silence_s: float) -> Watch:
     """A store of its own, served by rank 0: a blocking call on the training group's store must not hold up heartbeats."""
     address = os.environ["MASTER_ADDR"]
     server = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
     port = [server.port if server else 0]
     dist.broadcast_object_list(port, src=0, group=control)
     store = server or dist.TCPStore(address, port[0], is_master=False)
-    return Watch(store, rank=rank, hosts=hosts, silence_s=silence_s, pace=pace)
+    return Watch(store, rank=rank, hosts=hosts, silence_s=silence_s)
 
 
 def _finish(device: torch.device) -> None:

@@ -90,8 +90,8 @@ def diagnose(record: RunRecord) -> Diagnosis:
     guards = Guards(record.config, precision=record.precision)
     alerts = [(line["step"], alert) for line in record.lines for alert in guards.observe(line)]
     counts = Counter(line["event"] for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert"))
-    starts = sum("from_step" in line for line in record.starts)
-    events = [f"{starts} starts, {len(record.starts) - starts} of them asked to stop"] if starts > 1 else []
+    starts, stops = (sum(key in line for line in record.starts) for key in ("from_step", "stopped"))
+    events = [f"{starts} starts, {stops} of them asked to stop"] if starts > 1 else []
     events += [f"{count} x {name}" for name, count in counts.items() if name != "resumed"]
     return Diagnosis(_summary(record), alerts, events)
 

@@ -198,8 +198,7 @@ class Engine:
 
     def report(self) -> StepReport:
         """What the last steps did. Reads values off the device: call it when they are logged, not at every step."""
-        told = self._engine.get_global_grad_norm()
-        norm = float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
+        norm = self._grad_norm()
         limit = self._config.clip_norm
         clip = limit / norm if limit and math.isfinite(norm) and norm > limit else 1.0
         optimizer = self._engine.optimizer
@@ -211,6 +210,11 @@ class Engine:
             skipped_steps=self.skipped_steps,
             forward_s=self._forward.read(),
         )
+
+    def _grad_norm(self) -> float:
+        """Of the last step, which may have been before a state was loaded; NaN before the first."""
+        told = self._engine.get_global_grad_norm()
+        return float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
 
     def classifier_copy(self) -> PairClassifier:
         """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""
@@ -236,6 +240,7 @@ class Engine:
         if tensors is None:
             return None
         scalars = {"steps": self.steps, "skipped_steps": self.skipped_steps, "lr_factor": self.lr_factor}
+        scalars |= {"lr": self._lr, "grad_norm": self._grad_norm()}
         return EngineState(*tensors, scalars | self._loss_scaler())
 
     def load_state(self, state: EngineState | None) -> None:
@@ -243,6 +248,7 @@ class Engine:
         scalars: dict[str, float] = self._world.on_main(lambda: state.scalars if state else {})
         self._engine.global_steps, self._engine.skipped_steps = int(scalars["steps"]), int(scalars["skipped_steps"])
         self.lr_factor = scalars["lr_factor"]
+        self._lr, self._plain_norm = scalars["lr"], torch.tensor(scalars["grad_norm"])
         for name, now in self._loss_scaler().items():
             setattr(self._engine.optimizer.loss_scaler, name, type(now)(scalars[name]))
         self._engine.empty_partition_cache()

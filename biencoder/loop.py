@@ -28,7 +28,7 @@ from biencoder.model import Scores, TripletBatch
 from biencoder.out_of_memory import out_of_memory
 from biencoder.preemption import Agreement, Stopped
 from biencoder.prefetch import prefetched
-from biencoder.resume import finish_writing, load_checkpoint, report_failure, save_checkpoint
+from biencoder.resume import finish_writing, load_checkpoint, newest_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
 from biencoder.run import Progress, Run, StepBatch, steps_per_epoch, total_steps
 from biencoder.sampler import global_batches, shares
@@ -42,47 +42,51 @@ from biencoder.tracking.names import (
     step_metrics,
 )
 from biencoder.tracking.tables import closest_table, examples_table
+from biencoder.whole_folder import set_aside
 
 
 def fit(run: Run, progress: Progress) -> None:
     """Train from where `progress` stands to the end. Every rank takes part."""
     last, metrics = total_steps(run.dataset, run.config), Metrics()
     while True:
-        if progress.negatives is None:
-            done = progress.step >= last
-            measured = done or progress.epoch % run.config.eval.every_epochs == 0
-            embedded, encode_s = embed_split(run, run.training) if measured or run.config.mining.negatives else (None, 0.0)
-            if measured:
-                metrics = evaluate(run, progress, embedded, zero_shot=progress.epoch == 0)
-                keep_best(run, progress, metrics)
-            if done or (run.config.eval.patience and progress.evaluations_since_best >= run.config.eval.patience):
-                break
-            progress.negatives = mine(run, progress, embedded, encode_s)
-            del embedded
-        try:
-            run_epoch(run, progress, last)
-        except Diverged:
-            progress = go_back(run, progress)
+        if progress.negatives is not None:
+            try:
+                run_epoch(run, progress, last)
+            except Diverged:
+                progress = go_back(run, progress)
+                continue
+        done = progress.step >= last
+        measured = done or progress.epoch % run.config.eval.every_epochs == 0
+        embedded, encode_s = embed_split(run, run.training) if measured or run.config.mining.negatives else (None, 0.0)
+        if measured:
+            metrics = evaluate(run, progress, embedded, zero_shot=progress.step == 0)
+            keep_best(run, progress, metrics)
+        if done or (run.config.eval.patience and progress.evaluations_since_best >= run.config.eval.patience):
+            break
+        progress.negatives = mine(run, progress, embedded, encode_s)
+        del embedded
     run.save("last", metrics)
     run.world.on_main(lambda: finish_writing(run, progress))
 
 
 def run_epoch(run: Run, progress: Progress, last: int) -> None:
     """What is left of one pass over the shuffled training triplets, up to the run's last step."""
-    train, start = run.config.train, progress.epoch * steps_per_epoch(run.dataset, run.config)
+    train, num_steps = run.config.train, steps_per_epoch(run.dataset, run.config)
+    start, end = progress.epoch * num_steps, (progress.epoch + 1) * num_steps
+    assert start <= progress.step <= end
     batches_SG = global_batches(
         num_samples=run.num_samples,
         global_batch_size=train.global_batch_size,
         seed=run.config.run.seed,
         epoch=progress.epoch,
         group_N=run.training.groups(train.batches),
-    )[progress.step - start : last - start]
+    )[progress.step - start : max(0, last - start)]
     assert progress.negatives is not None
     run.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
     progress.window.restart_clock()
     made = prefetched(step_batch(run, batch_G, progress.negatives) for batch_G in batches_SG)
     with run.stop.stepping(), closing(made):
-        for left, batch_G in zip(reversed(range(len(batches_SG))), batches_SG, strict=True):
+        for batch_G in batches_SG:
             run.world.doing(f"training step {progress.step + 1}")
             with progress.window.batches.running():
                 batch = next(made)
@@ -92,13 +96,25 @@ def run_epoch(run: Run, progress: Progress, last: int) -> None:
             if not was_skipped(run, progress, batch_G):
                 progress.window.add(parts)
             run.terminal.advance()
-            if progress.step % train.log_every == 0 or left == 0:
+            if progress.step % train.log_every == 0 or progress.step == end:
                 report_steps(run, progress)  # every rank takes part: means over ranks
             save_or_stop(run, progress)
+        leave_epoch(run, progress, whole=progress.step == end)
+    run.terminal.end()
+
+
+def leave_epoch(run: Run, progress: Progress, *, whole: bool) -> None:
+    """Save where the run stands, at an epoch's end or where the run's last step cuts one. Every rank takes part.
+
+    A longer run goes on from there as if nothing had been cut. So a cut epoch is not counted and keeps its negatives, and
+    the record of its last steps, which such a run makes at another step, comes after the checkpoint: going on forgets it.
+    """
+    if whole:
         progress.epoch += 1
         progress.negatives = None
-        save_checkpoint(run, progress)
-    run.terminal.end()
+    save_checkpoint(run, progress)
+    if not whole and progress.step % run.config.train.log_every:
+        report_steps(run, progress)
 
 
 def train_step(run: Run, batch: StepBatch, step: int) -> torch.Tensor:
@@ -169,6 +185,7 @@ def step_batch(run: Run, batch_G: npt.NDArray[np.int64], negative_text_PK: npt.N
 def report_steps(run: Run, progress: Progress) -> None:
     """Log the window's means over steps and ranks, then start a new one. Every rank takes part."""
     window, report = progress.window, run.engine.report()
+    timed_steps = window.timed_steps or math.nan  # none, where the sums of a checkpoint are all there is to report
     data_s = window.batches.read()
     busy_s = torch.zeros(run.world.size)  # each rank fills in its own place; the mean over ranks puts them side by side
     busy_s[run.world.rank] = run.world.size * (data_s + report.forward_s)
@@ -177,9 +194,9 @@ def report_steps(run: Run, progress: Progress) -> None:
     metrics = step_metrics(
         told[:num_parts],
         report,
-        steps=window.timed_steps,
+        steps=timed_steps,
         seconds=time.perf_counter() - window.start,
-        triplets=window.timed_steps * run.config.train.global_batch_size,
+        triplets=timed_steps * run.config.train.global_batch_size,
         data_s=told[num_parts],
         busy_s=told[num_parts + 1 :],
     )
@@ -214,8 +231,9 @@ def save_or_stop(run: Run, progress: Progress) -> None:
     limits = run.config.checkpoint
     in_time = limits.every_minutes and time.monotonic() - progress.saved_at > 60 * limits.every_minutes
     agreement = run.stop.agreed(save=bool(in_time))
-    if agreement or (limits.every_steps and progress.step % limits.every_steps == 0):
-        progress.saved_at = time.monotonic()
+    # The answer is one step late: a checkpoint made since the ranks wished for one is the one they wished for.
+    wished = agreement is Agreement.SAVE and progress.saved_step < progress.step - 1
+    if wished or agreement is Agreement.STOP or (limits.every_steps and progress.step % limits.every_steps == 0):
         save_checkpoint(run, progress)
     if agreement is Agreement.STOP:
         run.world.on_main(lambda: finish_writing(run, progress))
@@ -261,16 +279,16 @@ def go_back(run: Run, progress: Progress) -> Progress:
     def newest() -> Checkpoint | None:
         if rollbacks > run.config.train.max_rollbacks:
             raise ConfigError(f"{advice}; the run has gone back {rollbacks - 1} times already")
-        run.checkpoints.wait()
-        found, _ = run.checkpoints.newest()
+        finish_writing(run, progress)
+        found = newest_checkpoint(run.checkpoints)
         if found is None:
             raise ConfigError(advice)
         return found
 
     holder: list[Checkpoint | None] = [None]
     run.world.on_main(lambda: holder.__setitem__(0, newest()))
-    progress = load_checkpoint(run, holder[0])
-    progress.rollbacks, run.engine.lr_factor = rollbacks, factor
+    progress = load_checkpoint(run, holder[0], went_back=True)
+    progress.rollbacks, progress.skipped_in_a_row, run.engine.lr_factor = rollbacks, 0, factor
     run.tracker.event(
         "went back",
         step=progress.step,
@@ -327,16 +345,24 @@ def evaluate(run: Run, progress: Progress, training: EmbeddedTexts | None, *, ze
     (shown,) = (result for result in results if result.split == run.dataset.deciding_split)
     table = examples_table(shown.examples, run.dataset.texts)
     run.tracker.table(examples(shown.split), step=progress.step, epoch=progress.epoch, **table)
-    run.terminal.evaluation("zero-shot" if zero_shot else f"epoch {progress.epoch}", metrics)
+    when = f"epoch {progress.epoch}" if progress.negatives is None else f"step {progress.step}"
+    run.terminal.evaluation("zero-shot" if zero_shot else when, metrics)
     return metrics
 
 
 def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
-    """Save the model if it is the best so far by `eval.metric`. Every rank takes part."""
-    if progress.epoch == 0:
+    """Save the model if it is the best so far by `eval.metric`. Every rank takes part.
+
+    A longer run would not have measured where this one ends within an epoch, or between two evaluations: the best model of
+    the others is set aside for it.
+    """
+    if progress.step == 0:
         return  # nothing is trained yet
+    regular = progress.negatives is None and progress.epoch % run.config.eval.every_epochs == 0
     value = metrics[f"eval/{run.dataset.deciding_split}/{run.config.eval.metric}"]
     progress.evaluations_since_best += 1
     if value > progress.best:
         progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
+        if not regular:
+            run.world.on_main(lambda: set_aside(run.folder / "model" / "best"))
         run.save("best", metrics)

@@ -58,9 +58,11 @@ class StopRequests:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Within, a request waits for `agreed`; outside, it ends the run at once. Left by an exception, it stays within."""
+        """Within, a request waits for `agreed`; outside, it ends the run at once. Left by an exception, it stays within.
+        Every rank takes part in leaving it."""
         self._stepping = True
         yield
+        self._world.together(lambda: None)  # without it a rank could end rank 0 before that has handed in its checkpoint
         self._stepping = False
         if self._received:
             self._end_at_once()

@@ -21,12 +21,15 @@ from biencoder.errors import ConfigError
 from biencoder.model import Vectors
 from biencoder.run import Progress, Run
 
+_FORMAT = 2
+"""Of what a checkpoint holds; another one's counters and names mean something else."""
+
 
 def save_checkpoint(run: Run, progress: Progress) -> None:
     """Begin to write where the run stands; the files are finished in the background. Every rank takes part."""
     if progress.saved_step == progress.step:
         return
-    progress.saved_step, start = progress.step, time.perf_counter()
+    progress.saved_step, progress.saved_at, start = progress.step, time.monotonic(), time.perf_counter()
     engine, window = run.engine.state(), progress.window
     sums_R = run.world.gather_rows(window.parts[None])
     if engine is None or sums_R is None:
@@ -40,11 +43,13 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         mining["ahead_query"] = ahead[1].query.embedding.contiguous()
         mining["ahead_candidate"] = ahead[1].candidate.embedding.clone()
     state = {
+        "format": _FORMAT,
         "epoch": progress.epoch,
         "best": progress.best,
         "best_step": progress.best_step,
         "evaluations_since_best": progress.evaluations_since_best,
         "rollbacks": progress.rollbacks,
+        "skipped_in_a_row": progress.skipped_in_a_row,
         "epoch_is_mined": progress.negatives is not None,
         "window_steps": window.steps,
         "ahead": ahead[0] if ahead else None,
@@ -74,24 +79,40 @@ def finish_writing(run: Run, progress: Progress) -> None:
 
 def report_failure(run: Run, progress: Progress, error: OSError) -> None:
     """A checkpoint could not be written: training goes on, the one before it still stands."""
-    message = f"a checkpoint could not be written ({error.strerror or error}); training goes on, the one before it stands"
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    message = warn_of_failure(error)
     run.tracker.event("checkpoint failed", step=progress.step, epoch=progress.epoch, detail=message)
 
 
-def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: str, precision: str) -> Checkpoint | None:
-    """The newest whole checkpoint, if any; damaged ones are named on stderr. For rank 0.
+def warn_of_failure(error: OSError) -> str:
+    message = f"a checkpoint could not be written ({error.strerror or error}); training goes on, the one before it stands"
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+    return message
 
-    Raises:
-        ConfigError: it belongs to other settings, data or precision.
-    """
+
+def newest_checkpoint(folder: CheckpointFolder) -> Checkpoint | None:
+    """The newest whole checkpoint, if any; damaged ones are named on stderr. For rank 0."""
     checkpoint, complaints = folder.newest()
     for complaint in complaints:
         print(f"warning: {complaint}", file=sys.stderr, flush=True)
+    return checkpoint
+
+
+def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: str, precision: str) -> Checkpoint | None:
+    """The checkpoint to go on from, if there is one. For rank 0.
+
+    Raises:
+        ConfigError: none is whole, or the newest belongs to other settings, data or precision.
+    """
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        if complaints:
+        if folder.holds_any():
             raise ConfigError(f"no checkpoint in {config.run.dir} is whole; choose another run.dir to start anew")
         return None
+    if checkpoint.state.get("format") != _FORMAT:
+        raise ConfigError(
+            f"the checkpoints in run.dir {config.run.dir} were written by another version of this program; go on with that "
+            "version, or choose another run.dir to start anew"
+        )
     differing = _differing(checkpoint.state["settings"], config)
     facts = {"fingerprint": ("the corpus's fingerprint", fingerprint), "precision": ("the precision", precision)}
     for fact, (name, now) in facts.items():
@@ -121,8 +142,12 @@ def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
     return told
 
 
-def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
-    """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint."""
+def load_checkpoint(run: Run, checkpoint: Checkpoint | None, *, went_back: bool = False) -> Progress:
+    """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint.
+
+    Args:
+        went_back: the steps to come are other ones than those that were made from there.
+    """
     world = run.world
     engine = (
         EngineState(dict(checkpoint.model), dict(checkpoint.optimizer), checkpoint.state["engine"]) if checkpoint else None
@@ -134,6 +159,7 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
     progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
     progress.evaluations_since_best = int(state["evaluations_since_best"])
     progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
+    progress.skipped_in_a_row = int(state["skipped_in_a_row"])
     progress.window.steps = int(state["window_steps"])
 
     mining = checkpoint.mining if checkpoint else {}
@@ -149,7 +175,8 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None) -> Progress:
         progress.negatives = run.miner.last if state["epoch_is_mined"] else None
     if state["ahead"] is not None:
         run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)
-    run.tracker.rewind(int(state["metrics_bytes"]))
+    rewind = run.tracker.go_back if went_back else run.tracker.rewind
+    rewind(int(state["metrics_bytes"]))
     return progress
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ class Run:
     tracker: Tracker
     terminal: Terminal
     forbidden: Forbidden
+    folder: Path
     save: Callable[[str, Metrics], None]
     """Write the model under a name (`best`, `last`) with the metrics that its card quotes. Every rank takes part."""
 

@@ -1,7 +1,7 @@
 """The folder that a run leaves.
 
-config.toml      every setting as resolved, readable by --config
-run.jsonl        a line for each start (versions, dataset fingerprint, ranks, command, time), and how it ended
+config.toml      every setting of the last start as resolved, readable by --config
+run.jsonl        a line for each start (versions, dataset fingerprint, ranks, command, time), and one for how it ended
 metrics.jsonl    one JSON object a line, see tracking/names.py
 model/best       the model that was best on validation, model/last the last one (see export.py)
 checkpoints/     what a start goes on from (see checkpoint.py)
@@ -73,8 +73,9 @@ def record_start(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if from_step == 0:
-            (folder / "config.toml").write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
+        fresh = folder / ".config.toml.new"  # who reads the folder meanwhile finds the old settings or the new ones
+        fresh.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
+        os.replace(fresh, folder / "config.toml")
         facts = _facts(dataset, world_size) | {"precision": precision, "from_step": from_step}
         append_json_line(folder / "run.jsonl", facts)
     except OSError as error:
@@ -85,6 +86,17 @@ def record_start(
 def record_stop(folder: Path) -> None:
     """Write that the run was asked to stop: its next start is no failed one."""
     append_line(folder, {"stopped": time.strftime(_TIME)})
+
+
+def record_end(folder: Path, *, step: int) -> None:
+    """Write that the run has made its last step and left its models."""
+    append_line(folder, {"finished": time.strftime(_TIME), "step": step})
+
+
+def finished_at(folder: Path) -> int | None:
+    """The last step of the run that has finished in this folder; None where none has since it was last started."""
+    last = (read_lines(folder) or [{}])[-1]
+    return int(last["step"]) if "finished" in last and (folder / "model" / "last").is_dir() else None
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:

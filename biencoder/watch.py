@@ -4,7 +4,7 @@ A collective cannot tell why a peer is silent. Beside the collectives, a thread 
 moving in a store that rank 0 serves; rank 0 looks at all counters, and everybody looks for a verdict. A verdict is set
 
 - by a rank that fails, before it leaves: its peers may wait in a collective that will never end;
-- by rank 0, when a counter has not moved for `silence_s`, or for `Pace.suspicion_s` once some rank has reported that a
+- by rank 0, when a counter has not moved for `silence_s`, or for `SUSPICION_S` once some rank has reported that a
   collective broke: a killed process breaks its peers' collectives at once, and the only question left is who it was.
 
 Whoever reads a verdict ends its process at once, from the thread, since the main thread may be stuck. Only one rank prints.
@@ -20,15 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How soon ranks learn of each other's end, in seconds."""
-
-    interval_s: float = 1.0
-    """Between two heartbeats."""
-    suspicion_s: float = 5.0
-    """Silence after which a rank is taken for dead, once a collective has broken."""
+INTERVAL_S = 1.0
+SUSPICION_S = 5.0
 
 
 class Store(Protocol):
@@ -51,8 +44,8 @@ class Verdict:
 class Watch:
     """One rank's side of the heartbeats; `doing(...)` tells the others what it is at."""
 
-    def __init__(self, store: Store, *, rank: int, hosts: list[str], silence_s: float, pace: Pace) -> None:
-        self._store, self._rank, self._hosts, self._silence_s, self._pace = store, rank, hosts, silence_s, pace
+    def __init__(self, store: Store, *, rank: int, hosts: list[str], silence_s: float) -> None:
+        self._store, self._rank, self._hosts, self._silence_s = store, rank, hosts, silence_s
         self._phase = "start"
         self.before_end: Callable[[int], None] = lambda exit_code: None
         """Called with the exit code before this process is ended by a verdict."""
@@ -73,13 +66,13 @@ class Watch:
         with contextlib.suppress(Exception):  # the store may be gone already: then so is rank 0, which ends the others
             if not self._store.check(["verdict"]):
                 self._store.set("verdict", json.dumps(verdict))
-            time.sleep(2 * self._pace.interval_s if self._rank == 0 else 0)  # rank 0 serves the store: let the others read
+            time.sleep(2 * INTERVAL_S if self._rank == 0 else 0)  # rank 0 serves the store: let the others read
 
     def wait_for_verdict(self) -> None:
         """After a broken collective: report it, and give rank 0 the time to find out whose fault it was."""
         with contextlib.suppress(Exception):
             self._store.set("suspicion", str(self._rank))
-            time.sleep(self._pace.suspicion_s + 3 * self._pace.interval_s)
+            time.sleep(SUSPICION_S + 3 * INTERVAL_S)
 
     def close(self) -> None:
         self._stop.set()
@@ -87,7 +80,7 @@ class Watch:
 
     def _loop(self) -> None:
         beats, seen = 0, {rank: ("", time.monotonic()) for rank in range(len(self._hosts)) if rank != self._rank}
-        while not self._stop.wait(self._pace.interval_s):
+        while not self._stop.wait(INTERVAL_S):
             beats += 1
             try:
                 self._store.set(f"beat/{self._rank}", json.dumps([beats, self._phase]))
@@ -105,7 +98,7 @@ class Watch:
 
     def _guard(self) -> None:
         """Watch the watch: a call on the store waits for ever where rank 0's machine has gone without a word."""
-        while not self._stop.wait(self._pace.interval_s):
+        while not self._stop.wait(INTERVAL_S):
             silent_s = time.monotonic() - self._answered
             if silent_s > self._silence_s:
                 message = f"rank 0 ({self._hosts[0]}) has not answered rank {self._rank} for {silent_s:.0f} s"
@@ -113,7 +106,7 @@ class Watch:
 
     def _look_for_silence(self, seen: dict[int, tuple[str, float]]) -> None:
         now = time.monotonic()
-        limit_s = self._pace.suspicion_s if self._store.check(["suspicion"]) else self._silence_s
+        limit_s = SUSPICION_S if self._store.check(["suspicion"]) else self._silence_s
         for rank, (last, since) in seen.items():
             beat = self._store.get(f"beat/{rank}").decode() if self._store.check([f"beat/{rank}"]) else ""
             if beat != last:
@@ -129,7 +122,7 @@ class Watch:
         if not verdict.said and self._rank == speaker:
             print(f"error: {verdict.message}", file=sys.stderr, flush=True)
         if self._rank == 0:
-            time.sleep(2 * self._pace.interval_s)  # the store lives in this process: let the others read the verdict
+            time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
         with contextlib.suppress(Exception):  # whatever it could not do, this process ends
             self.before_end(verdict.exit_code)
         os._exit(verdict.exit_code)

@@ -27,6 +27,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def set_aside(folder: Path) -> None:
+    """Move the folder, if there is one, to where `put_back` finds it."""
+    if folder.exists():
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+        os.rename(folder, _aside(folder))
+
+
+def put_back(folder: Path) -> None:
+    """Let what was set aside take its place again; nothing where nothing was."""
+    if _aside(folder).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(_aside(folder), folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.aside")
+
+
 def output_folder(given: str, mark: str) -> Path:
     """The folder that a command may write to: there is nothing yet, or what the command wrote before.
 

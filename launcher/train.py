@@ -67,14 +67,15 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.precision import fast_precision
     from biencoder.preemption import Stopped, StopRequests
     from biencoder.pretrained import load_pretrained
-    from biencoder.resume import find_checkpoint, load_checkpoint
+    from biencoder.resume import find_checkpoint, load_checkpoint, warn_of_failure
     from biencoder.run import Progress, Run, steps_per_epoch, total_steps
-    from biencoder.run_folder import record_start, record_stop, run_folder
+    from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
     from biencoder.token_cache import cached_tokens
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
     from biencoder.vocabulary import check_corpus
+    from biencoder.whole_folder import put_back
 
     terminal = Terminal(is_main=world.is_main)
     world.together(lambda: config.check(world.size))
@@ -98,7 +99,7 @@ def train(config: "Config", world: "World") -> None:
         return checkpoint.step if checkpoint else None
 
     from_step = world.on_main(look_for_checkpoint)
-    if from_step is not None and from_step >= last_step and world.on_main((folder / "model/last").exists):
+    if from_step is not None and from_step >= last_step and world.on_main(lambda: finished_at(folder)) == from_step:
         terminal.closing(folder, config)
         return
     precision = precision_of(settings)
@@ -112,7 +113,10 @@ def train(config: "Config", world: "World") -> None:
                 record_stop(folder)
             if exit_code == OutOfMemory.exit_code:
                 record_bound(folder, config, world_size=world.size)
-            checkpoints.wait()
+            try:
+                checkpoints.wait()
+            except OSError as error:
+                warn_of_failure(error)
 
     world.before_end(before_exit)
     stop = StopRequests(world, before_exit=before_exit)
@@ -149,12 +153,13 @@ def train(config: "Config", world: "World") -> None:
             )
         )
 
-    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, save)
+    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, folder, save)
     if from_step is None:
         progress = Progress(world.device)
         tracker.rewind(0)
     else:
         progress = load_checkpoint(run, found.pop() if found else None)
+        world.on_main(lambda: put_back(folder / "model" / "best"))
         tracker.event("resumed", step=progress.step, epoch=progress.epoch, detail=f"on {world.size} ranks")
     if config != given:
         detail = f"of {config.train.micro_batch_size} triplets, as more did not fit"
@@ -172,6 +177,7 @@ def train(config: "Config", world: "World") -> None:
             print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
             start_again(folder)
         raise
+    world.on_main(lambda: record_end(folder, step=engine.steps))
     stop.close()
     tracker.close(model=folder / "model" / "best")
     terminal.closing(folder, config)

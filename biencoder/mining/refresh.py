@@ -118,7 +118,7 @@ class Miner:
         self._world.broadcast_ids(negative_text_PK)
         before, self.last = self.last, negative_text_PK
         wait_s = time.perf_counter() - start
-        if self._config.overlap and epoch + 1 < self._num_epochs:
+        if self._config.overlap:
             self.search_ahead(epoch + 1, embedded)
         return Mined(
             negative_text_PK,
@@ -131,8 +131,14 @@ class Miner:
         )
 
     def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
-        """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings."""
-        future = self._thread.submit(self._select, epoch, embedded, World.alone()) if embedded else None
+        """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings.
+
+        After the run's last epoch there is nothing to search for, but a longer run that goes on from here would have
+        searched: the embeddings are kept for it.
+        """
+        future = None
+        if embedded and epoch < self._num_epochs:
+            future = self._thread.submit(self._select, epoch, embedded, World.alone())
         self._ahead, self._searched = (epoch, future), embedded
 
     @property

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,7 @@ def retrievals(record: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
                 }
             )
         shown.append(
-            (f"{when}: after epoch {table['epoch']}" if table["epoch"] else "before training", list(points.values()))
+            (f"{when}: after step {table['step']:,}" if table["step"] else "before training", list(points.values()))
         )
     return shown
 
@@ -139,7 +139,7 @@ def mining(record: RunRecord) -> Table:
 
 
 def data_check(record: RunRecord) -> Table:
-    found = record.starts[-1].get("data", {}) if record.starts else {}
+    found: Mapping[str, Any] = next((line["data"] for line in reversed(record.starts) if "data" in line), {})
     facts = [[f"{name} pairs", f"{count:,}"] for name, count in found.get("pairs", {}).items()]
     if "distinct_texts" in found:
         facts.append(["distinct texts", f"{found['distinct_texts']:,}"])

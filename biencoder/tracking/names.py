@@ -100,13 +100,13 @@ def step_metrics(
     parts: list[float],
     report: "StepReport",
     *,
-    steps: int,
+    steps: float,
     seconds: float,
-    triplets: int,
+    triplets: float,
     data_s: float,
     busy_s: list[float],
 ) -> Metrics:
-    """Of `steps` steps, which took `seconds` and saw `triplets`.
+    """Of `steps` steps, which took `seconds` and saw `triplets`; NaN where no step was timed.
 
     Args:
         data_s: seconds for putting batches together, mean over the ranks.

@@ -29,7 +29,7 @@ class RunRecord:
     folder: Path
     config: Config
     starts: list[Line]
-    """Of run.jsonl, oldest first: what each start ran on, and the stops between them."""
+    """Of run.jsonl, oldest first: what each start ran on, and how it ended."""
     lines: list[Line]
     """Of metrics.jsonl, in the order in which they were written."""
 
@@ -58,9 +58,10 @@ class RunRecord:
     @property
     def state(self) -> Literal["finished", "stopped", "running", "unfinished"]:
         """`stopped`: it was asked to; `running`: it has recorded something lately; `unfinished`: anything else."""
-        if (self.folder / "model" / "last").is_dir():
+        last = self.starts[-1] if self.starts else {}
+        if "finished" in last and (self.folder / "model" / "last").is_dir():
             return "finished"
-        if self.starts and "stopped" in self.starts[-1]:
+        if "stopped" in last:
             return "stopped"
         lately = bool(self.lines) and time.time() - self.lines[-1]["time"] < _LATELY_S
         return "running" if lately else "unfinished"

@@ -18,7 +18,7 @@ from biencoder.errors import ConfigError
 from biencoder.health import Alert, Guards
 from biencoder.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.live_report import LiveReport
-from biencoder.tracking.names import Kind, Metrics
+from biencoder.tracking.names import PROVENANCE, Kind, Metrics
 from biencoder.tracking.numbers import to_json
 from biencoder.tracking.wandb_run import WandbRun, start_wandb
 
@@ -43,6 +43,9 @@ class Tracker(Protocol):
         """Forget what was recorded after this position: it will happen again. What is not whole before it goes as well,
         with a warning."""
 
+    def go_back(self, position: int) -> None:
+        """As `rewind`, where the steps to come will be other ones: what happened to the run since stays recorded."""
+
     def close(self, model: Path | None = None) -> None:
         """End the record. Args: model: the finished run's exported model."""
 
@@ -66,6 +69,9 @@ class Silent:
         return 0
 
     def rewind(self, position: int) -> None:
+        pass
+
+    def go_back(self, position: int) -> None:
         pass
 
     def close(self, model: Path | None = None) -> None:
@@ -141,6 +147,17 @@ class Recorder:
             for line in whole_lines(kept, self._file.name):
                 self._guards.observe(line)
         self._file.seek(len(kept))
+
+    def go_back(self, position: int) -> None:
+        self._file.seek(0)
+        after = (self._file.read() + self._unwritten)[position:].splitlines(keepends=True)
+        self.rewind(position)
+        for line in after:
+            record = json.loads(line)
+            if record["kind"] == "event" and record["event"] not in PROVENANCE:  # not what was computed: what happened
+                self._write_out(line)
+                if self._guards:
+                    self._guards.observe(record)
 
     def close(self, model: Path | None = None) -> None:
         self._write_out(b"")

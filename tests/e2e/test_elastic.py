@@ -58,7 +58,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_uninterrupted(
 ) -> None:
     corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__global_batch_size": 2}
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings), launcher="ranks")
+    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings), launcher="torchrun")
     assert straight.returncode == 0, straight.stderr
     with elastic(log, *small_run(tiny_bert, corpus, run_dir, **settings, checkpoint__every_steps=5)) as process:
         wait_for(lambda: process.poll() is not None or any(r["step"] >= 20 for r in records(run_dir, "step")))

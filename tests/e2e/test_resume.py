@@ -32,9 +32,9 @@ def story(run_dir: Path) -> list[dict[str, Any]]:
     return told
 
 
-def same_weights(one: Path, other: Path) -> bool:
+def same_weights(one: Path, other: Path, model: str = "last") -> bool:
     def weights(run_dir: Path) -> dict[str, Any]:
-        folder = run_dir / "model/last"
+        folder = run_dir / "model" / model
         files = sorted(folder.rglob("*.safetensors"))
         return {f"{file.relative_to(folder)} {k}": w for file in files for k, w in load_file(file).items()}
 
@@ -109,11 +109,11 @@ def test_ranks_stopped_by_a_signal_to_one_go_on_on_other_numbers_of_ranks(
     train(*arguments(tiny_bert, corpus, tmp_path / "straight", **settings))
     run_dir = tmp_path / "broken"
     command = arguments(tiny_bert, corpus, run_dir, **settings)
-    _, err = stop_at(run_dir, 2, *command, by=signal.SIGUSR1, rank=1, launcher="ranks", ranks=2)
+    _, err = stop_at(run_dir, 2, *command, by=signal.SIGUSR1, rank=1, launcher="torchrun", ranks=2)
     assert "stopped: after step " in err
     code, _ = stop_at(run_dir, 50, *command, by=signal.SIGUSR1)
     assert code == EXIT_CODE
-    last = train(*command, launcher="ranks", ranks=2)
+    last = train(*command, launcher="torchrun", ranks=2)
     assert last.returncode == 0, last.stderr
     for mine, theirs in zip(story(run_dir), story(tmp_path / "straight"), strict=True):
         assert mine.keys() == theirs.keys()

@@ -256,8 +256,8 @@ SENTENCES = {
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [("python", name) for name in SENTENCES]
-    + [("ranks", name) for name in ("no folder", "misspelt", "no model", "range")]
-    + [("torchrun", "batch"), ("deepspeed", "bytes")],
+    + [("torchrun", name) for name in ("no folder", "misspelt", "batch", "no model")]
+    + [("deepspeed", name) for name in ("bytes", "range")],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, launcher: Any, name: str

@@ -1,5 +1,6 @@
 """What the ranks of a test run; each function runs in every process."""
 
+import errno
 import json
 import os
 import signal
@@ -16,10 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import biencoder.engine
-import launcher.entry
-from biencoder import loop
+from biencoder import loop, resume
 from biencoder.batch import triplet_batch
-from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
+from biencoder.config import CheckpointConfig, Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Forbidden, Split
 from biencoder.distributed import World, world
 from biencoder.embedding import EmbeddedTexts, embed_texts
@@ -30,21 +30,19 @@ from biencoder.evaluation import evaluate_split
 from biencoder.loss import combined_loss
 from biencoder.mining import Miner
 from biencoder.model import BiEncoder, PairClassifier, Vectors, build_model
+from biencoder.preemption import StopRequests
 from biencoder.pretrained import load_pretrained
+from biencoder.run import Progress
 from biencoder.sampler import shares
 from biencoder.tokens import TokenizedTexts, tokenize
-from biencoder.watch import Pace
 from launcher.entry import run
 
-PACE = Pace(interval_s=0.2, suspicion_s=1.5)
 
-
-def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 3) -> None:
+def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 6) -> None:
     def command(argv: Sequence[str]) -> None:
-        with world(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s, pace=PACE) as ranks:
+        with world(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s) as ranks:
             work(ranks)  # type: ignore[operator]
 
-    launcher.entry._LET_RANK_0_SPEAK_S = 0.5  # no launcher is there to end the others
     run(command)
 
 
@@ -106,7 +104,7 @@ def one_is_killed(rank: int, where: str) -> None:
     def work(ranks: World) -> None:
         ranks.doing(where)
         ranks.mean(torch.zeros(1))
-        time.sleep(5 * PACE.interval_s)
+        time.sleep(2.5)
         if ranks.rank == rank:
             print(time.time(), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -122,7 +120,7 @@ def one_stops_answering(rank: int) -> None:
     def work(ranks: World) -> None:
         ranks.doing("training step 12")
         ranks.mean(torch.zeros(1))
-        time.sleep(5 * PACE.interval_s)
+        time.sleep(2.5)
         if ranks.rank == rank:
             os.kill(os.getpid(), signal.SIGSTOP)
         ranks.mean(torch.zeros(1))
@@ -133,9 +131,9 @@ def one_stops_answering(rank: int) -> None:
 def main_works_longer_than_the_training_limit() -> None:
     def work(ranks: World) -> None:
         ranks.mean(torch.zeros(1))
-        print(ranks.on_main(lambda: time.sleep(5) or "mined"))
+        print(ranks.on_main(lambda: time.sleep(8) or "mined"))
 
-    _in_world(work, timeout_s=2)
+    _in_world(work, timeout_s=3)
 
 
 def _let_any_cpu_compute_fp16() -> None:
@@ -448,12 +446,26 @@ def overflowing_steps(tiny_bert: str, files: list[str], out: str) -> None:
     _in_world(work, silence_s=120)
 
 
-def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float) -> None:
-    """`launcher/train.py` where the loss of some steps is NaN on the last rank, until the learning rate is low enough."""
+def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float, unwritable: Sequence[int] = ()) -> None:
+    """`launcher/train.py` where the loss of some steps is NaN on the last rank, until the learning rate is low enough.
+
+    Args:
+        unwritable: steps whose checkpoint fails two seconds after it was begun, the first time.
+    """
+    from biencoder.checkpoint import CheckpointFolder
     from launcher import train
 
     clean = loop.combined_loss
-    steps = iter(range(10**6))
+    steps, failing, write = iter(range(10**6)), set(unwritable), CheckpointFolder._write
+
+    def fail(folder: CheckpointFolder, checkpoint: Any, also_keep: int) -> None:
+        if checkpoint.step in failing:
+            failing.remove(checkpoint.step)
+            time.sleep(2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, checkpoint, also_keep)
+
+    CheckpointFolder._write = fail  # type: ignore[method-assign]
 
     def command(argv: Sequence[str]) -> None:
         fit = loop.fit
@@ -494,6 +506,71 @@ def run_on_a_small_gpu(arguments: list[str], room: int) -> None:
     Engine.score = limited  # type: ignore[method-assign]
     sys.argv = ["train.py", *arguments]
     run(train.main)
+
+
+def runs_in_turn(commands: list[list[str]]) -> None:
+    """What `launcher/train.py` does with each of these command lines, in one process."""
+    from launcher.entry import parse_run
+    from launcher.train import train
+
+    def work(ranks: World) -> None:
+        for command in commands:
+            train(parse_run(command, prog="", description="").config, ranks)
+
+    _in_world(work, silence_s=120)
+
+
+def stopped_where_an_epoch_ends(arguments: list[str]) -> None:
+    """`launcher/train.py` where the last rank is asked to stop as it hands in its part of an epoch's last checkpoint, and
+    rank 0 takes four seconds to put the parts together."""
+    import sys
+
+    from launcher import train
+
+    save = loop.save_checkpoint
+
+    def slow(a_run: Any, progress: Any) -> None:
+        if progress.negatives is None and a_run.world.is_main:
+            write = a_run.checkpoints.write
+            a_run.checkpoints.write = lambda *parts, **more: (time.sleep(4), write(*parts, **more))
+        elif progress.negatives is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(a_run, progress)
+
+    loop.save_checkpoint = slow
+    sys.argv = ["train.py", *arguments]
+    run(train.main)
+
+
+def timed_checkpoints(epoch_steps: int) -> None:
+    """Steps of 30 s, a checkpoint every two minutes, clocks that differ; each rank prints the steps it saves after."""
+
+    def work(ranks: World) -> None:
+        now = [0.0]
+        loop.time = resume.time = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)  # type: ignore[attr-defined]
+        progress, saved = Progress(ranks.device), []
+        progress.saved_at = -20.0 * ranks.rank
+        stop = StopRequests(ranks, before_exit=lambda exit_code: None)
+        a_run: Any = SimpleNamespace(
+            config=Config(checkpoint=CheckpointConfig(every_minutes=2)),
+            world=ranks,
+            stop=stop,
+            miner=SimpleNamespace(raise_failure=lambda: None),
+            checkpoints=SimpleNamespace(failed=lambda: None),
+            engine=SimpleNamespace(state=lambda: None),
+        )
+        for step in range(1, 41):
+            now[0] += 30
+            progress.step = step
+            loop.save_or_stop(a_run, progress)
+            if step % epoch_steps == 0:
+                loop.save_checkpoint(a_run, progress)
+            if progress.saved_step == step:
+                saved.append(step)
+        stop.close()
+        print(json.dumps(saved))
+
+    _in_world(work)
 
 
 def troubled_run(arguments: list[str], trouble: str) -> None:

@@ -1,6 +1,7 @@
 """Gradients that are not finite: recorded with their samples, then the run goes back and slows down, then it gives up."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +21,8 @@ def arguments(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> lis
     )
 
 
-def poisoned(arguments: list[str], steps: list[int], healed_by_lr: float) -> list[Ended]:
-    return run_ranks("poisoned_run", 2, arguments=arguments, poisoned=steps, healed_by_lr=healed_by_lr)[0]
+def poisoned(arguments: list[str], steps: list[int], healed_by_lr: float, **more: Any) -> list[Ended]:
+    return run_ranks("poisoned_run", 2, arguments=arguments, poisoned=steps, healed_by_lr=healed_by_lr, **more)[0]
 
 
 def events(run_dir: Path, name: str) -> list[tuple[int, str]]:
@@ -46,6 +47,24 @@ def test_many_in_a_row_send_the_run_back_with_half_the_learning_rate(arguments: 
     steps = records(tmp_path / "run", "step")
     assert [r["step"] for r in steps] == list(range(1, 17))
     assert [r["train/lr"] for r in steps] == pytest.approx([1e-3] * 4 + [5e-4] * 12)
+
+
+def test_a_return_passes_over_a_checkpoint_that_failed_and_forgets_nothing_that_happened(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Three steps without a finite gradient, whose checkpoint after step 6 fails; from step 4 on three more."""
+    more = ["--checkpoint.every_steps", "2", "--train.max_rollbacks", "2"]
+    ends = poisoned([*arguments, *more], [5, 6, 7, 8, 9, 10], 0.3, unwritable=[6])
+    assert [end.code for end in ends] == [0, 0], ends[0].stderr[-2000:]
+    run_dir = tmp_path / "run"
+    assert [step for step, _ in events(run_dir, "went back")] == [4, 6]
+    assert len(events(run_dir, "checkpoint failed")) == 1
+    skipped = events(run_dir, "skipped step")
+    assert [step for step, _ in skipped] == [6, 7, 8, 5, 6, 7]
+    assert all("a-point.txt" in detail for _, detail in skipped)
+    assert [step for step, _ in events(run_dir, "alert")][:1] == [6]
+    assert [r["step"] for r in records(run_dir, "step")] == list(range(1, 17))
+    assert len(records(run_dir, "mine")) == 2
 
 
 def test_it_gives_up_with_advice_in_one_sentence(arguments: list[str], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_poisoned_batch_is_named(tiny_bert: Path, write_corpus: WriteCorpus, t
 def test_a_rank_that_is_slowed_down_is_named(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, run_dir = write_corpus(numbered_corpus(training=65, validation=9)), tmp_path / "run"
     arguments = small_run(tiny_bert, corpus, run_dir, train__epochs=60, train__log_every=4)
-    with training(*arguments, launcher="ranks", ranks=2) as process:
+    with training(*arguments, launcher="torchrun", ranks=2, env={"OMP_NUM_THREADS": "1"}) as process:
         wait_for(lambda: len(workers_of(process)) == 2)
         wait_for(lambda: records(run_dir, "step"))
         with stopping_and_going(psutil.Process(workers_of(process)[1])):

@@ -41,7 +41,7 @@ def other_value(key: str, value: Any) -> str:
 def run_with(folder: Path, settings: dict[str, str]) -> tuple[CheckpointFolder, Config]:
     """A folder with one checkpoint of a run with these settings."""
     config, checkpoints = load_config(overrides=settings), CheckpointFolder(folder, keep=2)
-    state = {"settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"}
+    state = {"format": 2, "settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"}
     checkpoints.write(Checkpoint(8, state, {}, {}, {"window": torch.zeros(1)}), also_keep=-1)
     checkpoints.wait()
     return checkpoints, config
