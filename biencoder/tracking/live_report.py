@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,11 @@ _LAST_TAKES_S = 120.0
 
 
 class LiveReport:
-    """Refreshes at most every three minutes, so that the two or three seconds of one core do not count, and at the end."""
+    """Refreshes at most every three minutes, so that the two or three seconds of one core do not count, and at the end.
+
+    Raises, in `refresh` and `finish`: OSError, psutil.Error, subprocess.TimeoutExpired, or RuntimeError where the writer
+    before this one has failed.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -25,21 +28,28 @@ class LiveReport:
         if time.monotonic() < self._due or (self._writer and self._writer.poll() is None):
             return
         self._due = time.monotonic() + _EVERY_S
-        self._start()
+        try:
+            self._check()
+        finally:
+            self._start()
 
     def finish(self) -> None:
         """Write the report of the whole record, and wait for it."""
-        with suppress(subprocess.TimeoutExpired):  # a report is nothing to hold up a job for
-            if self._writer:
-                self._writer.wait(_LAST_TAKES_S)
-            self._start()
-            if self._writer:
-                self._writer.wait(_LAST_TAKES_S)
+        if self._writer:
+            self._writer.wait(_LAST_TAKES_S)
+        self._start()
+        if self._writer:
+            self._writer.wait(_LAST_TAKES_S)
+        self._check()
+
+    def _check(self) -> None:
+        if self._writer and self._writer.poll():
+            raise RuntimeError(f"exit code {self._writer.returncode}; launcher/report.py {self._run_dir} says why")
 
     def _start(self) -> None:
+        self._writer = None
         command = [sys.executable, "-m", "launcher.report", str(self._run_dir)]
-        with suppress(OSError, psutil.Error):
-            self._writer = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            psutil.Process(self._writer.pid).nice(10)
+        self._writer = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        psutil.Process(self._writer.pid).nice(10)

@@ -1,13 +1,14 @@
 """One place that writes: metrics.jsonl first, then Weights & Biases; on ranks other than 0 a tracker that does nothing.
 
 Whatever is recorded passes the health guards, whose alerts are recorded like everything else and shown to the person.
+Everything but metrics.jsonl is called through a channel: what fails there does not end the training.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -17,10 +18,11 @@ from biencoder.config import Config
 from biencoder.errors import ConfigError
 from biencoder.health import Alert, Guards
 from biencoder.json_lines import say_cut, whole_end, whole_lines
+from biencoder.tracking.channel import Channel
 from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.names import PROVENANCE, Kind, Metrics
 from biencoder.tracking.numbers import to_json
-from biencoder.tracking.wandb_run import WandbRun, start_wandb
+from biencoder.tracking.wandb_run import CALL_LIMIT_S, FINISH_LIMIT_S, START_LIMIT_S, WandbRun, end_service, start_wandb
 
 
 class Tracker(Protocol):
@@ -96,26 +98,25 @@ class Recorder:
         """
         self._file, self._wandb, self._report, self._show = file, wandb, report, show
         self._new_guards = new_guards
-        self._guards = new_guards() if new_guards else None
         self._unwritten = b""
+        self._to_wandb = Channel("Weights & Biases", limit_s=CALL_LIMIT_S, on_loss=wandb.abandon if wandb else None)
+        self._to_report = Channel("report.html", again=True)
+        self._to_guards = Channel("the health guards")
+        self._to_person = Channel("an alert", again=True)
+        self._guards = self._to_guards.run(new_guards) if new_guards else None
+        self._rewound = False
 
     def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
         self._write(kind, step, epoch, {name: to_json(value) for name, value in metrics.items()})
-        if self._wandb:
-            self._wandb.log(metrics, step=step, epoch=epoch)
         if self._report:
-            self._report.refresh()
+            self._to_report.run(self._report.refresh)
 
     def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
         self._write("histogram", step, epoch, {"name": name, "edges": edges, "counts": counts})
-        if self._wandb:
-            self._wandb.histogram(name, edges=edges, counts=counts, step=step, epoch=epoch)
 
     def table(self, name: str, *, step: int, epoch: int, columns: list[str], rows: list[list[Any]]) -> None:
         plain = [[to_json(value) if isinstance(value, float) else value for value in row] for row in rows]
         self._write("table", step, epoch, {"name": name, "columns": columns, "rows": plain})
-        if self._wandb:
-            self._wandb.table(name, columns=columns, rows=rows, step=step, epoch=epoch)
 
     def event(self, name: str, *, step: int, epoch: int, detail: str) -> None:
         self._write("event", step, epoch, {"event": name, "detail": detail})
@@ -142,11 +143,11 @@ class Recorder:
         if len(kept) < min(position, len(held)):
             say_cut(self._file.name, min(position, len(held)) - len(kept))
         self._file.truncate(len(kept))
-        if self._new_guards:  # they know what the record holds, and nothing of what is forgotten
-            self._guards = self._new_guards()
-            for line in whole_lines(kept, self._file.name):
-                self._guards.observe(line)
         self._file.seek(len(kept))
+        lines = list(whole_lines(kept, self._file.name))
+        if new_guards := self._new_guards:  # they know what the record holds, and nothing of what is forgotten
+            self._guards = self._to_guards.run(lambda: _after(new_guards(), lines))
+        self._go_on_in_wandb(lines)
 
     def go_back(self, position: int) -> None:
         self._file.seek(0)
@@ -156,28 +157,35 @@ class Recorder:
             record = json.loads(line)
             if record["kind"] == "event" and record["event"] not in PROVENANCE:  # not what was computed: what happened
                 self._write_out(line)
-                if self._guards:
-                    self._guards.observe(record)
+                self._alerts(record)  # they have been told
+
+    def _go_on_in_wandb(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The first call is that of the start; later ones go back to train otherwise."""
+        first, self._rewound = not self._rewound, True
+        if wandb := self._wandb:
+            self._to_wandb.run((lambda: wandb.follow(lines)) if first else wandb.repeat)
 
     def close(self, model: Path | None = None) -> None:
         self._write_out(b"")
         self._file.close()
         if self._report:
-            self._report.finish()
-        if self._wandb:
-            if model:
-                self._wandb.model(model)
-            self._wandb.finish()
+            self._to_report.run(self._report.finish)
+        if wandb := self._wandb:
+            self._to_wandb.run(lambda: wandb.finish(model), limit_s=FINISH_LIMIT_S)
 
     def _write(self, kind: Kind, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "epoch": epoch, "time": round(time.time(), 3), **fields}
         self._write_out(json.dumps(line).encode() + b"\n")
-        for alert in self._guards.observe(line) if self._guards else []:
-            self._show(alert, step)
-            if self._wandb:
-                self._wandb.alert(alert, step=step)
+        if wandb := self._wandb:
+            self._to_wandb.run(lambda: wandb.give(line))
+        for alert in self._alerts(line):
+            self._to_person.run(lambda alert=alert: self._show(alert, step))  # type: ignore[misc]
             told = {"event": "alert", "guard": alert.guard, "detail": alert.sign, "advice": alert.advice}
             self._write("event", step, epoch, told)
+
+    def _alerts(self, line: Mapping[str, Any]) -> Sequence[Alert]:
+        guards = self._guards
+        return (self._to_guards.run(lambda: guards.observe(line)) if guards else None) or []
 
     def _write_out(self, line: bytes) -> None:
         """Append whole lines or nothing; on a full disk they wait in memory for room."""
@@ -196,6 +204,13 @@ class Recorder:
             self._unwritten = waiting
         else:
             self._unwritten = b""
+
+
+def _after(guards: Guards, lines: Sequence[Mapping[str, Any]]) -> Guards:
+    """The guards, once they have seen these lines of a record."""
+    for line in lines:
+        guards.observe(line)
+    return guards
 
 
 def open_tracker(
@@ -227,7 +242,9 @@ def open_tracker(
     tracking = config.tracking
     return Recorder(
         file,
-        start_wandb(tracking, run_dir, {**config.flat(), **facts}),
+        Channel("Weights & Biases", limit_s=START_LIMIT_S, on_loss=end_service).run(
+            lambda: start_wandb(tracking, run_dir, config.flat(), facts)
+        ),
         (lambda: Guards(config, precision=precision)) if tracking.guards else None,
         LiveReport(run_dir) if tracking.report else None,
         show,

@@ -1,29 +1,46 @@
 """The run in Weights & Biases: one per run folder, however often the job is started, and offline where there is no login.
 
 W&B sends in the background from a process of its own; a network that is slow or lost costs training nothing, and a server
-that does not answer at the start turns the run into an offline one, which `wandb sync` uploads later.
+that fails at the start turns the run into an offline one, which `wandb sync` uploads later. What the run is given are the
+lines of metrics.jsonl. After a resume it is given what it does not hold yet: steps that are repeated stand there once, and
+what the process of W&B lost when it was killed is given again.
 """
 
+import json
 import os
+import re
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from biencoder.config import TrackingConfig
-from biencoder.health import Alert
-from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, Metrics, accuracy
+from biencoder.tracking.channel import Channel, reason, warn, within
+from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, accuracy
+from biencoder.tracking.numbers import from_json
+from biencoder.tracking.wandb_log import Given, key_of, read_given
 
-_INIT_TIMEOUT_S = 20
+CALL_LIMIT_S = 60.0
+"""Seconds that a call may take before W&B is given up."""
+FINISH_LIMIT_S = 660.0
+START_LIMIT_S = 45.0
+_INIT_TIMEOUT_S = 8
 _FINISH_TIMEOUT_S = 600
+_LEAVE_S = 10.0
+_FLUSH_S = 1.0
+"""Seconds after which W&B writes what it was given to its own log; what is younger is lost when it is killed."""
+_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 class WandbRun:
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, given: Given, settings: Mapping[str, Any]) -> None:
+        """Args: given: by earlier starts; settings: of this one."""
+        self._run, self._given, self._settings = run, given, settings
         # Curves are drawn over what they happen at: steps for training, epochs for what is done once in an epoch.
         run.define_metric("step", hidden=True)
         run.define_metric("epoch", hidden=True)
@@ -33,59 +50,92 @@ class WandbRun:
         for split in ("training", "validation", "test"):
             run.define_metric(accuracy(split, "embedding"), step_metric="epoch", summary="max,last")
 
-    def log(self, metrics: Metrics, *, step: int, epoch: int) -> None:
-        self._run.log({**metrics, "step": step, "epoch": epoch})
+    def follow(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Hand over what a start goes on from, as far as the run does not hold it.
 
-    def histogram(self, name: str, *, edges: list[float], counts: list[int], step: int, epoch: int) -> None:
+        Args:
+            lines: of metrics.jsonl up to there; none if it begins anew, which with other settings repeats nothing.
+        """
+        if not lines and any(self._given.settings.get(key) != _plain(value) for key, value in self._settings.items()):
+            self.repeat()
+        for line in lines:
+            self.give(line)
+
+    def repeat(self) -> None:
+        """What comes is new, although its steps may be old ones: the run went back, and trains otherwise from there."""
+        self._given.records.clear()
+
+    def give(self, line: Mapping[str, Any]) -> None:
+        """Log a line of metrics.jsonl, unless an earlier start has logged it."""
         import wandb
 
-        bars = wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
-        self._run.log({name: bars, "step": step, "epoch": epoch})
+        key = key_of(line)
+        if key is None or key in self._given.records:
+            return
+        at = {"step": line["step"], "epoch": line["epoch"]}
+        match line["kind"]:
+            case "event":
+                text = f"step {line['step']}: {line['detail']}. {line['advice']}."
+                self._run.alert(title=line["guard"], text=text, level="WARN")
+            case "histogram":
+                bars = wandb.Histogram(np_histogram=(np.array(line["counts"]), np.array(line["edges"])))
+                self._run.log({line["name"]: bars, **at})
+            case "table":
+                # Mixed types: an infinite number is a text in metrics.jsonl.
+                table = wandb.Table(columns=line["columns"], data=line["rows"], allow_mixed_types=True)
+                self._run.log({line["name"]: table, **at})
+            case _:
+                self._run.log({name: from_json(value) for name, value in line.items() if "/" in name} | at)
 
-    def table(self, name: str, *, columns: list[str], rows: list[list[Any]], step: int, epoch: int) -> None:
-        import wandb
+    def finish(self, model: Path | None = None) -> None:
+        """Args: model: the finished run's exported model; its files are read where they are, not copied."""
+        if model:
+            Channel("the model in Weights & Biases").run(lambda: self._keep(model))
+        self._run.finish()
 
-        table = wandb.Table(columns=list(columns), data=list(rows))
-        self._run.log({name: table, "step": step, "epoch": epoch})
+    def abandon(self) -> None:
+        """Leave W&B after it has failed, with what it holds; nothing of it is left to hold up the end of this process."""
+        try:
+            within(_LEAVE_S, self._run.finish)
+        except Exception:  # noqa: BLE001 - it has failed before
+            end_service()
 
-    def alert(self, alert: Alert, *, step: int) -> None:
-        self._run.alert(title=alert.guard, text=f"step {step}: {alert.sign}. {alert.advice}.", level="WARN")
-
-    def model(self, folder: Path) -> None:
-        """Keep an exported model as an artifact; its files are read where they are, not copied."""
+    def _keep(self, folder: Path) -> None:
         import wandb
 
         artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
         artifact.add_dir(str(folder), policy="immutable")
         self._run.log_artifact(artifact, aliases=["best"])
 
-    def finish(self) -> None:
-        self._run.finish()
 
-
-def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any]) -> WandbRun | None:
+def start_wandb(
+    config: TrackingConfig, run_dir: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]
+) -> WandbRun | None:
     """
     Args:
-        settings: what the run's configuration shows; flat, no secrets.
+        settings: of the run, by their keys.
+        facts: what its configuration shows beside them. Neither holds secrets.
     """
     mode = os.environ.get("WANDB_MODE") or config.wandb
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would report each failure of a server, on stderr too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import wandb
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
 
-    def start(how: str) -> Any:
-        return wandb.init(
+    run_id = _run_id(run_dir)
+    given = read_given(run_dir, run_id)
+
+    def start(how: str) -> WandbRun:
+        run = wandb.init(
             project=config.project,
             name=run_dir.name,
-            id=_run_id(run_dir),
+            id=run_id,
             resume="allow",
             dir=run_dir,
-            config=dict(settings),
+            config={**settings, **facts},
             mode=how,  # type: ignore[arg-type]  # one of its literals
             settings=wandb.Settings(
                 init_timeout=_INIT_TIMEOUT_S,
@@ -93,20 +143,53 @@ def start_wandb(config: TrackingConfig, run_dir: Path, settings: Mapping[str, An
                 finish_timeout_raises=False,
                 console="off",
                 silent=True,
+                x_transaction_log_flush_interval=_FLUSH_S,
             ),
         )
+        return WandbRun(run, given, settings)
 
-    try:
-        return WandbRun(start(mode))
-    except (wandb.errors.CommError, wandb.errors.UsageError):
-        wandb.teardown()  # the process that serves W&B would hold on to the run's id
-        return WandbRun(start("offline"))
+    if mode in ("auto", "online"):
+        try:
+            # Not verified here, as a lost network takes long to say so. Without a login W&B would ask for one.
+            if wandb.login(prompt=False, verify=False):
+                return start("online")
+            if mode == "online":
+                warn("there is no login to Weights & Biases: the run is an offline one, for `wandb sync`")
+        except Exception as error:  # noqa: BLE001 - servers, proxies and keys fail in more ways than W&B names
+            end_service()  # the process that serves W&B would hold on to the run's id
+            warn(f"Weights & Biases failed ({reason(error)}); the run is an offline one, for `wandb sync`")
+        mode = "offline"
+    return start(mode)
+
+
+def end_service() -> None:
+    """End the process that serves W&B to this one, whatever it is doing."""
+    import wandb
+
+    with suppress(Exception):
+        within(_LEAVE_S / 2, wandb.teardown)
+    with suppress(psutil.Error):
+        for child in psutil.Process().children():
+            if child.name() == "wandb-core":
+                child.kill()
 
 
 def _run_id(run_dir: Path) -> str:
     """Kept in the run's folder, so that every start finds it; under a sweep's agent, the one that the agent gives."""
     file = run_dir / "wandb-id"
-    if not file.is_file():
-        given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
-        file.write_text(given or secrets.token_hex(4))
-    return file.read_text()
+    held = file.read_bytes().decode(errors="replace").strip() if file.is_file() else None
+    if held and _ID.fullmatch(held):
+        return held
+    if held is not None:
+        warn(f"{file} holds no run id of Weights & Biases; a new run begins there")
+    given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    made = given or secrets.token_hex(4)
+    fresh = file.with_name(".wandb-id.new")
+    fresh.write_text(made)
+    os.replace(fresh, file)
+    return made
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))

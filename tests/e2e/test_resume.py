@@ -58,7 +58,7 @@ def stop_at(run_dir: Path, step: int, *command: str, by: int, rank: int = 0, **h
     with training(*command, **how) as process:
         wait_for(lambda: process.poll() is not None or any(r["step"] >= step for r in records(run_dir, "step")))
         assert process.poll() is None, process.communicate()[1]
-        os.kill(workers_of(process)[rank] if how else process.pid, by)
+        os.kill(workers_of(process)[rank] if "launcher" in how else process.pid, by)
         _, err = process.communicate(timeout=60)
         return process.returncode, err
 
