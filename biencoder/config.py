@@ -406,7 +406,11 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class RunConfig:
     dir: Annotated[
-        str, FREE, Field(description="Folder of this run; empty: runs/<date>-<time>. If it holds a run, see run.resume.")
+        str,
+        FREE,
+        Field(
+            description="Folder of this run; empty: runs/<date>-<time>-<host>-<process>. If it holds a run, see run.resume."
+        ),
     ] = ""
     resume: Annotated[
         Literal["auto", "never"],

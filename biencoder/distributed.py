@@ -23,9 +23,19 @@ import torch
 import torch.distributed as dist
 
 from biencoder.errors import BiencoderError, ConfigError, PeerError
+from biencoder.idle_cores import idle_cores
 from biencoder.watch import Watch
 
 T = TypeVar("T")
+
+_TASKS = {
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+    "FLUX_JOB_SIZE": "FLUX_TASK_RANK",
+}
+"""How srun and the MPIs tell a process how many it is one of → and which one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +118,15 @@ class World:
 
     def on_holders(self, work: Callable[["World"], T], *, sharded: bool) -> T:
         """Run `work(world)` where the data is: on all ranks with this world, or on rank 0 with a world of its own, whose
-        (small) result every rank gets. Every rank takes part."""
-        return work(self) if sharded else self.on_main(lambda: work(World.alone()))
+        (small) result every rank gets. Alone, it has the cores of the ranks that wait. Every rank takes part."""
+        if sharded:
+            return work(self)
+
+        def alone() -> T:
+            with idle_cores():
+                return work(World.alone())
+
+        return self.on_main(alone)
 
     def broadcast_ids(self, ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rank 0's ids on every rank; the others pass an array of the same length to fill. Every rank takes part."""
@@ -263,13 +280,53 @@ def _ranks_from_environment() -> tuple[int, int, int]:
     """(rank, size, local rank); fills in what DeepSpeed expects to find when no launcher has set it."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     given = {name: os.environ[name] for name in names if name in os.environ}
+    unlike = [f"{name} is {text!r}" for name, text in given.items() if not text.isdecimal()]
+    if unlike:
+        raise ConfigError(f"{', '.join(unlike)}, expected a whole number")
     if given and len(given) < len(names):
         missing = ", ".join(name for name in names if name not in given)
         raise ConfigError(f"{', '.join(given)} is set but {missing} is not; start with torchrun or deepspeed, or set all")
+    if given:
+        _check_ranks(int(given["RANK"]), int(given["WORLD_SIZE"]))
+    else:
+        _refuse_tasks_without_ranks()
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+
+
+def _check_ranks(rank: int, size: int) -> None:
+    """Raise a ConfigError where the ranks could not find each other, and would wait."""
+    if rank >= size:
+        raise ConfigError(
+            f"RANK is {rank} but WORLD_SIZE is {size}: ranks are counted from 0; start with torchrun or deepspeed"
+        )
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if size > 1 and missing:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE are set but {' and '.join(missing)} not, so the {size} ranks cannot find each other; "
+            "start with torchrun or deepspeed, or set MASTER_ADDR to rank 0's host and MASTER_PORT to a free port there"
+        )
+    port = os.environ.get("MASTER_PORT", "0")
+    if size > 1 and not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise ConfigError(f"MASTER_PORT is {port!r}, expected the number of a free port on rank 0's host, 1 to 65535")
+
+
+def _refuse_tasks_without_ranks() -> None:
+    """Raise a ConfigError where srun or mpirun has started several processes that do not know of each other.
+
+    A batch script, and a shell of salloc, are no step of several tasks: SLURM_NTASKS says what the job may start there.
+    """
+    for size_name, task_name in _TASKS.items():
+        size, task = os.environ.get(size_name, "1"), os.environ.get(task_name, "0")
+        if size.isdecimal() and int(size) > 1:
+            os.environ["RANK"] = task  # the first one says it, see launcher/entry.py
+            raise ConfigError(
+                f"{size_name} is {size} but RANK is not set: each of the {size} processes would train alone; "
+                "start one torchrun on each node, as slurm/train.sh does, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR "
+                "and MASTER_PORT for each"
+            )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -11,7 +11,6 @@ left behind.
 import contextlib
 import hashlib
 import importlib
-import json
 import os
 import platform
 import secrets
@@ -61,6 +60,7 @@ from biencoder.preflight_rows import (
 )
 from biencoder.pretrained import load_pretrained
 from biencoder.run_folder import run_folder
+from biencoder.same_input import configuration_facts, settings_digest, tokenizer_digest, weights_digest
 from biencoder.vocabulary import check_corpus
 
 T = TypeVar("T")
@@ -197,10 +197,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     def configuration() -> dict[str, str]:
         config.check(world.size)
         job.settings = read_settings(config, world.size, auto=fast_precision(world.device))
-        content = hashlib.sha256(json.dumps(job.settings, sort_keys=True).encode()).hexdigest()
-        return {name: str(value) for name, value in config.flat().items()} | {
-            "the content of deepspeed_config": content[:12]
-        }
+        return configuration_facts(config) | {"the content of deepspeed_config": settings_digest(job.settings)}
 
     def steps() -> str:
         per_step = f"{world.size} x {train.accumulation(world.size)} x {train.micro_batch(world.size)}"
@@ -225,8 +222,8 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
         job.hidden = pretrained.encoder.config.hidden_size
         parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()
         job.num_parameters = sum(parameter.numel() for parameter in parameters)
-        tokenizer = hashlib.sha256(pretrained.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-        return {"parameters": f"{job.num_parameters:,}", "tokenizer": tokenizer[:12]}
+        digests = {"tokenizer": tokenizer_digest(pretrained.tokenizer), "weights": weights_digest(pretrained.encoder)}
+        return {"parameters": f"{job.num_parameters:,}", **digests}
 
     passed = [
         checks.check("configuration", configuration, lambda facts: judge_equal(facts, world.hosts, found=steps())),

@@ -63,17 +63,15 @@ def judge_devices(devices: Sequence[Device], hosts: Sequence[str]) -> Judgement:
 
 
 def judge_equal(facts: Sequence[Mapping[str, str]], hosts: Sequence[str], *, found: str) -> Judgement:
-    """Fails where a rank has another value than rank 0, and names rank, host and both values; else says `found`."""
+    """Fails where the ranks differ, and names each value with the ranks and hosts that hold it; else says `found`."""
     differences = []
-    for name, expected in facts[0].items():
-        others: dict[str, list[int]] = {}
+    for name in facts[0]:
+        holders: dict[str, list[int]] = {}
         for rank, fact in enumerate(facts):
-            if fact.get(name) != expected:
-                others.setdefault(fact.get(name, "none"), []).append(rank)
-        differences += [
-            f"{name} is {value} on {name_ranks(ranks, hosts)}, {expected} on rank 0 ({hosts[0]})"
-            for value, ranks in others.items()
-        ]
+            holders.setdefault(fact.get(name, "none"), []).append(rank)
+        if len(holders) > 1:
+            held = [f"{value} on {name_ranks(ranks, hosts)}" for value, ranks in holders.items()]
+            differences.append(f"{name} is {' and '.join(held)}")
     return ("fail", "; ".join(differences)) if differences else ("ok", found)
 
 

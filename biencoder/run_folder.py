@@ -3,6 +3,7 @@
 config.toml      every setting of the last start as resolved, readable by --config
 run.jsonl        a line for each start (versions, dataset fingerprint, ranks, command, time), and one for how it ended
 metrics.jsonl    one JSON object a line, see tracking/names.py
+lock.json        who works there now (see run_lock.py)
 model/best       the model that was best on validation, model/last the last one (see export.py)
 checkpoints/     what a start goes on from (see checkpoint.py)
 wandb/           the offline run, where W&B was not logged in
@@ -42,12 +43,20 @@ def run_folder(config: Config) -> Path:
         ConfigError: the folder holds a run that this one must not touch.
     """
     folder = Path(config.run.dir or _default_folder()).expanduser()
+    check_folder(folder, config)
+    return folder
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """
+    Raises:
+        ConfigError: the folder holds a run that this one must not touch.
+    """
     if (folder / "metrics.jsonl").exists():
         if config.run.resume == "never":
             raise ConfigError(f"run.dir {folder} holds a run already; choose another folder, or set run.resume = auto")
         if (folder / "model" / "last").exists() and not (folder / "checkpoints").exists():
             raise ConfigError(f"run.dir {folder} holds a finished run without checkpoints; choose another folder")
-    return folder
 
 
 def record_start(
@@ -113,9 +122,18 @@ def append_line(folder: Path, line: dict[str, Any]) -> None:
 
 
 def _default_folder() -> str:
-    """runs/<date>-<time>; under torchrun the time is that of its agent, so that its restarts find the same folder."""
-    started = psutil.Process(os.getppid()).create_time() if "TORCHELASTIC_RUN_ID" in os.environ else time.time()
-    return time.strftime("runs/%Y%m%d-%H%M%S", time.localtime(started))
+    """runs/<date>-<time>-<host>-<process>, with the job's number on Slurm: no two processes get the same.
+
+    Under torchrun time and process are those of its agent, so that its restarts find the same folder.
+    """
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    pid = os.getppid() if by_torchrun else os.getpid()
+    started = time.localtime(psutil.Process(pid).create_time() if by_torchrun else time.time())
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID', job)}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    parts = [time.strftime("%Y%m%d-%H%M%S", started), *([f"slurm-{job}"] if job else []), platform.node(), str(pid)]
+    return f"runs/{'-'.join(parts)}"
 
 
 def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:

@@ -10,9 +10,12 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from biencoder.errors import ConfigError
+from biencoder.launcher_watch import end_with_launcher
 from launcher.entry import parse_run
 from launcher.entry import run as run_command
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
+    end_with_launcher()
     arguments = parse_run(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
     from biencoder.distributed import world
@@ -34,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
         if arguments.preflight:
             check(config, ranks)
         else:
-            train(config, ranks)
+            with ExitStack() as at_end:
+                train(config, ranks, at_end)
 
 
 def start_again(folder: Path) -> NoReturn:
@@ -52,8 +57,26 @@ def check(config: "Config", world: "World") -> None:
     world.together(lambda: raise_failed(rows))
 
 
-def train(config: "Config", world: "World") -> None:
-    """Check everything, build everything, then `fit`. Nothing is written before all checks have passed."""
+def hold(folder: Path, config: "Config", world: "World", at_end: ExitStack) -> None:
+    """Have the run's folder for this run alone, until `at_end` is closed."""
+    from biencoder.run_folder import check_folder
+    from biencoder.run_lock import take_lock
+
+    def lost(message: str) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        world.end_all(message, exit_code=ConfigError.exit_code)
+        os._exit(ConfigError.exit_code)  # what it still has to write would go among the files of the other run
+
+    at_end.callback(take_lock(folder, lost=lost).release)
+    check_folder(folder, config)  # it may have got a run while this one waited
+
+
+def train(config: "Config", world: "World", at_end: ExitStack) -> None:
+    """Check everything, build everything, then `fit`. Nothing is written before all checks have passed.
+
+    Args:
+        at_end: closed by the caller, or here before the process is ended from a thread.
+    """
     from biencoder.checkpoint import Checkpoint, CheckpointFolder
     from biencoder.data import Forbidden, load_dataset
     from biencoder.engine import Engine, precision_of, read_settings
@@ -70,6 +93,7 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.resume import find_checkpoint, load_checkpoint, warn_of_failure
     from biencoder.run import Progress, Run, steps_per_epoch, total_steps
     from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
+    from biencoder.same_input import check_same, configuration_facts, input_facts
     from biencoder.token_cache import cached_tokens
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
@@ -78,6 +102,7 @@ def train(config: "Config", world: "World") -> None:
     from biencoder.whole_folder import put_back
 
     terminal = Terminal(is_main=world.is_main)
+    check_same(world, configuration_facts(config))
     world.together(lambda: config.check(world.size))
     folder, given = world.on_main(lambda: run_folder(config)), config
     config = world.on_main(lambda: within_bound(folder, given, world_size=world.size))
@@ -87,6 +112,7 @@ def train(config: "Config", world: "World") -> None:
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
     world.together(lambda: check_corpus(dataset.texts, pretrained.tokenizer, config, dataset.findings))
+    check_same(world, input_facts(dataset, pretrained, settings))
     hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))
     last_step = total_steps(dataset, config)
@@ -98,6 +124,7 @@ def train(config: "Config", world: "World") -> None:
         found.extend([checkpoint] if checkpoint else [])
         return checkpoint.step if checkpoint else None
 
+    world.on_main(lambda: hold(folder, config, world, at_end))
     from_step = world.on_main(look_for_checkpoint)
     if from_step is not None and from_step >= last_step and world.on_main(lambda: finished_at(folder)) == from_step:
         terminal.closing(folder, config)
@@ -117,6 +144,7 @@ def train(config: "Config", world: "World") -> None:
                 checkpoints.wait()
             except OSError as error:
                 warn_of_failure(error)
+            at_end.close()
 
     world.before_end(before_exit)
     stop = StopRequests(world, before_exit=before_exit)

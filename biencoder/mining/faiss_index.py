@@ -6,11 +6,13 @@ hnsw   a navigable small-world graph of 32 neighbours; a search keeps `ef` candi
 """
 
 import math
+from contextlib import nullcontext
 
 import faiss
 import numpy as np
 
 from biencoder.config import MiningConfig
+from biencoder.idle_cores import own_cores
 from biencoder.mining.index import MOST_ROWS, Rows, Vectors
 
 
@@ -23,7 +25,9 @@ class FaissIndex:
         if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
             self._index = faiss.index_cpu_to_all_gpus(self._index)
             self._most_rows = MOST_ROWS
-        self._index.add(vectors_ND)
+        # The links of a graph depend on how many threads make them; everything else is the same for any number.
+        with own_cores() if config.faiss_kind == "hnsw" else nullcontext():
+            self._index.add(vectors_ND)
 
     def search(self, queries_QD: Vectors, k: int) -> Rows:
         _, rows = self._index.search(np.ascontiguousarray(queries_QD), min(k, self._most_rows))

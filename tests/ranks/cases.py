@@ -629,3 +629,27 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
             save_file(gradients, out)
 
     _in_world(work, silence_s=120)
+
+
+def ranks_that_differ(arguments: list[str], folder: str, wrong: dict[str, str]) -> None:
+    """`launcher/train.py` in which the last rank is given other settings, or stands in a folder of its own; then, in the
+    same world, with both ranks alike but for what relative paths lead to."""
+    from contextlib import ExitStack
+
+    from biencoder.errors import ConfigError
+    from launcher.entry import parse_run
+    from launcher.train import train
+
+    def work(ranks: World) -> None:
+        last = ranks.rank == ranks.size - 1
+        os.chdir(Path(folder) / str(ranks.rank))
+        more = [part for name, value in (wrong if last else {}).items() for part in (f"--{name}", value)]
+        for given in ([*arguments, *more], arguments):
+            config = parse_run(given, prog="train.py", description="").config
+            try:
+                with ExitStack() as at_end:
+                    train(config, ranks, at_end)
+            except ConfigError as error:
+                print(error)
+
+    _in_world(work, silence_s=60)

@@ -41,12 +41,12 @@ def test_a_version_that_differs_is_named_with_rank_and_host() -> None:
     same = {"torch": "2.13.0", "numpy": "2.4.6"}
     assert judge_equal([same] * 4, HOSTS, found="all the same") == ("ok", "all the same")
     verdict, finding = judge_equal([same, same, same, same | {"torch": "2.9.1"}], HOSTS, found="")
-    assert (verdict, finding) == ("fail", "torch is 2.9.1 on rank 3 (b), 2.13.0 on rank 0 (a)")
+    assert (verdict, finding) == ("fail", "torch is 2.13.0 on ranks 0-1 (a), rank 2 (b) and 2.9.1 on rank 3 (b)")
     old = same | {"torch": "2.9.1", "numpy": "1.26"}
     verdict, finding = judge_equal([same, same, old, old], HOSTS, found="")
     assert finding.split("; ") == [
-        "torch is 2.9.1 on ranks 2-3 (b), 2.13.0 on rank 0 (a)",
-        "numpy is 1.26 on ranks 2-3 (b), 2.4.6 on rank 0 (a)",
+        "torch is 2.13.0 on ranks 0-1 (a) and 2.9.1 on ranks 2-3 (b)",
+        "numpy is 2.4.6 on ranks 0-1 (a) and 1.26 on ranks 2-3 (b)",
     ]
 
 

@@ -59,3 +59,26 @@ def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -
     (tmp_path / "model/last").mkdir(parents=True)
     with pytest.raises(ConfigError, match="finished run without checkpoints"):
         run_folder(config)
+
+
+def test_default_folders_of_simultaneous_starts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    names = set()
+    for host, pid in (("a", 1), ("a", 2), ("b", 1)):
+        monkeypatch.setattr("platform.node", lambda host=host: host)
+        monkeypatch.setattr("os.getpid", lambda pid=pid: pid)
+        names.add(run_folder(Config()).name[len("20260101-000000") :])
+    assert names == {"-a-1", "-a-2", "-b-1"}
+    for task in ("0", "1"):
+        for name, value in {"JOB_ID": "77", "ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": task}.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        assert f"-slurm-70_{task}-" in run_folder(Config()).name
+
+
+def test_the_default_folder_is_the_same_after_a_restart_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    first = run_folder(Config())
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert run_folder(Config()) == first

@@ -1,0 +1,72 @@
+"""The threads of work that rank 0 does alone: while the other ranks of its node wait, their cores are its own.
+
+With several ranks on a node torchrun gives each of them one thread, by setting OMP_NUM_THREADS to 1 where the user has not
+set it. Whether the user has is told by the environment that torchrun's agent was started with. A user's own number counts
+everywhere; deepspeed sets none, so that each rank has all cores anyway.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+@contextmanager
+def idle_cores() -> Iterator[None]:
+    """Within, this thread computes on all cores that the job may use on this node, where torchrun has left it one."""
+    if not left_to_torchrun():
+        yield
+        return
+    with _threads(usable_cores()):
+        yield
+
+
+@contextmanager
+def own_cores() -> Iterator[None]:
+    """Within, as many threads as outside of `idle_cores`: for what depends on their number."""
+    if not left_to_torchrun():
+        yield
+        return
+    with _threads(1):
+        yield
+
+
+def left_to_torchrun() -> bool:
+    """Whether this rank has one thread because torchrun wanted it so, and not the user."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or [os.environ.get(name) for name in _THREADS] != ["1", None, None]:
+        return False
+    try:
+        given = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")  # as it was when the agent was started
+    except OSError:
+        return False
+    return bool(given) and not any(variable.startswith(b"OMP_NUM_THREADS=") for variable in given)
+
+
+def usable_cores() -> int:
+    """By this process's affinity, which Slurm and containers set, and by the CPU time that its control group may use."""
+    cores = len(os.sched_getaffinity(0))
+    if _CPU_LIMIT.is_file():
+        quota, period = _CPU_LIMIT.read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import faiss  # noqa: F401 - only libraries that are loaded can be told
+
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

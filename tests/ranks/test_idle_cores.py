@@ -1,0 +1,44 @@
+"""Under a real torchrun: rank 0 has the cores of the rank that waits, for as long as it works alone."""
+
+import ast
+import os
+import subprocess
+
+import pytest
+
+from tests.e2e.commands import BIN
+from tests.processes import ROOT, free_port
+
+pytestmark = pytest.mark.ranks
+
+CODE = """
+import faiss, torch
+from biencoder.distributed import world
+from biencoder.idle_cores import usable_cores
+
+def count(_=None):
+    return faiss.omp_get_max_threads(), torch.get_num_threads()
+
+with world(timeout_s=60, control_timeout_s=60, silence_s=60) as ranks:
+    counts = [count(), ranks.on_holders(count, sharded=False), count(), ranks.on_holders(count, sharded=True)]
+    if ranks.is_main:
+        print([usable_cores(), counts])
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rank_0_takes_the_cores_that_torchrun_has_kept_from_it(own: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [BIN / "torchrun", "--nproc_per_node=2", f"--master_port={free_port()}", "--no-python"]
+    done = subprocess.run(
+        [*command, BIN / "python", "-c", CODE],
+        cwd=ROOT,
+        env=environment | ({"OMP_NUM_THREADS": "1"} if own else {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    cores, (before, alone, after, together) = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert before == after == together == (1, 1)
+    assert alone == ((1, 1) if own else (cores, cores))
