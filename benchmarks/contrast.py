@@ -8,8 +8,7 @@ products    the matrix products alone that any form of this loss needs: logits, 
 dense       the loss as one table of points by candidates under autograd, up to `--dense-up-to` pairs
 peak        most memory above what the process held with the embeddings there, MiB; of the dense form as well
 
-Pairs of texts of their own in groups of eight that share a point; embeddings of length 1, drawn at random; temperature
-0.05.
+Eight pairs each share a point, all other texts differ; embeddings of length 1, drawn at random; temperature 0.05.
 Each row is the median of `--repeats` runs in a process of its own.
 
 Prints a table, and writes benchmarks/results/contrast.json.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
+import biencoder.contrastive
 import biencoder.engine
 from biencoder import loop, resume
 from biencoder.batch import triplet_batch
@@ -602,6 +603,8 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
 
     def work(ranks: World) -> None:
         biencoder.engine.build_optimizer = sgd
+        if ranks.size > 1:
+            biencoder.contrastive._BLOCK_BYTES = 1  # every point is a block
         gradients = {}
         for file in files:
             for micro in sorted({BATCH // ranks.size, 1, 2}):
