@@ -118,7 +118,7 @@ def _scopes_and_sides(scope_P: Ids, side_P: Ids) -> Iterator[tuple[Ids, int]]:
     """The pairs of each scope, and a side that some of them are on: every such scope and side once."""
     order_P = np.argsort(scope_P, kind="stable")
     for in_scope in np.split(order_P, np.flatnonzero(np.diff(scope_P[order_P])) + 1):
-        for side in np.unique(side_P[in_scope]).tolist():
+        for side in sorted(set(side_P[in_scope].tolist())):
             yield in_scope, side
 
 

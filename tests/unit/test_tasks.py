@@ -1,12 +1,15 @@
 """What each task searches, on a corpus small enough to know every candidate by hand."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from biencoder.data import Dataset, load_dataset
+from biencoder.data import Dataset, Split, load_dataset
 from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ConfigError, DataError
 from biencoder.evaluation.comparison import measure
@@ -120,3 +123,21 @@ def test_tasks_are_chosen_by_name_and_by_what_the_corpus_tells(write_corpus: Wri
     assert [task.name for task in choose_tasks("all", table)] == ["sdc", "sda", "epc", "epa", "beir"]
     with pytest.raises(DataError, match=r"sdoa .* needs the stance of each pair"):
         choose_tasks("sdoa,epa", table)
+
+
+def test_finding_the_pools_of_many_debates_takes_no_time_for_all_pairs_each() -> None:
+    size = 40_000
+    pairs: Any = tuple(
+        SimpleNamespace(point=SimpleNamespace(domain="theme", topic=str(i // 2), stance=("pro", "con")[i % 2]))
+        for i in range(size)
+    )
+    split = Split("test", pairs, np.arange(size), np.arange(size, 2 * size))
+    start = time.process_time()
+    found = list(pools(TASKS["sdoa"], split, 2 * size))
+    assert (
+        time.process_time() - start < 2.5
+    )  # a look at every pair for each debate takes over 3 s, and grows with the square
+    assert [pool.pair_Q.size for pool in found] == [1] * size
+    for pool in found[:10]:
+        pair = int(pool.pair_Q[0])
+        assert pool.candidate_text_C.tolist() == [size + pair, pair + 1 - 2 * (pair % 2)]
