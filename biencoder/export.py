@@ -65,7 +65,7 @@ def save_model(
             _write_model(fresh, model, weights, tokenizer, config, card, clean)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ModelError(f"the model cannot be written to {folder}: {reason}; mend it, the same command goes on") from None
+        raise ModelError(f"the model cannot be written to {folder}: {reason}") from None
 
 
 def _write_model(

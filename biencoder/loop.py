@@ -42,7 +42,7 @@ from biencoder.tracking.names import (
     step_metrics,
 )
 from biencoder.tracking.tables import closest_table, examples_table
-from biencoder.whole_folder import set_aside
+from biencoder.whole_folder import put_back, set_aside
 
 
 def fit(run: Run, progress: Progress) -> None:
@@ -362,7 +362,14 @@ def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
     value = metrics[f"eval/{run.dataset.deciding_split}/{run.config.eval.metric}"]
     progress.evaluations_since_best += 1
     if value > progress.best:
+        before = progress.best, progress.best_step
         progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
+        best = run.folder / "model" / "best"
         if not regular:
-            run.world.on_main(lambda: set_aside(run.folder / "model" / "best"))
-        run.save("best", metrics)
+            run.world.on_main(lambda: set_aside(best))
+        if not run.save("best", metrics):
+            progress.best, progress.best_step = before  # of the model that is there: what beats it is written next
+            if not regular:
+                run.world.on_main(lambda: put_back(best))
+            detail = f"the best model so far ({value:.4f}) could not be written"
+            run.tracker.event("model not written", step=progress.step, epoch=progress.epoch, detail=detail)

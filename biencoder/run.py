@@ -43,8 +43,9 @@ class Run:
     terminal: Terminal
     forbidden: Forbidden
     folder: Path
-    save: Callable[[str, Metrics], None]
-    """Write the model under a name (`best`, `last`) with the metrics that its card quotes. Every rank takes part."""
+    save: Callable[[str, Metrics], bool]
+    """Write the model under a name (`best`, `last`) with the metrics that its card quotes; False where `best` could not be
+    written. Every rank takes part."""
 
     @property
     def training(self) -> Split:

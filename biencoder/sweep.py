@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from biencoder.config import Config, find_file, nearest_key
 from biencoder.errors import ConfigError
@@ -233,10 +234,10 @@ def ranking_table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("run", no_wrap=True)
     for key in keys:
-        table.add_column(key.replace(".", ".\n"), justify="right", no_wrap=True)
+        table.add_column(Text(key.replace(".", ".\n")), justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for cells in _cells(rows, keys, number=lambda value: f"{100 * value:.1f}", nothing="–"):
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -7,7 +7,9 @@ with smaller batches), 130 interrupted.
 
 import argparse
 import atexit
+import io
 import os
+import signal
 import sys
 import time
 import traceback
@@ -125,6 +127,9 @@ def leave(exit_code: int) -> NoReturn:
 
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command and leave the process with its exit code; user errors are one sentence, printed once per job."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         command(sys.argv[1:])
     except BiencoderError as error:
@@ -135,7 +140,8 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
             time.sleep(_LET_RANK_0_SPEAK_S)
         leave(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one finds the process leaving already
+        leave(130)
     except Exception:  # noqa: BLE001 - the last resort: say where it happened, once, and leave
         traceback.print_exc()
         sys.stderr.flush()

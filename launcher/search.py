@@ -6,11 +6,11 @@ python launcher/search.py --index FOLDER "an argument"      what launcher/index.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from biencoder.errors import ConfigError, ModelError
+from biencoder.errors import ConfigError, DataError, ModelError
 from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
@@ -26,10 +26,22 @@ def main(argv: Sequence[str]) -> None:
     if arguments.rerank and model.classifier is None:
         raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
     terminal = Terminal(is_main=True)
-    queries = arguments.queries or (line.strip() for line in sys.stdin)
+    queries = arguments.queries or lines_of(sys.stdin.buffer)
     for query in queries:
         if query:
             terminal.found(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank))
+
+
+def lines_of(stream: BinaryIO) -> Iterator[str]:
+    """
+    Raises:
+        DataError: a line is no UTF-8 text.
+    """
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"line {number} of stdin is no UTF-8 text (byte {error.start + 1}); convert it") from None
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, ModelError
 from biencoder.launcher_watch import end_with_launcher
 from launcher.entry import parse_run
 from launcher.entry import run as run_command
@@ -95,6 +95,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
     from biencoder.same_input import check_same, configuration_facts, input_facts
     from biencoder.token_cache import cached_tokens
+    from biencoder.tracking.channel import Channel, warn
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
@@ -165,21 +166,31 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
         lambda: open_tracker(config, folder, facts, precision=precision, show=terminal.alert, is_main=world.is_main)
     )
 
-    def save(name: str, metrics: Metrics) -> None:
+    def save(name: str, metrics: Metrics) -> bool:
         weights = engine.weights() or {}  # every rank takes part
         if not config.loss.classification_weight:  # what no loss has trained is no classifier
             weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
-        world.on_main(
-            lambda: save_model(
-                folder / "model" / name,
-                model,
-                weights,
-                pretrained.tokenizer,
-                config.model,
-                card=model_card(config, dataset, metrics, step=engine.steps),
-                clean=config.data.clean,
-            )
-        )
+
+        def write() -> bool:
+            card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=engine.steps)) or ""
+            try:
+                save_model(
+                    folder / "model" / name,
+                    model,
+                    weights,
+                    pretrained.tokenizer,
+                    config.model,
+                    card=card,
+                    clean=config.data.clean,
+                )
+            except ModelError as error:
+                if name == "last":
+                    raise  # training is over: the same command, started again, only writes it
+                warn(f"{error}; the model before stays, and the next better one is tried again")
+                return False
+            return True
+
+        return world.on_main(write)
 
     run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, folder, save)
     if from_step is None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Terminal:
         table.add_column("oddity", no_wrap=True)
         table.add_column("for example", overflow="fold")
         for kind, count, examples in findings.rows():
-            table.add_row(str(count), kind, examples[0])
+            table.add_row(str(count), Text(kind), Text(examples[0]))
         self.console.print(table)
 
     def opening(
@@ -75,17 +76,20 @@ class Terminal:
 
     def closing(self, folder: Path, config: Config) -> None:
         """Where the model is, and what to do next."""
-        best = folder / "model" / "best"
+        best, last = folder / "model" / "best", folder / "model" / "last"
+        found = next((model for model in (best, last) if model.is_dir()), None)
+        if found is None:
+            self.say(f"Neither {best} nor {last} is there: the run has left no model")
+            return
         python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
-        self.say(
-            f"The best model is in {best}. Try it: {python} launcher/search.py --model {best} "
-            f'--data.root {config.data.root} "your argument"'
-        )
+        command = [python, "launcher/search.py", "--model", str(found), "--data.root", config.data.root, "your argument"]
+        which = "The best model" if found == best else f"{best} is not there; the last model"
+        self.say(f"{which} is in {found}. Try it: {shlex.join(command)}")
 
     def rows(self, title: str, rows: Sequence[Row]) -> None:
         """What checks have found, one row each."""
         colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
         table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
         table.add_column("finding", overflow="fold")
@@ -169,7 +173,7 @@ class Terminal:
             table.add_column(heading, justify="right", no_wrap=True)
         for row, size in zip(rows, sizes, strict=False):
             table.add_row(
-                row.name,
+                Text(row.name),
                 f"{size / 2**20:,.1f}",
                 f"{row.texts_per_s:,.1f}",
                 f"{row.texts_per_s / rows[0].texts_per_s:.2f}",
@@ -183,14 +187,14 @@ class Terminal:
     def found(self, query: str, hits: Sequence[Hit]) -> None:
         """A query and its hits, in their order."""
         judged = not any(math.isnan(hit.probability) for hit in hits)
-        table = Table(title=query, title_justify="left", box=None, show_lines=True)
+        table = Table(title=Text(query, style="table.title"), title_justify="left", box=None, show_lines=True)
         table.add_column("distance", justify="right")
         if judged:
             table.add_column("is a counter", justify="right")
         table.add_column("text", overflow="fold")
         for hit in hits:
             probability = [f"{100 * hit.probability:.0f} %"] if judged else []
-            table.add_row(f"{hit.distance:.3f}", *probability, hit.text)
+            table.add_row(f"{hit.distance:.3f}", *probability, Text(hit.text))
         self.console.print(table)
 
 
@@ -208,7 +212,7 @@ def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
             for split in splits
             for ranking in ("embedding", "rerank")
         ]
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -222,7 +226,12 @@ def comparison_table(comparison: "Comparison") -> Group:
     for task in comparison.tasks:
         title = f"{task.name}: {task.title}; {comparison.mean_candidates[task.name]:,.1f} candidates"
         table = Table(
-            title=title, title_justify="left", show_header=not tables, box=None, padding=(0, 1, 0, 0), pad_edge=False
+            title=Text(title, style="table.title"),
+            title_justify="left",
+            show_header=not tables,
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
         )
         table.add_column("", min_width=max(len(row.name) for row in comparison.rows), overflow="fold")
         for heading in _COMPARED:
