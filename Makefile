@@ -1,11 +1,12 @@
 # Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
 #   make train   train on the embedded corpus            make test       all tests
-#   make lint    format, lint and types                  make test-fast  those without several processes
+#   make lint    format, lint and types                  make test-fast  those without several processes, within a minute
 #   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"
 # Settings go through ARGS:  make train ARGS="--train.epochs 1 --run.dir runs/first"
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 3
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 # PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -15,11 +16,12 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 train: .venv/run-ready
 	$(BIN)/python launcher/train.py --config configs/quickstart.toml $(ARGS)
 
+# One worker more than cores: one of them waits for Slurm most of the time.
 test: .venv/dev-ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=10 $(ARGS)
 
 test-fast: .venv/dev-ready
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit $(ARGS)
 
 lint: .venv/dev-ready
 	$(BIN)/ruff format --check .

@@ -14,6 +14,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cor
 WriteCorpus = Callable[..., Path]
 
 
+_RINGS = ("cluster", "e2e", "ranks", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What mostly waits begins first, so that other tests run meanwhile; the shortest tests fill up the end."""
+    items.sort(key=lambda item: _RINGS.index(item.path.relative_to(Path(__file__).parent).parts[0]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With several workers (`pytest -n 3 --dist loadscope`): files whose tests share nodes or fixtures are not divided."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.split("::")[0] if nodeid.startswith(("tests/cluster/", "tests/unit/")) else nodeid
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tokenizations are not put among the user's own."""

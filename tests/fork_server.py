@@ -143,6 +143,9 @@ def as_child(request: Request) -> Request:
     for target, file in enumerate(files):
         os.dup2(file, target)
         os.close(file)
+    # As a new interpreter would open them; those of the server are of another kind of file, and remember it.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)

@@ -334,8 +334,12 @@ def train_steps(engine: Engine, ranks: World, setup: Any, steps: range) -> list[
     return rows
 
 
+AFTER = range(10, 15)
+"""The steps that follow a state; the warm-up ends within."""
+
+
 def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
-    """Under each DeepSpeed file: 10 steps, a state, 10 steps; then a fresh engine from it, the same 10 steps."""
+    """Under each DeepSpeed file: 10 steps, a state, 5 steps; then a fresh engine from it, the same 5 steps."""
 
     def work(ranks: World) -> None:
         _let_any_cpu_compute_fp16()
@@ -345,13 +349,13 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
             engine = engine_for(setup[0], file, ranks, train)
             train_steps(engine, ranks, setup, range(10))
             state = engine.state()
-            straight = train_steps(engine, ranks, setup, range(10, 20))
+            straight = train_steps(engine, ranks, setup, AFTER)
             setup = training_setup(tiny_bert)
             engine = engine_for(setup[0], file, ranks, train)
             engine.load_state(state)
-            resumed = train_steps(engine, ranks, setup, range(10, 20))
+            resumed = train_steps(engine, ranks, setup, AFTER)
             engine.load_state(state)  # back, in an engine that has moved on
-            again = train_steps(engine, ranks, setup, range(10, 20))
+            again = train_steps(engine, ranks, setup, AFTER)
             if state:
                 save_file(state.model, Path(folder) / f"{Path(file).stem}.model")
                 save_file(state.optimizer, Path(folder) / f"{Path(file).stem}.optimizer")
@@ -362,7 +366,7 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
 
 
 def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
-    """The last 10 steps of `save_and_go_on`, from its state, on another number of ranks."""
+    """The last 5 steps of `save_and_go_on`, from its state, on another number of ranks."""
 
     def work(ranks: World) -> None:
         _let_any_cpu_compute_fp16()
@@ -377,7 +381,7 @@ def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
                     load_file(stem.with_suffix(".model")), load_file(stem.with_suffix(".optimizer")), scalars
                 )
             engine.load_state(state)
-            rows = train_steps(engine, ranks, setup, range(10, 20))
+            rows = train_steps(engine, ranks, setup, AFTER)
             if ranks.is_main:
                 stem.with_suffix(f".{ranks.size}.json").write_text(json.dumps(rows))
 
