@@ -1,6 +1,7 @@
 """A run that has ended and is prolonged equals one that was longer from its start: record, weights, best model."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,30 @@ def test_a_prolonged_run_equals_a_longer_one(tiny_bert: Path, write_corpus: Writ
     record = read_record(prolonged)
     assert record.state == "finished"
     assert record.config.train == read_record(straight).config.train
+
+
+def test_a_run_that_ended_before_its_models_were_written_ends_as_it_would_have(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    """A shorter run's model is not taken for a longer one's, and a run that is past its new end makes no more steps."""
+    corpus, run_dir = write_corpus(numbered_corpus(training=67, validation=9)), tmp_path / "run"
+
+    def train_in_turn(*commands: dict[str, Any]) -> None:
+        (end,), _ = run_ranks("runs_in_turn", 1, commands=[small_run(tiny_bert, corpus, run_dir, **c) for c in commands])
+        assert end.code == 0, end.stderr[-3000:]
+
+    train_in_turn(settings(5))
+    shutil.copytree(run_dir / "model", tmp_path / "model of step 5")
+    train_in_turn(settings(10))
+    told, ended = story(run_dir), (run_dir / "run.jsonl").read_text().splitlines(keepends=True)
+    assert "finished" in json.loads(ended[-1])
+    (run_dir / "run.jsonl").write_text("".join(ended[:-1]))
+    shutil.rmtree(run_dir / "model")
+    shutil.copytree(tmp_path / "model of step 5", run_dir / "model")
+    assert read_record(run_dir).state != "finished"
+    train_in_turn(settings(10))
+    assert story(run_dir) == told  # the last record, of one step, with its norm and learning rate
+    assert not same_weights(run_dir / "model/last", tmp_path / "model of step 5/last", "")
+    shutil.rmtree(run_dir / "model")
+    train_in_turn(settings(5))
+    assert story(run_dir) == told

@@ -5,11 +5,13 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from biencoder.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
 
 
 def checkpoint(step: int, size: int = 10) -> Checkpoint:
@@ -61,6 +63,19 @@ def test_a_manifest_that_lists_other_files_is_damage(tmp_path: Path) -> None:
     found, (complaint,) = folder.newest()
     assert found is None
     assert "does not list" in complaint
+
+
+def test_a_write_that_does_not_read_back_is_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a full disk is: training goes on, and the checkpoint before stands."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    write(folder, 1)
+    for error in (CheckpointError("model.safetensors is not what was written"), SafetensorError("I/O error: 5")):
+        monkeypatch.setattr("biencoder.checkpoint._verify", Mock(side_effect=error))
+        with pytest.raises(OSError, match=str(error)):
+            write(folder, 2)
+    monkeypatch.undo()
+    found, complaints = folder.newest()
+    assert (found.step if found else None, complaints) == (1, [])
 
 
 @pytest.fixture

@@ -38,10 +38,10 @@ def other_value(key: str, value: Any) -> str:
     raise AssertionError(key)
 
 
-def run_with(folder: Path, settings: dict[str, str]) -> tuple[CheckpointFolder, Config]:
+def run_with(folder: Path, settings: dict[str, str], **facts: Any) -> tuple[CheckpointFolder, Config]:
     """A folder with one checkpoint of a run with these settings."""
     config, checkpoints = load_config(overrides=settings), CheckpointFolder(folder, keep=2)
-    state = {"format": 2, "settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"}
+    state = {"format": 2, "settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"} | facts
     checkpoints.write(Checkpoint(8, state, {}, {}, {"window": torch.zeros(1)}), also_keep=-1)
     checkpoints.wait()
     return checkpoints, config
@@ -87,3 +87,8 @@ def test_another_corpus_or_precision_is_refused_with_old_and_new(tmp_path: Path)
         resumed(checkpoints, config, fingerprint="0" * 64)
     with pytest.raises(ConfigError, match="the precision was fp32 and is bf16"):
         resumed(checkpoints, config, precision="bf16")
+
+
+def test_checkpoints_of_another_version_are_refused(tmp_path: Path) -> None:
+    checkpoints, config = run_with(tmp_path, {}, format=1)
+    assert "written by another version of this program" in refusal(checkpoints, config)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, RunConfig
+from biencoder.config import Config, RunConfig, TrainConfig, load_config
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
+from biencoder.doctor import diagnose
 from biencoder.errors import ConfigError
-from biencoder.run_folder import record_start, record_stop, run_folder
+from biencoder.report.summary import data_check
+from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
+from biencoder.tracking.record import read_record
 
 EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
 
@@ -82,3 +85,26 @@ def test_the_default_folder_is_the_same_after_a_restart_by_torchrun(monkeypatch:
     monkeypatch.setattr("os.getpid", lambda: 1)
     monkeypatch.setattr("time.time", lambda: 0.0)
     assert run_folder(Config()) == first
+
+
+def test_the_settings_are_those_of_the_last_start(tmp_path: Path) -> None:
+    for max_steps, from_step in ((10, 0), (20, 10)):
+        config = dataclasses.replace(Config(), train=TrainConfig(max_steps=max_steps))
+        record_start(tmp_path, config, EMPTY, precision="fp32", world_size=1, from_step=from_step)
+        assert load_config(file=tmp_path / "config.toml") == config
+
+
+def test_a_run_has_finished_until_it_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    start(tmp_path, 0)
+    (tmp_path / "model/last").mkdir(parents=True)
+    assert (finished_at(tmp_path), read_record(tmp_path).state) == (None, "unfinished")
+    record_end(tmp_path, step=10)
+    assert (finished_at(tmp_path), read_record(tmp_path).state) == (10, "finished")
+    start(tmp_path, 10)  # prolonged: the model is that of the shorter run
+    assert (finished_at(tmp_path), read_record(tmp_path).state) == (None, "unfinished")
+    record_stop(tmp_path)
+    record = read_record(tmp_path)
+    assert record.state == "stopped"
+    assert diagnose(record).events == ["2 starts, 1 of them asked to stop"]
+    assert data_check(record).rows == [["distinct texts", "0"]]
