@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -520,7 +521,8 @@ def runs_in_turn(commands: list[list[str]]) -> None:
 
     def work(ranks: World) -> None:
         for command in commands:
-            train(parse_run(command, prog="", description="").config, ranks)
+            with ExitStack() as at_end:
+                train(parse_run(command, prog="", description="").config, ranks, at_end)
 
     _in_world(work, silence_s=120)
 
