@@ -67,7 +67,14 @@ class ModelConfig:
     ] = "bert-base-uncased"
     max_length: Annotated[int, FIXED, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
     dropout: Annotated[
-        float, FIXED, Field(ge=0, lt=1, description="Dropout of the encoder's hidden states, a probability.")
+        float,
+        FIXED,
+        Field(
+            ge=0,
+            lt=1,
+            description="Dropout of the encoder's hidden states, a probability. Above 0 the masks and the losses depend on "
+            "the number of ranks and on the micro-batch.",
+        ),
     ] = 0.1
     attention_dropout: Annotated[
         float,
@@ -318,7 +325,8 @@ class TrainConfig:
         Field(
             ge=0,
             description="Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the "
-            "whole global batch all the same (GradCache), for one more forward where it takes several.",
+            "whole global batch all the same (GradCache), for one more forward where it takes several. Without dropout the "
+            "losses do not depend on it.",
         ),
     ] = 0
     batches: Annotated[

@@ -20,6 +20,7 @@ from biencoder.config import Config, TrainConfig, find_file
 from biencoder.distributed import World
 from biencoder.engine_state import EngineState, EngineTensors
 from biencoder.errors import ConfigError
+from biencoder.gradient_sums import sum_in_fp32
 from biencoder.model import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.optim import build_optimizer, schedule
 from biencoder.precision import Precision
@@ -127,6 +128,8 @@ class Engine:
         self._stage = settings["zero_optimization"].get("stage", 0)
         self.precision = precision_of(settings)
         self._schedule = schedule(config, total_steps)
+        if world.device.type == "cpu":
+            sum_in_fp32(model)
         self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model, config), config=settings)
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too

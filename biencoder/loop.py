@@ -147,7 +147,11 @@ def contrast_step(run: Run, batch: StepBatch, step: int) -> tuple[list[Pull | No
 
 
 def score(run: Run, chunk: TripletBatch, step: int, number: int) -> Scores:
-    """Score a micro-batch, with the same dropout however often it is done."""
+    """Score a micro-batch, with the same dropout however often it is done.
+
+    The masks depend on the rank and on the micro-batch's number, so only without dropout do losses not depend on how a
+    global batch is spread.
+    """
     torch.manual_seed(stream_seed(run.config.run.seed, "dropout", step, run.world.rank, number))
     return run.engine.score(chunk)
 

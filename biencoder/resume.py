@@ -1,8 +1,8 @@
 """What a run goes on from: collected on all ranks and written by rank 0, read by rank 0 and handed to all.
 
-Random draws, data order and dropout are functions of (seed, epoch, step, rank), so no generator's state is kept. What is
-kept: weights and moments (whole, in fp32), counters, the negatives of the epoch, a background search's input, the sums of
-the metrics not yet logged, and how far the metrics file reached.
+Random draws and data order are functions of (seed, epoch), dropout's masks of (seed, step, rank, micro-batch), so no
+generator's state is kept. What is kept: weights and moments (whole, in fp32), counters, the negatives of the epoch, a
+background search's input, the sums of the metrics not yet logged, and how far the metrics file reached.
 """
 
 import sys

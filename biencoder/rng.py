@@ -1,7 +1,8 @@
 """One seed, named streams: every random draw is a function of (seed, purpose, epoch, position) and of nothing else.
 
-Neither the number of ranks, nor what ran before, nor the order of calls can change a draw. Whole arrays are drawn at
-once by hashing counters, so a draw for sample 7 does not depend on how many other samples there are.
+Neither the number of ranks, nor what ran before, nor the order of calls can change a draw. Dropout's masks are the
+exception: PyTorch draws them for a whole micro-batch, from a seed that holds step, rank and the micro-batch's number. Whole
+arrays are drawn at once by hashing counters, so a draw for sample 7 does not depend on how many other samples there are.
 
     >>> uniforms(seed=0, purpose="negative", epoch=3, positions_N=np.arange(2)).shape
     (2,)

@@ -148,9 +148,11 @@ def _let_any_cpu_compute_fp16() -> None:
 STEPS, BATCH, TEXTS_IN_USE = 20, 8, 24
 
 
-def training_setup(tiny_bert: str) -> tuple[BiEncoder, TokenizedTexts, Split, npt.NDArray[np.int64]]:
+def training_setup(
+    tiny_bert: str, *, dropout: float = 0.0
+) -> tuple[BiEncoder, TokenizedTexts, Split, npt.NDArray[np.int64]]:
     """A model with fixed weights, texts, pairs and negatives, equal in every process."""
-    config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=0.0, pooling="mean")
+    config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=dropout, pooling="mean")
     pretrained = load_pretrained(config)
     words = "fox dog taxes votes quick lazy brown argues rise fall".split()
     texts = [" ".join(words[(i * k) % 10] for k in range(1, 3 + i % 5)) + f" {i}" for i in range(TEXTS_IN_USE)]
@@ -258,6 +260,49 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
                 found[file] = {"moved": moved.item(), "norm": report.grad_norm, "coef": report.clip_coef}
         if ranks.is_main:
             Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def gradients_of_many_tokens(tiny_bert: str, files: list[str], out: str) -> None:
+    """One step on 512 texts of 32 tokens, in one micro-batch a rank, under each DeepSpeed file: how far the gradient is
+    from that under the first file, relative to it. Adam's first moment is a tenth of the first gradient."""
+
+    def work(ranks: World) -> None:
+        pairs = np.arange(256)
+        split = Split("training", (), pairs, pairs + 256)
+        train = TrainConfig(global_batch_size=256, clip_norm=0)
+        config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=0.0, pooling="mean")
+        words = "fox dog taxes votes quick lazy brown argues rise fall".split()
+        texts = [" ".join(words[(i * k + k // 3) % 10] for k in range(1, 26)) + f" {i}" for i in range(512)]
+        gradients: list[torch.Tensor] = []
+        for file in files:
+            pretrained = load_pretrained(config)
+            tokens = tokenize(texts, pretrained.tokenizer, max_length=32)
+            model = build_model(config, pretrained, seed=0)
+            for parameter in model.parameters():
+                parameter.data.copy_(parameter.data.bfloat16())
+            engine = engine_for(model, file, ranks, train)
+            mine = pairs.reshape(ranks.size, -1)[ranks.rank]
+            batch = triplet_batch(
+                mine,
+                split,
+                (np.roll(pairs, 5) + 256)[:, None],
+                tokens,
+                one_encoder=True,
+                rivals=False,
+                pass_cost=engine.pass_cost,
+                device=ranks.device,
+            )
+            engine.backward(combined_loss(engine.score(batch), LossConfig()).total)
+            engine.step()
+            state = engine.state()
+            if state:
+                moments = sorted(name for name in state.optimizer if name.endswith(".exp_avg"))
+                gradients.append(torch.cat([state.optimizer[name].flatten() for name in moments]))
+        if ranks.is_main:
+            errors = [((own - gradients[0]).norm() / gradients[0].norm()).item() for own in gradients]
+            Path(out).write_text(json.dumps(dict(zip(files, errors, strict=True))))
 
     _in_world(work, silence_s=120)
 
@@ -638,6 +683,31 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
             save_file(gradients, out)
 
     _in_world(work, silence_s=120)
+
+
+def losses_by_dropout(tiny_bert: str, out: str) -> None:
+    """The loss of one step, without and with dropout, in one micro-batch a rank, twice, and in several."""
+
+    def work(ranks: World) -> None:
+        losses: dict[str, list[float]] = {}
+        for dropout in (0.0, 0.3):
+            for micro in (BATCH // ranks.size, BATCH // ranks.size, 1):
+                model, tokens, split, negatives = training_setup(tiny_bert, dropout=dropout)
+                config = Config(train=TrainConfig(global_batch_size=BATCH, micro_batch_size=micro))
+                a_run: Any = SimpleNamespace(
+                    config=config,
+                    world=ranks,
+                    training=split,
+                    tokens=tokens,
+                    engine=engine_for(model, "ds_configs/zero1_fp32.json", ranks, config.train),
+                    forbidden=Forbidden.of(split, TEXTS_IN_USE),
+                )
+                parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
+                losses.setdefault(str(dropout), []).append(ranks.mean(parts)[0].item())
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(losses))
+
+    _in_world(work)
 
 
 def ranks_that_differ(arguments: list[str], folder: str, wrong: dict[str, str]) -> None:

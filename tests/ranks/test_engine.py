@@ -88,3 +88,30 @@ def test_the_applied_update_is_the_clipped_gradient(tiny_bert: Path, tmp_path: P
         precision = Path(file).stem.split("_")[1]
         # bf16 weights near 1 cannot express every small step, so their update is rounded.
         assert run["moved"] == pytest.approx(0.1, rel={"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}[precision]), file
+
+
+def test_in_bf16_the_gradient_of_many_tokens_is_near_that_in_fp32(tiny_bert: Path, tmp_path: Path) -> None:
+    """PyTorch sums the gradients of norms and embeddings over all tokens in bf16 on CPUs."""
+    files = ["ds_configs/zero0_fp32.json", *(f"ds_configs/zero{stage}_bf16.json" for stage in range(4))]
+    ends, _ = run_ranks(
+        "gradients_of_many_tokens", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(tmp_path / "out.json")
+    )
+    assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
+    errors = json.loads((tmp_path / "out.json").read_text())
+    assert errors.pop(files[0]) == 0
+    assert max(errors.values()) < 0.03, errors
+
+
+def test_losses_depend_on_ranks_and_micro_batches_with_dropout_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    found = []
+    for size in (1, 2):
+        ends, _ = run_ranks("losses_by_dropout", size, tiny_bert=str(tiny_bert), out=str(tmp_path / "out.json"))
+        assert [end.code for end in ends] == [0] * size, ends[0].stderr[-3000:]
+        found.append(json.loads((tmp_path / "out.json").read_text()))
+    alone, together = found
+    for losses in found:
+        assert losses["0.0"] == pytest.approx([alone["0.0"][0]] * 3, rel=1e-5)
+        once, again, several = losses["0.3"]
+        assert once == again
+        assert several != pytest.approx(once, rel=1e-3)
+    assert together["0.3"][0] != pytest.approx(alone["0.3"][0], rel=1e-3)
