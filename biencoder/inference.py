@@ -39,6 +39,8 @@ class Inference:
     device: torch.device
     has_classifier: bool = False
     """Whether the model's pair classifier was trained."""
+    notices: tuple[str, ...] = ()
+    """What of a pretrained model is not used, a sentence each."""
 
     @classmethod
     def load(cls, folder: str) -> "Inference":
@@ -60,7 +62,8 @@ class Inference:
         """
         found = load_pretrained(config)
         device = _device()
-        return cls(build_model(config, found, seed=0).eval().to(device), found.tokenizer, config, device)
+        model = build_model(config, found, seed=0).eval().to(device)
+        return cls(model, found.tokenizer, config, device, notices=found.notices)
 
     @property
     def classifier(self) -> PairClassifier | None:

@@ -217,7 +217,8 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
 
     def model() -> dict[str, str]:
         pretrained = load_pretrained(config.model)
-        check_corpus(job.texts, pretrained.tokenizer, config, Findings())
+        name = f"model.name {config.model.name}"
+        check_corpus(job.texts, pretrained.tokenizer, Findings(), root=config.data.root, name=name)
         job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
         job.hidden = pretrained.encoder.config.hidden_size
         parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()

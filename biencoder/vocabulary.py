@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from biencoder.config import Config
 from biencoder.data.records import Findings
 from biencoder.errors import DataError, ModelError
 from biencoder.rng import permutation
@@ -55,8 +54,14 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, name
         )
 
 
-def check_corpus(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: Config, findings: Findings) -> None:
+def check_corpus(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, findings: Findings, *, root: str, name: str
+) -> None:
     """Refuse a corpus of which most tokens are unknown to the model's tokenizer; a notable share is a finding.
+
+    Args:
+        root: of the corpus, for the message.
+        name: of the model, for the message.
 
     Raises:
         DataError: more than half of the tokens are unknown.
@@ -70,9 +75,8 @@ def check_corpus(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, confi
     example = texts[places[unknown.index(max(unknown))]][:60]
     if share > _TOO_MANY:
         raise DataError(
-            f"{share:.0%} of the tokens of data.root {config.data.root} are unknown to the tokenizer of model.name "
-            f"{config.model.name} (a text that begins {example!r}, say); choose a model that "
-            "knows the corpus's language"
+            f"{share:.0%} of the tokens of data.root {root} are unknown to the tokenizer of {name} (a text that begins "
+            f"{example!r}, say); choose a model that knows the corpus's language"
         )
     if share > _MANY:
         findings.add(f"tokens unknown to the model's tokenizer ({share:.0%} of all looked at)", example, count=sum(unknown))

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.inference import Inference
     from biencoder.search_index import FACTS, write_index
     from biencoder.tracking.terminal import Terminal
+    from biencoder.vocabulary import check_corpus
     from biencoder.whole_folder import output_folder
 
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     clean = cleans(arguments.clean, [str(model_folder)])
     texts, findings = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(str(model_folder))
+    check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.findings(findings)
     terminal.start(f"embedding {len(texts)} texts", len(texts))
     facts = write_index(

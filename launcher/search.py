@@ -72,10 +72,12 @@ def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     from biencoder.data import load_texts
     from biencoder.inference import Inference
     from biencoder.search_index import SearchIndex
+    from biencoder.vocabulary import check_corpus
 
     clean = cleans(arguments.clean, [arguments.model])
-    texts, _ = load_texts(arguments.data_root, clean=clean)
+    texts, findings = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(arguments.model)
+    check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
 
 

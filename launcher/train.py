@@ -112,7 +112,8 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     dataset = world.together(lambda: load_dataset(config.data.root, clean=config.data.clean))
     world.together(lambda: config.check_data(len(dataset.splits["training"])))
     pretrained = world.together(lambda: load_pretrained(config.model))
-    world.together(lambda: check_corpus(dataset.texts, pretrained.tokenizer, config, dataset.findings))
+    names = {"root": config.data.root, "name": f"model.name {config.model.name}"}
+    world.together(lambda: check_corpus(dataset.texts, pretrained.tokenizer, dataset.findings, **names))
     check_same(world, input_facts(dataset, pretrained, settings))
     hidden, training = pretrained.encoder.config.hidden_size, dataset.splits["training"]
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=len(training.text_ids), hidden=hidden))

@@ -56,6 +56,7 @@ def _zero_shot(config: ModelConfig, texts: Sequence[str], text_ids_N: Ids) -> Sy
         return EmbeddingRanker(encoder.embed_texts(texts, text_ids_N).pooled_cosine(), None)
 
     about = f"cosine of the pooled vectors of {config.name} as it was before training, {_cut(config.max_length)}"
+    about += "".join(f"; {notice}" for notice in encoder.notices)
     return System(f"zero-shot {Path(config.name).name}, {config.max_length} tokens", about, build)
 
 

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import hub
 
-from biencoder.config import Config, ModelConfig
+from biencoder.config import ModelConfig
 from biencoder.data.records import Findings
 from biencoder.embedders import load_models
 from biencoder.embedding import plan_batches
@@ -26,6 +26,7 @@ from biencoder.inference import Inference
 from biencoder.pretrained import Pretrained, load_pretrained, num_positions
 from biencoder.tokens import tokenize
 from biencoder.vocabulary import check_corpus
+from launcher import index, search
 from tests.unit.test_export import export
 from tests.unit.test_sentence_folder import without_our_files
 
@@ -293,18 +294,27 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
 
 
 def test_a_corpus_of_unknown_words_is_refused_and_some_are_a_finding(tiny_bert: Path) -> None:
-    tokenizer, config, findings = load(tiny_bert).tokenizer, Config(), Findings()
-    check_corpus(["the quick fox", "taxes rise"] * 2000, tokenizer, config, findings)
+    tokenizer, findings, names = load(tiny_bert).tokenizer, Findings(), {"root": "debates", "name": "the model bert"}
+    check_corpus(["the quick fox", "taxes rise"] * 2000, tokenizer, findings, **names)
     assert not findings.counts
-    check_corpus(["the quick fox rises", "taxes rise и"] * 2000, tokenizer, config, findings)
+    check_corpus(["the quick fox rises", "taxes rise и"] * 2000, tokenizer, findings, **names)
     ((kind, count, examples),) = findings.rows()
     assert kind.startswith("tokens unknown to the model's tokenizer (")
     assert examples == ["taxes rise и"]
     assert 400 < count < 600  # of the 1,000 texts that are looked at, half of them
-    said = sentence_of(lambda: check_corpus(["налоги растут", "fox"] * 50, tokenizer, config, findings), DataError)
-    assert said.startswith(
-        "67% of the tokens of data.root examples/debates are unknown to the tokenizer of model.name bert"
-    )
+    said = sentence_of(lambda: check_corpus(["налоги растут", "fox"] * 50, tokenizer, findings, **names), DataError)
+    assert said.startswith("67% of the tokens of data.root debates are unknown to the tokenizer of the model bert")
+
+
+def test_nothing_is_searched_that_the_model_cannot_read(tiny_bert: Path, tmp_path: Path) -> None:
+    export(tiny_bert, tmp_path / "model", pooling="mean")
+    corpus, out = tmp_path / "texts.jsonl", tmp_path / "index"
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in ("налоги растут", "голоса падают")))
+    given = ["--model", str(tmp_path / "model"), "--data.root", str(corpus)]
+    for work in (lambda: index.main([*given, "--out", str(out)]), lambda: search.main([*given, "taxes rise"])):
+        said = sentence_of(work, DataError)
+        assert said.startswith(f"100% of the tokens of data.root {corpus} are unknown to the tokenizer of the model in ")
+    assert not out.exists()
 
 
 # What a sentence-transformers folder does besides.
