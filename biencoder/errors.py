@@ -8,6 +8,15 @@ BiencoderError            exit code 2: the input is wrong, and the message says 
 └── PeerError             some rank failed; its message and exit code are carried over
 """
 
+import sys
+from contextlib import suppress
+
+
+def tell(sentence: str) -> None:
+    """One line on stderr; nothing where that cannot be written, as on a full disk: what is told ends no run."""
+    with suppress(Exception):
+        print(sentence, file=sys.stderr, flush=True)
+
 
 class BiencoderError(Exception):
     """Base of every error that is the user's to mend; `str(error)` is one readable sentence."""

@@ -5,10 +5,11 @@ A line is whole once its newline is there. Whoever reads passes over a torn last
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from biencoder.errors import tell
 
 
 def whole_end(content: bytes) -> int:
@@ -26,7 +27,7 @@ def whole_lines(content: bytes, name: object) -> Iterator[dict[str, Any]]:
         if isinstance(value, dict):
             yield value
         else:
-            print(f"warning: line {number} of {name} is no JSON object and is passed over", file=sys.stderr, flush=True)
+            tell(f"warning: line {number} of {name} is no JSON object and is passed over")
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -54,9 +55,7 @@ def append_json_line(file: Path, line: dict[str, Any]) -> None:
 
 
 def say_cut(file: object, num_bytes: int) -> None:
-    print(
+    tell(
         f"warning: the last line of {file} was not whole ({num_bytes} bytes) and is cut off: a start before this one was "
-        "killed, or its machine lost power, while it wrote",
-        file=sys.stderr,
-        flush=True,
+        "killed, or its machine lost power, while it wrote"
     )

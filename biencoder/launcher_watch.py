@@ -5,13 +5,14 @@ start. A shell is no launcher: what `nohup` has left behind in one goes on.
 """
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
+
+from biencoder.errors import tell
 
 _PROGRAMS = {"torchrun", "deepspeed", "accelerate", "sweep.py", "biencoder-sweep"}
 _MODULES = {
@@ -90,4 +91,4 @@ def _is_gone(process: psutil.Process) -> bool:
 def _say() -> None:
     with suppress(OSError, ValueError):
         message = "the launcher of this run is gone; started again, the same command goes on from its last checkpoint"
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        tell(f"error: {message}")

@@ -30,7 +30,7 @@ from biencoder.preemption import Agreement, Stopped
 from biencoder.prefetch import prefetched
 from biencoder.resume import finish_writing, load_checkpoint, newest_checkpoint, report_failure, save_checkpoint
 from biencoder.rng import stream_seed
-from biencoder.run import Progress, Run, StepBatch, steps_per_epoch, total_steps
+from biencoder.run import Progress, Run, StepBatch, Unwritten, steps_per_epoch, total_steps
 from biencoder.sampler import global_batches, shares
 from biencoder.tracking.names import (
     CLOSEST,
@@ -42,7 +42,6 @@ from biencoder.tracking.names import (
     step_metrics,
 )
 from biencoder.tracking.tables import closest_table, examples_table
-from biencoder.whole_folder import put_back, set_aside
 
 
 def fit(run: Run, progress: Progress) -> None:
@@ -65,8 +64,9 @@ def fit(run: Run, progress: Progress) -> None:
             break
         progress.negatives = mine(run, progress, embedded, encode_s)
         del embedded
-    run.save("last", metrics)
-    run.world.on_main(lambda: finish_writing(run, progress))
+    run.world.on_main(lambda: finish_writing(run, progress))  # what a start goes on from that is to write the models
+    run.models.write_last(metrics)
+    write_best(run, progress, last_chance=True)
 
 
 def run_epoch(run: Run, progress: Progress, last: int) -> None:
@@ -362,18 +362,23 @@ def keep_best(run: Run, progress: Progress, metrics: Metrics) -> None:
     """
     if progress.step == 0:
         return  # nothing is trained yet
-    regular = progress.negatives is None and progress.epoch % run.config.eval.every_epochs == 0
+    write_best(run, progress)
     value = metrics[f"eval/{run.dataset.deciding_split}/{run.config.eval.metric}"]
     progress.evaluations_since_best += 1
-    if value > progress.best:
-        before = progress.best, progress.best_step
-        progress.best, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
-        best = run.folder / "model" / "best"
-        if not regular:
-            run.world.on_main(lambda: set_aside(best))
-        if not run.save("best", metrics):
-            progress.best, progress.best_step = before  # of the model that is there: what beats it is written next
-            if not regular:
-                run.world.on_main(lambda: put_back(best))
+    if value > max(progress.best, progress.unwritten.value if progress.unwritten else progress.best):
+        regular = progress.negatives is None and progress.epoch % run.config.eval.every_epochs == 0
+        progress.evaluations_since_best = 0
+        progress.unwritten = Unwritten(value, progress.step, regular)
+        run.models.hold(metrics)
+        if not write_best(run, progress):
             detail = f"the best model so far ({value:.4f}) could not be written"
             run.tracker.event("model not written", step=progress.step, epoch=progress.epoch, detail=detail)
+
+
+def write_best(run: Run, progress: Progress, *, last_chance: bool = False) -> bool:
+    """Write the best model if it is not written yet; whether it is. Every rank takes part."""
+    if best := progress.unwritten:
+        if not run.models.write_best(aside=not best.regular, last_chance=last_chance):
+            return False
+        progress.best, progress.best_step, progress.unwritten = best.value, best.step, None
+    return True

@@ -8,14 +8,13 @@ the run ends at once. The signal is received by a thread, because the main threa
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 
 from biencoder.distributed import World
-from biencoder.errors import PeerError
+from biencoder.errors import PeerError, tell
 
 EXIT_CODE = 75
 """EX_TEMPFAIL: the same command, started again, goes on. Slurm's RequeueExit is usually set to it."""
@@ -101,7 +100,7 @@ class StopRequests:
         message = (
             f"{self._received} on rank {self._world.rank} ({host}); started again, the run goes on from its last checkpoint"
         )
-        print(f"stopped: {message}", file=sys.stderr, flush=True)
+        tell(f"stopped: {message}")
         self._world.end_all(message, exit_code=EXIT_CODE)
         with suppress(Exception):  # whatever it could not do, this process ends
             self._before_exit(EXIT_CODE)

@@ -5,7 +5,6 @@ generator's state is kept. What is kept: weights and moments (whole, in fp32), c
 background search's input, the sums of the metrics not yet logged, and how far the metrics file reached.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from biencoder.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.config import Config, OnResume, resume_rules
 from biencoder.embedding import EmbeddedTexts
 from biencoder.engine_state import EngineState
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, tell
 from biencoder.model import Vectors
 from biencoder.run import Progress, Run
 
@@ -85,7 +84,7 @@ def report_failure(run: Run, progress: Progress, error: OSError) -> None:
 
 def warn_of_failure(error: OSError) -> str:
     message = f"a checkpoint could not be written ({error.strerror or error}); training goes on, the one before it stands"
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    tell(f"warning: {message}")
     return message
 
 
@@ -93,7 +92,7 @@ def newest_checkpoint(folder: CheckpointFolder) -> Checkpoint | None:
     """The newest whole checkpoint, if any; damaged ones are named on stderr. For rank 0."""
     checkpoint, complaints = folder.newest()
     for complaint in complaints:
-        print(f"warning: {complaint}", file=sys.stderr, flush=True)
+        tell(f"warning: {complaint}")
     return checkpoint
 
 

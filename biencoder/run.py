@@ -1,7 +1,6 @@
 """What a training run works with, and where it stands."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +18,10 @@ from biencoder.engine import Engine
 from biencoder.loss import LossParts
 from biencoder.mining import Miner
 from biencoder.model import TripletBatch
+from biencoder.model_folders import ModelFolders
 from biencoder.preemption import StopRequests
 from biencoder.stopwatch import Stopwatch
 from biencoder.tokens import TokenizedTexts
-from biencoder.tracking.names import Metrics
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 
@@ -43,9 +42,7 @@ class Run:
     terminal: Terminal
     forbidden: Forbidden
     folder: Path
-    save: Callable[[str, Metrics], bool]
-    """Write the model under a name (`best`, `last`) with the metrics that its card quotes; False where `best` could not be
-    written. Every rank takes part."""
+    models: ModelFolders
 
     @property
     def training(self) -> Split:
@@ -87,6 +84,16 @@ class Window:
         self.steps += 1
 
 
+class Unwritten(NamedTuple):
+    """A best model that waits in memory."""
+
+    value: float
+    """Of `eval.metric`."""
+    step: int
+    regular: bool
+    """Whether a longer run would have measured it as well."""
+
+
 class Progress:
     """Where a run stands between two steps."""
 
@@ -97,8 +104,10 @@ class Progress:
         """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
         self.window = Window(device)
         self.best = -1.0
-        """Best value of `eval.metric` so far, and the step it was measured after."""
+        """Value of `eval.metric` of the model in model/best, and the step it was measured after."""
         self.best_step = -1
+        self.unwritten: Unwritten | None = None
+        """A better model, which could not be written yet."""
         self.evaluations_since_best = 0
         self.saved_step = -1
         """Step of the newest checkpoint, and when it was begun."""

@@ -25,7 +25,7 @@ import tomli_w
 
 from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import Dataset
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, tell
 from biencoder.json_lines import append_json_line, read_json_lines
 
 MAX_STARTS = 3
@@ -118,7 +118,7 @@ def append_line(folder: Path, line: dict[str, Any]) -> None:
     try:
         append_json_line(folder / "run.jsonl", line)
     except OSError as error:
-        print(f"warning: {folder / 'run.jsonl'} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        tell(f"warning: {folder / 'run.jsonl'} cannot be written: {error.strerror}")
 
 
 def _default_folder() -> str:

@@ -17,7 +17,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, tell
 
 NAME = "lock.json"
 HEARTBEAT_S = 5.0
@@ -137,11 +136,9 @@ def _acquire(file: Path, holder: Holder, *, stale_s: float) -> None:
                 "it, or choose another run.dir"
             )
         if seen is None:
-            print(
+            tell(
                 f"waiting for up to {stale_s - age_s:.0f} s: run.dir {file.parent} was in use by {found.holder} "
-                f"{max(0.0, age_s):.0f} s ago",
-                file=sys.stderr,
-                flush=True,
+                f"{max(0.0, age_s):.0f} s ago"
             )
         seen = found
         time.sleep(min(1.0, stale_s / 10))
@@ -197,7 +194,7 @@ def _remove(file: Path, found: _Found) -> None:
             with suppress(OSError):
                 os.link(aside, file)
         elif found.holder and found.holder.pid != os.getpid():
-            print(f"warning: {file.parent} was left by {found.holder}, which is gone", file=sys.stderr, flush=True)
+            tell(f"warning: {file.parent} was left by {found.holder}, which is gone")
         aside.unlink(missing_ok=True)
 
 

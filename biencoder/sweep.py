@@ -21,11 +21,11 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from rich.table import Table
-from rich.text import Text
 
 from biencoder.config import Config, find_file, nearest_key
 from biencoder.errors import ConfigError
 from biencoder.rng import uniforms
+from biencoder.tracking.console import shown
 from biencoder.tracking.names import accuracy
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import read_record
@@ -234,10 +234,10 @@ def ranking_table(rows: Sequence[Row]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("run", no_wrap=True)
     for key in keys:
-        table.add_column(Text(key.replace(".", ".\n")), justify="right", no_wrap=True)
+        table.add_column(shown(key.replace(".", ".\n")), justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for cells in _cells(rows, keys, number=lambda value: f"{100 * value:.1f}", nothing="–"):
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(shown, cells))
     return table
 
 

@@ -13,12 +13,13 @@ Whoever reads a verdict ends its process at once, from the thread, since the mai
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from biencoder.errors import tell
 
 INTERVAL_S = 1.0
 SUSPICION_S = 5.0
@@ -120,7 +121,7 @@ class Watch:
     def _end(self, verdict: Verdict) -> None:
         speaker = 0 if self._hosts and verdict.rank != 0 else 1
         if not verdict.said and self._rank == speaker:
-            print(f"error: {verdict.message}", file=sys.stderr, flush=True)
+            tell(f"error: {verdict.message}")
         if self._rank == 0:
             time.sleep(2 * INTERVAL_S)  # the store lives in this process: let the others read the verdict
         with contextlib.suppress(Exception):  # whatever it could not do, this process ends

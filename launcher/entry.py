@@ -14,13 +14,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from biencoder.config import Config, describe, load_config, nearest_key
-from biencoder.errors import BiencoderError, ConfigError
+from biencoder.errors import BiencoderError, ConfigError, tell
 
+_INTERRUPTED = 130
 _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
 
@@ -120,28 +122,41 @@ def leave(exit_code: int) -> NoReturn:
     """End the process without taking Python down: a collective's threads, still alive, would abort it with a code of their
     own."""
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or its disk is full: whoever wrote there has had the error
+            stream.flush()
     os._exit(exit_code)
+
+
+def interrupt_once() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt once; the next one ends the process at once, whatever it still waits for."""
+
+    def first(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup or a shell has it ignored
+        signal.signal(signal.SIGINT, first)
 
 
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command and leave the process with its exit code; user errors are one sentence, printed once per job."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its escape
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # opened for reading as well, on a pipe
+                stream.reconfigure(errors="backslashreplace")
+    interrupt_once()
     try:
         command(sys.argv[1:])
     except BiencoderError as error:
         speaks = os.environ.get("RANK", "0") == "0"
         if speaks:
-            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+            tell(f"{error.kind}: {error}")
         else:
             time.sleep(_LET_RANK_0_SPEAK_S)
         leave(error.exit_code)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one finds the process leaving already
-        leave(130)
+        leave(_INTERRUPTED)
     except Exception:  # noqa: BLE001 - the last resort: say where it happened, once, and leave
         traceback.print_exc()
         sys.stderr.flush()

@@ -26,22 +26,35 @@ def main(argv: Sequence[str]) -> None:
     if arguments.rerank and model.classifier is None:
         raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
     terminal = Terminal(is_main=True)
-    queries = arguments.queries or lines_of(sys.stdin.buffer)
+    queries = arguments_of(arguments.queries) if arguments.queries else lines_of(sys.stdin.buffer)
     for query in queries:
         if query:
             terminal.found(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank))
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
-    """
+    """The lines of a UTF-8 text, without the blanks around them; it may begin with a byte-order mark.
+
     Raises:
         DataError: a line is no UTF-8 text.
     """
     for number, line in enumerate(stream, 1):
         try:
-            yield line.decode("utf-8").strip()
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
             raise DataError(f"line {number} of stdin is no UTF-8 text (byte {error.start + 1}); convert it") from None
+
+
+def arguments_of(queries: Sequence[str]) -> Iterator[str]:
+    """Queries from the command line.
+
+    Raises:
+        DataError: one is no UTF-8 text: Python then gives its bytes as lone surrogates.
+    """
+    for number, query in enumerate(queries, 1):
+        if any("\ud800" <= character <= "\udfff" for character in query):
+            raise DataError(f"argument {number} is no UTF-8 text: {query!a}; convert it")
+        yield query
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

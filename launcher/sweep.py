@@ -249,13 +249,12 @@ def run_trial(arguments: Sequence[str], run_dir: Path, line: Line) -> bool:
 
 def show_ranking(folders: Sequence[Path]) -> None:
     """Print the table and the best trial's command; the table as CSV goes beside the runs."""
-    from rich.console import Console
-
     from biencoder.sweep import command_line, find_runs, rank, ranking_table, write_ranking
+    from biencoder.tracking.console import plain_console
 
     runs = find_runs(folders)
     rows = rank(runs)
-    console = Console(highlight=False)
+    console = plain_console()
     if not console.is_terminal:
         console.width = _WIDE
     console.print(ranking_table(rows))

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from biencoder.errors import ConfigError, ModelError
+from biencoder.errors import ConfigError, tell
 from biencoder.launcher_watch import end_with_launcher
 from launcher.entry import parse_run
 from launcher.entry import run as run_command
@@ -63,7 +63,7 @@ def hold(folder: Path, config: "Config", world: "World", at_end: ExitStack) -> N
     from biencoder.run_lock import take_lock
 
     def lost(message: str) -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        tell(f"error: {message}")
         world.end_all(message, exit_code=ConfigError.exit_code)
         os._exit(ConfigError.exit_code)  # what it still has to write would go among the files of the other run
 
@@ -86,6 +86,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     from biencoder.mining import Miner
     from biencoder.model import build_model
     from biencoder.model_card import model_card
+    from biencoder.model_folders import ModelFolders, Weights
     from biencoder.out_of_memory import OutOfMemory, record_bound, within_bound
     from biencoder.precision import fast_precision
     from biencoder.preemption import Stopped, StopRequests
@@ -95,14 +96,14 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
     from biencoder.same_input import check_same, configuration_facts, input_facts
     from biencoder.token_cache import cached_tokens
-    from biencoder.tracking.channel import Channel, warn
+    from biencoder.tracking.channel import Channel, protected
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
     from biencoder.vocabulary import check_corpus
     from biencoder.whole_folder import put_back
 
-    terminal = Terminal(is_main=world.is_main)
+    terminal = protected(Terminal(is_main=world.is_main), Channel("the terminal", again=True))
     check_same(world, configuration_facts(config))
     world.together(lambda: config.check(world.size))
     folder, given = world.on_main(lambda: run_folder(config)), config
@@ -167,33 +168,16 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
         lambda: open_tracker(config, folder, facts, precision=precision, show=terminal.alert, is_main=world.is_main)
     )
 
-    def save(name: str, metrics: Metrics) -> bool:
-        weights = engine.weights() or {}  # every rank takes part
+    def write_model(place: Path, weights: Weights, metrics: Metrics, step: int) -> None:
         if not config.loss.classification_weight:  # what no loss has trained is no classifier
             weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
+        card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=step)) or ""
+        save_model(place, model, weights, pretrained.tokenizer, config.model, card=card, clean=config.data.clean)
 
-        def write() -> bool:
-            card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=engine.steps)) or ""
-            try:
-                save_model(
-                    folder / "model" / name,
-                    model,
-                    weights,
-                    pretrained.tokenizer,
-                    config.model,
-                    card=card,
-                    clean=config.data.clean,
-                )
-            except ModelError as error:
-                if name == "last":
-                    raise  # training is over: the same command, started again, only writes it
-                warn(f"{error}; the model before stays, and the next better one is tried again")
-                return False
-            return True
-
-        return world.on_main(write)
-
-    run = Run(config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, folder, save)
+    models = ModelFolders(folder, world, engine, write_model)
+    run = Run(
+        config, world, dataset, tokens, engine, miner, checkpoints, stop, tracker, terminal, forbidden, folder, models
+    )
     if from_step is None:
         progress = Progress(world.device)
         tracker.rewind(0)
@@ -214,12 +198,13 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
         before_exit(error.exit_code)
         tracker.close()
         if world.size == 1:
-            print(f"{error.kind}: {error}", file=sys.stderr, flush=True)
+            tell(f"{error.kind}: {error}")
             start_again(folder)
         raise
     world.on_main(lambda: record_end(folder, step=engine.steps))
     stop.close()
-    tracker.close(model=folder / "model" / "best")
+    best = folder / "model" / "best"
+    tracker.close(model=best if best.is_dir() else None)
     terminal.closing(folder, config)
 
 

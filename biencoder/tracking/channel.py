@@ -6,11 +6,12 @@ report = Channel("report.html", again=True)
 report.run(live_report.refresh)      # the result, or None where it failed
 """
 
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar, cast
+
+from biencoder.errors import tell
 
 T = TypeVar("T")
 
@@ -99,8 +100,7 @@ def within(limit_s: float, work: Callable[[], T]) -> T:
 
 def warn(sentence: str) -> None:
     """One line on stderr; nothing where that cannot be written either."""
-    with suppress(Exception):
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    tell(f"warning: {sentence}")
 
 
 def reason(error: BaseException) -> str:

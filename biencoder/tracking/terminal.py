@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from biencoder.distributed import World
 from biencoder.health import Alert
 from biencoder.inference import Hit
 from biencoder.preflight_rows import Row
+from biencoder.tracking.console import plain_console, shown
 from biencoder.tracking.names import Metrics, accuracy
 
 if TYPE_CHECKING:  # they bring statistics along, which no training needs
@@ -30,12 +31,12 @@ if TYPE_CHECKING:  # they bring statistics along, which no training needs
 
 class Terminal:
     def __init__(self, *, is_main: bool) -> None:
-        self.console = Console(quiet=not is_main, highlight=False)
+        self.console = plain_console(quiet=not is_main)
         self._rows: list[tuple[str, Metrics]] = []
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(shown(text), soft_wrap=True)
 
     def findings(self, findings: Findings) -> None:
         """The data check's oddities; nothing where there are none."""
@@ -46,7 +47,7 @@ class Terminal:
         table.add_column("oddity", no_wrap=True)
         table.add_column("for example", overflow="fold")
         for kind, count, examples in findings.rows():
-            table.add_row(str(count), Text(kind), Text(examples[0]))
+            table.add_row(str(count), shown(kind), shown(examples[0]))
         self.console.print(table)
 
     def opening(
@@ -89,12 +90,12 @@ class Terminal:
     def rows(self, title: str, rows: Sequence[Row]) -> None:
         """What checks have found, one row each."""
         colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-        table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
         table.add_column("finding", overflow="fold")
         for row in rows:  # as texts: a finding may hold brackets, which are markup otherwise
-            table.add_row(row.name, Text(row.verdict, colours[row.verdict]), Text(row.finding))
+            table.add_row(row.name, Text(row.verdict, colours[row.verdict]), shown(row.finding))
         self.console.print(table)
 
     def start(self, work: str, total: int) -> None:
@@ -102,15 +103,15 @@ class Terminal:
         if not self.console.is_terminal or self.console.quiet:
             return
         self._progress = Progress(
-            TextColumn(work),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
-        self._progress.add_task("", total=total, note="")
+        self._progress.add_task(work, total=total, note="")
         self._progress.start()
 
     def advance(self, count: int = 1) -> None:
@@ -135,7 +136,7 @@ class Terminal:
 
     def alert(self, alert: Alert, step: int) -> None:
         """What a health guard has seen, and what to try."""
-        self.console.print(Text(f"! {alert.guard} at step {step}: {alert.sign}", "bold yellow"), soft_wrap=True)
+        self.console.print(shown(f"! {alert.guard} at step {step}: {alert.sign}"), style="bold yellow", soft_wrap=True)
         self.say(f"  Try: {alert.advice}.")
 
     def evaluation(self, row: str, metrics: Metrics) -> None:
@@ -173,7 +174,7 @@ class Terminal:
             table.add_column(heading, justify="right", no_wrap=True)
         for row, size in zip(rows, sizes, strict=False):
             table.add_row(
-                Text(row.name),
+                shown(row.name),
                 f"{size / 2**20:,.1f}",
                 f"{row.texts_per_s:,.1f}",
                 f"{row.texts_per_s / rows[0].texts_per_s:.2f}",
@@ -187,14 +188,14 @@ class Terminal:
     def found(self, query: str, hits: Sequence[Hit]) -> None:
         """A query and its hits, in their order."""
         judged = not any(math.isnan(hit.probability) for hit in hits)
-        table = Table(title=Text(query, style="table.title"), title_justify="left", box=None, show_lines=True)
+        table = Table(title=shown(query, "table.title"), title_justify="left", box=None, show_lines=True)
         table.add_column("distance", justify="right")
         if judged:
             table.add_column("is a counter", justify="right")
         table.add_column("text", overflow="fold")
         for hit in hits:
             probability = [f"{100 * hit.probability:.0f} %"] if judged else []
-            table.add_row(f"{hit.distance:.3f}", *probability, Text(hit.text))
+            table.add_row(f"{hit.distance:.3f}", *probability, shown(hit.text))
         self.console.print(table)
 
 
@@ -212,7 +213,7 @@ def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> Table:
             for split in splits
             for ranking in ("embedding", "rerank")
         ]
-        table.add_row(Text(name), *cells)
+        table.add_row(shown(name), *cells)
     return table
 
 
@@ -226,7 +227,7 @@ def comparison_table(comparison: "Comparison") -> Group:
     for task in comparison.tasks:
         title = f"{task.name}: {task.title}; {comparison.mean_candidates[task.name]:,.1f} candidates"
         table = Table(
-            title=Text(title, style="table.title"),
+            title=shown(title, "table.title"),
             title_justify="left",
             show_header=not tables,
             box=None,
@@ -245,7 +246,7 @@ def comparison_table(comparison: "Comparison") -> Group:
                 cells.append(f"{100 * figure.value:.1f}")
                 if heading in _WITH_INTERVAL:
                     cells.append("–" if math.isnan(figure.low) else f"{100 * figure.low:.1f}–{100 * figure.high:.1f}")
-            table.add_row(Text(row.name), *cells)
+            table.add_row(shown(row.name), *cells)
         tables.append(table)
     return Group(*tables)
 

@@ -6,7 +6,6 @@ Everything but metrics.jsonl is called through a channel: what fails there does 
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from biencoder.config import Config
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, tell
 from biencoder.health import Alert, Guards
 from biencoder.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.channel import Channel
@@ -134,11 +133,9 @@ class Recorder:
         held = self._file.read()
         kept = held[: whole_end(held[:position])]
         if len(held) < position:
-            print(
+            tell(
                 f"warning: {self._file.name} ends {position - len(held)} bytes before the checkpoint it belongs to; what "
-                "was recorded there is lost",
-                file=sys.stderr,
-                flush=True,
+                "was recorded there is lost"
             )
         if len(kept) < min(position, len(held)):
             say_cut(self._file.name, min(position, len(held)) - len(kept))
@@ -200,7 +197,7 @@ class Recorder:
             self._file.truncate(start)
             self._file.seek(start)
             if not self._unwritten:
-                print(f"warning: {self._file.name} cannot be written: {reason}; its lines wait in memory", file=sys.stderr)
+                tell(f"warning: {self._file.name} cannot be written: {reason}; its lines wait in memory")
             self._unwritten = waiting
         else:
             self._unwritten = b""

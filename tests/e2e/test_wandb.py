@@ -1,18 +1,22 @@
 """A real offline W&B run whose process is killed, and whose training is stopped and killed: both records stay right."""
 
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from biencoder.tracking.names import CLOSEST, HARDNESS, examples
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, train, training, wait_for
 from tests.e2e.test_resume import arguments, same_weights, stop_at, story
 from tests.e2e.wandb_file import history
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.e2e
 
@@ -68,3 +72,33 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
 
 def has(line: dict[str, Any], name: str) -> bool:
     return any(key.startswith(name) for key in line)
+
+
+def test_a_run_whose_every_output_is_full_and_whose_models_have_no_room_ends_as_another(
+    tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
+) -> None:
+    """stdout and stderr on a full disk; a file where `model` shall be, until two evaluations have found a best model."""
+    corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__epochs": 8}
+    straight = train(*arguments(tiny_bert, corpus, tmp_path / "straight", **settings))
+    assert straight.returncode == 0, straight.stderr
+    run_dir = tmp_path / "broken"
+    run_dir.mkdir()
+    (run_dir / "model").touch()
+    command = [sys.executable, "launcher/train.py", *arguments(tiny_bert, corpus, run_dir, **settings)]
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=full, stderr=full, start_new_session=True)
+    try:
+        wait_for(lambda: process.poll() is not None or len(records(run_dir, "eval")) >= 4)
+        (run_dir / "model").unlink()
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    failed = [record for record in records(run_dir, "event") if record["event"] == "model not written"]
+    assert failed
+    assert "could not be written" in failed[0]["detail"]
+    for name in ("best", "last"):
+        files = [run / "model" / name / "model.safetensors" for run in (run_dir, tmp_path / "straight")]
+        mine, theirs = map(load_file, files)
+        assert mine.keys() == theirs.keys()
+        assert all(mine[key].equal(theirs[key]) for key in mine)

@@ -4,16 +4,21 @@ import io
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, DataConfig
+from biencoder.config import Config, DataConfig, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
+from biencoder.health import Alert
 from biencoder.inference import Hit
+from biencoder.sweep import Row, ranking_table
+from biencoder.tracking.channel import Channel, protected
+from biencoder.tracking.console import plain_console
 from biencoder.tracking.terminal import Terminal
-from launcher.search import lines_of
+from launcher.search import arguments_of, lines_of
 
 
 @pytest.mark.parametrize("text", ["[/b] closes nothing", "said [sic] so", "[red]alert[/red]"])
@@ -43,7 +48,7 @@ def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest
 
 
 def test_a_line_of_stdin_that_is_no_utf8_is_named() -> None:
-    lines = lines_of(io.BytesIO("caf\u00e9\n".encode() + b"caf\xe9\n"))
+    lines = lines_of(io.BytesIO("\ufeffcaf\u00e9\n".encode() + b"caf\xe9\n"))
     assert next(lines) == "caf\u00e9"
     with pytest.raises(DataError, match=r"line 2 of stdin is no UTF-8 text \(byte 4\)"):
         next(lines)
@@ -74,3 +79,85 @@ def test_a_second_interrupt_gives_no_traceback() -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")
+
+
+def test_colons_and_control_characters_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal, text = Terminal(is_main=True), "a :dog: \x1b[2J\x07 {x}"
+    terminal.found(text, [Hit(text, 0.5, 0.5)])
+    terminal.say(text)
+    assert capsys.readouterr().out.count("a :dog: \ufffd[2J\ufffd {x}") == 3
+
+
+def test_work_with_brackets_and_braces_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, screen = Terminal(is_main=True), io.StringIO()
+    monkeypatch.setattr(terminal.console, "file", screen)
+    monkeypatch.setattr(terminal.console, "_force_terminal", True)
+    monkeypatch.setattr(terminal.console, "is_interactive", True)
+    terminal.start("embedding the {a} [/b] split", 2)
+    terminal.advance()
+    terminal.step(1, {"train/loss": 0.5, "train/grad_norm": 1.0, "train/triplets_per_s": 2.0})
+    terminal.end()
+    assert "embedding the {a} [/b] split" in screen.getvalue()
+
+
+def test_settings_with_brackets_are_text_in_a_ranking(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Row(Path(f"[b]{rate}"), "finished", Config(model=ModelConfig(name=f"[red]{rate}")), "data", 0.5, 1, None)
+        for rate in (1, 2)
+    ]
+    console = plain_console()
+    console.width = 200
+    console.print(ranking_table(rows))
+    out = capsys.readouterr().out
+    assert "[b]1" in out
+    assert "[red]2" in out
+
+
+def test_a_terminal_that_is_gone_ends_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal(is_main=True)
+    shown = protected(terminal, Channel("the terminal", again=True))
+    for error in (BrokenPipeError(), OSError(28, "No space left on device"), UnicodeEncodeError("ascii", "é", 0, 1, "x")):
+        monkeypatch.setattr(terminal.console, "print", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        shown.say("one")
+        shown.evaluation("zero-shot", {})
+        shown.alert(Alert("loss", "it rises", "less"), 1)
+    monkeypatch.undo()
+    shown.say("two")
+    told = capsys.readouterr()
+    assert told.out == "two\n"
+    assert told.err == "warning: the terminal failed (BrokenPipeError); it is tried again later\n"
+
+
+@pytest.mark.parametrize("query", ["caf\udce9", "\ud800"])
+def test_an_argument_that_is_no_utf8_is_named(query: str) -> None:
+    queries = arguments_of(["good", query])
+    assert next(queries) == "good"
+    with pytest.raises(DataError, match=r"argument 2 is no UTF-8 text: '"):
+        next(queries)
+
+
+def test_a_second_interrupt_ends_what_is_still_waited_for() -> None:
+    process = entry("import atexit; atexit.register(time.sleep, 60); print('ready', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=5)
+    assert (process.returncode, err) == (130, "")
+
+
+def test_output_that_cannot_be_written_leaves_the_exit_code() -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", "import sys\nfrom launcher.entry import run\nrun(lambda _: sys.stdout.write('x'))"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PATH": "/usr/bin:/bin"},
+            cwd=Path(__file__).resolve().parents[2],
+            check=False,
+        )
+    assert (process.returncode, process.stderr) == (0, "")
