@@ -89,6 +89,16 @@ def give_key(how: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv("WANDB_API_KEY", "short")
 
 
+def finish(run: WandbRun, run_dir: Path) -> None:
+    """End the run, and wait until the process of W&B has written its log to the end; the next one has another second."""
+    run.finish()
+    deadline = time.monotonic() + 30
+    while [record.WhichOneof("record_type") for record in wandb_records(run_dir)][-1:] != ["exit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)  # folders of W&B are named by the second
+
+
 def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     """The second start repeats steps, the third fills in what was lost, the fourth trains otherwise from step 2 on."""
     table = {"kind": "table", "step": 2, "epoch": 0, "name": "mine/closest", "columns": ["text"], "rows": [["a [b]"]]}
@@ -102,17 +112,15 @@ def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     run.follow([])
     for line in first:
         run.give(line)
-    run.finish()
-    time.sleep(1)  # folders of W&B are named by the second
+    finish(run, tmp_path)
     run = offline(tmp_path, lr=1)
     run.follow([*first[:1]])
     for line in first[1:]:
         run.give(line)
-    run.finish()
-    time.sleep(1)
+    finish(run, tmp_path)
     run = offline(tmp_path, lr=1)
     run.follow([*first, *lost])
-    run.finish()
+    finish(run, tmp_path)
 
     def steps() -> list[int]:
         return [line["step"] for line in history(tmp_path) if "train/loss" in line]
@@ -124,22 +132,20 @@ def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     run_id = (tmp_path / "wandb-id").read_text()
     assert read_given(tmp_path, run_id).records == {key_of(line) for line in [*first, *lost]} - {None}
 
-    time.sleep(1)
     run = offline(tmp_path, lr=1)
     run.follow([*first, *lost])
     run.repeat()
     run.give(a_step(2, loss=0.1))
-    run.finish()
+    finish(run, tmp_path)
     assert [line["train/loss"] for line in history(tmp_path) if line.get("step") == 2 and "train/loss" in line] == [
         0.5,
         0.1,
     ]
 
-    time.sleep(1)
     run = offline(tmp_path, lr=2)  # nothing to go on from, and other settings: these are other numbers
     run.follow([])
     run.give(a_step(1, loss=0.2))
-    run.finish()
+    finish(run, tmp_path)
     assert [line["train/loss"] for line in history(tmp_path) if line["step"] == 1] == [0.5, 0.2]
 
 
