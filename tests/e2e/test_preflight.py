@@ -1,5 +1,6 @@
 """`--preflight` as a user types it: one table, one sentence where something is wrong, and nothing left behind."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_what_fails_on_one_rank_is_told_by_rank_0(tiny_bert: Path, write_corpus:
     assert ends[1] == ("", "")
     table, error = ends[0]
     assert error.startswith("error: 2 of 11 checks failed: configuration (data.root is ")
-    assert "run.seed is 1 on rank 1 (" in error
+    host = socket.gethostname()
+    assert f"run.seed is 0 on rank 0 ({host}) and 1 on rank 1 ({host})" in error
     assert "nowhere does not exist" in error
     assert error.count("\n") == 1
     rows = rows_of(table)

@@ -89,7 +89,8 @@ def test_a_signal_saves_the_running_trial_and_ends_the_sweep(
 
     again = run(sweep_command(folder, 1, definition, settings))
     assert again.returncode == 0, again.stderr
-    first, _, second = starts(folder / "trial-000")
+    first, _, second, end = starts(folder / "trial-000")
+    assert end["step"] == 320
     assert 0 == first["from_step"] < second["from_step"] < 320
     assert [record["step"] for record in records(folder / "trial-000", "step")] == [*range(1, 321)]
 

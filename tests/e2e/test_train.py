@@ -28,7 +28,8 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
 
     config = load_config(file=run_dir / "config.toml")
     assert config == load_config(overrides=dict(zip((a[2:] for a in arguments[::2]), arguments[1::2], strict=True)))
-    (facts,) = map(json.loads, (run_dir / "run.jsonl").read_text().splitlines())
+    facts, end = map(json.loads, (run_dir / "run.jsonl").read_text().splitlines())
+    assert set(end) == {"finished", "step"}
     assert facts["data"]["pairs"] == {"training": 33, "validation": 12}
     assert len(facts["data"]["fingerprint"]) == 64
     assert facts["packages"]["torch"]
