@@ -39,6 +39,7 @@ SETTINGS = {
     "--model.dropout": "0.1",
     "--train.epochs": "8",
     "--train.log_every": "1",
+    "--train.warmup_ratio": "0",  # such a run may be prolonged
     "--mining.random_rate": "0.3",
     "--checkpoint.every_steps": "3",
     "--tracking.wandb": "disabled",
