@@ -589,9 +589,14 @@ def resume_rules() -> dict[str, OnResume]:
     return dict(walk(Config, ""))
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as the user typed it, with `~` resolved; as it stands where there is no such user, and so nothing there."""
+    return Path(os.path.expanduser(path))
+
+
 def find_file(path: str) -> Path:
     """A path as the user typed it: against the working folder first, then against the project's own folder."""
-    given = Path(os.path.expanduser(path))  # unlike Path.expanduser, no error where there is no such user
+    given = user_path(path)
     shipped = PROJECT_ROOT / given
     return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
 

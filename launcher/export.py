@@ -6,8 +6,8 @@ python launcher/export.py --model runs/RUN/model/best --out FOLDER --int8 --data
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from biencoder.config import user_path
 from launcher.entry import cleans, corpus_parser, run
 
 _SAMPLE = "examples/debates"
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.whole_folder import output_folder, whole_folder
 
     need_packages()
-    terminal, model_folder = Terminal(is_main=True), Path(arguments.model).expanduser()
+    terminal, model_folder = Terminal(is_main=True), user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
     clean = cleans(arguments.clean, [arguments.model])
     dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, needs_training=False)

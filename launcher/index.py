@@ -5,8 +5,8 @@ python launcher/index.py --model runs/RUN/model/best --data.root DIR --out FOLDE
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+from biencoder.config import user_path
 from launcher.entry import cleans, corpus_parser, run
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.whole_folder import output_folder
 
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
-    model_folder = Path(arguments.model).expanduser().resolve()
+    model_folder = user_path(arguments.model).resolve()
     clean = cleans(arguments.clean, [str(model_folder)])
     texts, findings = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(str(model_folder))

@@ -7,9 +7,9 @@ python launcher/search.py --index FOLDER "an argument"      what launcher/index.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from biencoder.config import user_path
 from biencoder.errors import ConfigError, DataError, ModelError
 from launcher.entry import cleans, model_parser, run
 
@@ -101,7 +101,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     from biencoder.inference import Inference
     from biencoder.search_index import check_texts, open_index, read_facts
 
-    folder = Path(arguments.index).expanduser()
+    folder = user_path(arguments.index)
     facts = read_facts(folder)
     if arguments.clean not in (None, facts.clean):
         taken = "cleaned texts" if facts.clean else "texts as they stand"
@@ -109,7 +109,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     if arguments.data_root:
         texts, _ = load_texts(arguments.data_root, clean=facts.clean)
         check_texts(folder, facts, texts)
-    model_folder = Path(arguments.model or facts.model).expanduser()
+    model_folder = user_path(arguments.model or facts.model)
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
     index = open_index(folder, facts, model_sha256=model_sha256(model_folder))

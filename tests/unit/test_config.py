@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, TrainConfig, describe, load_config
-from biencoder.errors import ConfigError
+from biencoder.config import Config, TrainConfig, describe, load_config, user_path
+from biencoder.embedders import load_models
+from biencoder.errors import ConfigError, ModelError
+from biencoder.pretrained import locate
 from launcher.entry import parse_run
 
 PUBLIC = """data.root model.name model.max_length model.dropout run.dir run.seed train.epochs train.max_steps
@@ -100,3 +102,12 @@ def test_learning_rate_grows_with_the_batch(rule: str, peak: float) -> None:
 def test_random_rate_decays_to_zero() -> None:
     mining = load_config(overrides={"mining.random_rate": "0.8", "mining.random_rate_decay": "0.3"}).mining
     assert [mining.random_rate_at(epoch) for epoch in range(4)] == pytest.approx([0.8, 0.5, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name"])
+def test_a_home_that_nobody_has_is_one_sentence(name: str) -> None:
+    assert user_path(name) == Path(name)
+    with pytest.raises(ModelError, match="does not exist"):
+        locate(name)
+    with pytest.raises(ModelError):
+        load_models([name])
