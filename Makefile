@@ -27,6 +27,7 @@ lint: .venv/dev-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/dev-ready
 	$(BIN)/ruff format .

@@ -33,10 +33,10 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from biencoder.config import LossConfig
-from biencoder.contrastive import Targets, contrast, targets
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World
-from biencoder.model import Scores
+from biencoder.distributed.world import World
+from biencoder.model.bi_encoder import Scores
+from biencoder.training.contrastive import Targets, contrast, targets
 
 OUT = Path(__file__).parent / "results" / "contrast.json"
 TEMPERATURE, SHARE_A_POINT = 0.05, 8

@@ -34,13 +34,13 @@ from sentence_transformers.util import mine_hard_negatives
 
 from biencoder.config import MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
-from biencoder.distributed import World
-from biencoder.export import save_model
-from biencoder.inference import Inference
+from biencoder.distributed.world import World
 from biencoder.mining import Miner
-from biencoder.model import build_model
-from biencoder.precision import fast_precision
-from biencoder.pretrained import load_pretrained
+from biencoder.model.bi_encoder import build_model
+from biencoder.model.folder import save_model
+from biencoder.model.pretrained import load_pretrained
+from biencoder.retrieval.trained_model import Inference
+from biencoder.training.engine.precision import fast_precision
 
 OUT = Path(__file__).parent / "results" / "encoding.json"
 

@@ -34,7 +34,7 @@ from rich.table import Table
 from training import WARM_UP, seconds_of_steps
 
 from biencoder.data import load_dataset
-from biencoder.precision import Precision, fast_precision
+from biencoder.training.engine.precision import Precision, fast_precision
 
 OUT = Path(__file__).parent / "results" / "epoch.json"
 TRAINING = str(Path(__file__).parent / "training.py")
@@ -58,7 +58,11 @@ def start_up() -> dict[str, float]:
     found = {
         "help_s": statistics.median(seconds_of("launcher/train.py", "--help") for _ in range(3)),
         "import_s": statistics.median(
-            seconds_of("-c", "import biencoder.loop, biencoder.tracking.tracker; biencoder.engine._import_deepspeed()")
+            seconds_of(
+                "-c",
+                "import biencoder.training.loop, biencoder.tracking.tracker; "
+                "biencoder.training.engine.engine._import_deepspeed()",
+            )
             for _ in range(3)
         ),
     }

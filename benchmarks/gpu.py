@@ -31,7 +31,7 @@ from rich.table import Table
 from training import Work, compare
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from biencoder.pretrained import locate
+from biencoder.model.pretrained import locate
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
 CASES = ["peer, best", "ours"]

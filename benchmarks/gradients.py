@@ -22,16 +22,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, BertModel
 
-import biencoder.engine
-from biencoder.batch import triplet_batch
+import biencoder.training.engine.engine
 from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
 from biencoder.data import load_dataset
-from biencoder.distributed import World, world
-from biencoder.engine import Engine, read_settings
-from biencoder.loss import combined_loss
-from biencoder.model import build_model
-from biencoder.pretrained import load_pretrained, locate
-from biencoder.tokens import tokenize
+from biencoder.data.tokens import tokenize
+from biencoder.distributed.world import World, world
+from biencoder.model.batch import triplet_batch
+from biencoder.model.bi_encoder import build_model
+from biencoder.model.pretrained import load_pretrained, locate
+from biencoder.training.engine.engine import Engine, read_settings
+from biencoder.training.loss import combined_loss
 
 KINDS = ("norms", "embeddings", "other")
 
@@ -108,7 +108,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if given.as_pytorch:
-            stack.enter_context(mock.patch.object(biencoder.engine, "sum_in_fp32", return_value=None))
+            stack.enter_context(mock.patch.object(biencoder.training.engine.engine, "sum_in_fp32", return_value=None))
         ranks = stack.enter_context(world(timeout_s=600, control_timeout_s=600, silence_s=600))
         name = tiny(Path(folder)) if given.model == "tiny" else given.model
         exact, _ = gradient(given, ranks, name, "ds_configs/zero0_fp32.json", max(given.micro))

@@ -2,12 +2,11 @@
 
     python benchmarks/memory.py                       # 1, 2 and 4 ranks, a few minutes on two cores
 
-Computed for Adam (Rajbhandari et al. 2020, section 3) by `biencoder.memory`. Measured: every distinct tensor storage alive
-in a rank's process, activations and the gradient bucket of fixed size left out, divided by the parameters of a small BERT;
-the rank that has most. Once between backward pass and update, and once during the backward pass, when the last (and
-largest) parameter has just got its gradient. On a CPU the device and the host are one, so what a file offloads is in the
-same sum.
-Prints a table, and writes benchmarks/results/memory.json.
+Computed for Adam (Rajbhandari et al. 2020, section 3) by `biencoder.training.engine.memory`. Measured: every distinct
+tensor storage alive in a rank's process, activations and the gradient bucket of fixed size left out, divided by the
+parameters of a small BERT; the rank that has most. Once between backward pass and update, and once during the backward
+pass, when the last (and largest) parameter has just got its gradient. On a CPU the device and the host are one, so what
+a file offloads is in the same sum. Prints a table, and writes benchmarks/results/memory.json.
 """
 
 import argparse
@@ -24,12 +23,12 @@ from rich.table import Table
 from transformers import BertConfig, BertModel
 
 from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig, find_file
-from biencoder.distributed import World, world
-from biencoder.engine import Engine, _import_deepspeed, read_settings
-from biencoder.loss import combined_loss
-from biencoder.memory import bucket_bytes, offloaded_bytes, state_bytes
-from biencoder.model import BiEncoder, TripletBatch
-from biencoder.tokens import Tokens
+from biencoder.data.tokens import Tokens
+from biencoder.distributed.world import World, world
+from biencoder.model.bi_encoder import BiEncoder, TripletBatch
+from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
+from biencoder.training.engine.memory import bucket_bytes, offloaded_bytes, state_bytes
+from biencoder.training.loss import combined_loss
 
 RANKS, MORE_RANKS = (1, 2, 4), (8, 64)
 OUT = Path(__file__).parent / "results" / "memory.json"

@@ -17,7 +17,7 @@ in all          seconds of mining without embedding: build, search, random negat
 recall          share of negatives that are the nearest allowed text, from 500 of them; exact indexes show `=` when they
                 mined the same ids as FAISS flat on rank 0, and `!` if not
 peak            most memory that rank 0 took above what it held before it had vectors, MiB
-computed        what the program foretells for it, MiB (see biencoder/memory.py)
+computed        what the program foretells for it, MiB (see biencoder/training/engine/memory.py)
 
 peer, peer faiss  sentence-transformers' mine_hard_negatives over the same vectors (its model hands them out): one negative
                 for each of `--queries` points, out of all texts, with its default search and with FAISS. It takes
@@ -47,12 +47,12 @@ from rich.table import Table
 
 from biencoder.config import Config, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World, world
-from biencoder.embedding import EmbeddedTexts
-from biencoder.memory import mining_bytes
+from biencoder.distributed.world import World, world
 from biencoder.mining import Miner
-from biencoder.mining.build import build_index
-from biencoder.model import Vectors
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.build import build_index
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.training.engine.memory import mining_bytes
 
 OUT = Path(__file__).parent / "results" / "mining.json"
 BLOCK = 1000

@@ -30,13 +30,13 @@ from rich.table import Table
 
 from biencoder.config import ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
-from biencoder.distributed import World, world
-from biencoder.embedding import EmbeddedTexts
+from biencoder.data.tokens import tokenize
+from biencoder.distributed.world import World, world
 from biencoder.evaluation import evaluate_split
-from biencoder.model import PairClassifier, Vectors
-from biencoder.pretrained import load_pretrained
-from biencoder.sampler import global_batches
-from biencoder.tokens import tokenize
+from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.model.pretrained import load_pretrained
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.training.sampler import global_batches
 
 OUT = Path(__file__).parent / "results" / "parts.json"
 DIMENSION, HIDDEN = 128, 384

@@ -33,8 +33,8 @@ from sentence_transformers.util import mine_hard_negatives
 
 from biencoder.config import load_config
 from biencoder.data import load_dataset
-from biencoder.precision import fast_precision
-from biencoder.pretrained import locate
+from biencoder.model.pretrained import locate
+from biencoder.training.engine.precision import fast_precision
 
 _TIMED_STEPS = 12
 

@@ -29,7 +29,7 @@ from cost_model import (
 )
 
 from biencoder.config import Config, MiningConfig, ModelConfig
-from biencoder.memory import mining_bytes
+from biencoder.training.engine.memory import mining_bytes
 
 RESULTS = Path(__file__).parent / "results"
 Results = dict[str, Any]

@@ -38,9 +38,9 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.mining.index import Rows, nearest_allowed
-from biencoder.model import Vectors
-from biencoder.search_index import KINDS, Kind, measured_recall, open_index, read_facts, write_index
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.nearest import Rows, nearest_allowed
+from biencoder.retrieval.saved_index import KINDS, Kind, measured_recall, open_index, read_facts, write_index
 
 TOP_K = 10
 MIB = 2**20

@@ -20,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from biencoder import loop
-from biencoder.run import Progress, Run
 from biencoder.tracking import live_report
+from biencoder.training import loop
+from biencoder.training.run import Progress, Run
 from launcher import train
 
 OUT = Path(__file__).parent / "results" / "tracking.json"

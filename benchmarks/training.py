@@ -6,7 +6,7 @@
 Every case runs in a process of its own, in turns, `--repeats` times; the first three steps warm up, the next `--steps`
 count. Ours is the loop of launcher/train.py itself: batches, loss, ZeRO-1, clipping. The peer is
 SentenceTransformerTrainer with AdamW and clipping at 1, and is given the very same batches. Precision: what this machine is
-good at (biencoder/precision.py), the same for all.
+good at (biencoder/training/engine/precision.py), the same for all.
 
 triplet       the peer: TripletLoss (Euclidean distance), which is less work than ours: it has no pair classifier
 contrastive   the peer: MultipleNegativesRankingLoss; ours: the contrastive loss alone, no mined negatives, in batches of
@@ -46,13 +46,13 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder import loop
 from biencoder.data import Split, load_dataset
-from biencoder.engine import Engine
-from biencoder.precision import fast_precision
-from biencoder.pretrained import locate
-from biencoder.run import Progress, Run
-from biencoder.sampler import global_batches
+from biencoder.model.pretrained import locate
+from biencoder.training import loop
+from biencoder.training.engine.engine import Engine
+from biencoder.training.engine.precision import fast_precision
+from biencoder.training.run import Progress, Run
+from biencoder.training.sampler import global_batches
 from launcher import train
 
 OUT = Path(__file__).parent / "results" / "training.json"

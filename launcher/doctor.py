@@ -27,23 +27,24 @@ def main(argv: Sequence[str]) -> None:
 def before(argv: Sequence[str]) -> None:
     config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION).config
     from biencoder.data import load_dataset
-    from biencoder.distributed import world
-    from biencoder.doctor import examine_machine
-    from biencoder.preflight import preflight, raise_failed
+    from biencoder.distributed.world import world
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.opening import checks_table, findings_table
+    from biencoder.training.preflight.checks import preflight, raise_failed
+    from biencoder.training.preflight.machine import examine_machine
 
     limits = config.distributed
     with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
         terminal, rows = Terminal(is_main=ranks.is_main), [*preflight(config, ranks), *examine_machine()]
-        terminal.rows("Before a run: nothing was trained", rows)
+        terminal.show(checks_table("Before a run: nothing was trained", rows))
         ranks.together(lambda: raise_failed(rows))
-        terminal.findings(load_dataset(config.data.root, clean=config.data.clean).findings)
+        terminal.show(*findings_table(load_dataset(config.data.root, clean=config.data.clean).findings))
 
 
 def after(folders: Sequence[Path]) -> None:
-    from biencoder.doctor import diagnose
     from biencoder.tracking.record import read_record
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.preflight.machine import diagnose
 
     terminal = Terminal(is_main=True)
     for record in [read_record(folder) for folder in folders]:

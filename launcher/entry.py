@@ -92,7 +92,7 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
     """
     if told is not None:
         return told
-    from biencoder.export import trained_on_clean_texts
+    from biencoder.model.folder import trained_on_clean_texts
 
     trained = {trained_on_clean_texts(user_path(model)) for model in models} or {Config().data.clean}
     if len(trained) > 1:

@@ -61,17 +61,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def evaluate(arguments: argparse.Namespace) -> None:
     """One model on every split."""
     from biencoder.data import load_dataset
-    from biencoder.distributed import World
-    from biencoder.embedders import load_models
+    from biencoder.distributed.world import World
     from biencoder.evaluation import evaluate_split
-    from biencoder.tracking.names import eval_metrics
+    from biencoder.retrieval.embedders import load_models
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.metrics import eval_metrics
+    from biencoder.training.opening import findings_table
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
     dataset = load_dataset(arguments.data_root, clean=clean, needs_training=False)
     (model,) = load_models(arguments.model)
-    terminal.findings(dataset.findings)
+    terminal.show(*findings_table(dataset.findings))
     embedder, alone = model.embedder, World.alone()
     results = [
         evaluate_split(
@@ -91,12 +92,14 @@ def compare(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from biencoder.data import load_dataset
-    from biencoder.embedders import load_models
     from biencoder.evaluation.comparison import Comparison, System
     from biencoder.evaluation.leaks import leak_free
     from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
+    from biencoder.evaluation.tables import comparison_table, leak_free_line
     from biencoder.evaluation.tasks import choose_tasks
+    from biencoder.retrieval.embedders import load_models
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.opening import findings_table
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
@@ -106,7 +109,7 @@ def compare(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")
     split = dataset.splits[name]
     tasks = choose_tasks(arguments.tasks or "all", split)
-    terminal.findings(dataset.findings)
+    terminal.show(*findings_table(dataset.findings))
     models, texts = load_models(arguments.model), dataset.texts
     text_ids = np.arange(len(texts)) if any(task.scope == "everything" for task in tasks) else split.text_ids
     systems = [model_system(model, texts, text_ids) for model in models]
@@ -116,7 +119,7 @@ def compare(arguments: argparse.Namespace) -> None:
         systems += lexical_systems(texts)
     left = leak_free(dataset, split) if arguments.leak_free else None
     if left:
-        terminal.leak_free(split.name, left)
+        terminal.show(leak_free_line(split.name, left))
     kept_P = left.kept_P if left else np.full(len(split), True)
 
     def announced() -> Iterator[System]:
@@ -125,7 +128,7 @@ def compare(arguments: argparse.Namespace) -> None:
             yield system
 
     comparison = Comparison.of(dataset, split, tasks, announced(), top_k=arguments.top_k, kept_P=kept_P)
-    terminal.comparison(comparison)
+    terminal.show(comparison_table(comparison))
     if arguments.out:
         corpus = {"root": arguments.data_root, "clean": clean, "fingerprint": dataset.fingerprint}
         write(arguments.out, {"corpus": corpus, "leak_free": left.as_json() if left else None, **comparison.as_json()})

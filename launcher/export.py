@@ -19,11 +19,12 @@ def main(argv: Sequence[str]) -> None:
     import torch
 
     from biencoder.data import load_dataset
-    from biencoder.inference import Inference
-    from biencoder.onnx_check import Encoder, check, compare
-    from biencoder.onnx_export import FACTS, OnnxModel, need_packages, write_onnx
+    from biencoder.evaluation.fidelity import Encoder, check, compare
+    from biencoder.evaluation.tables import agreements_table
+    from biencoder.model.whole_folder import output_folder, whole_folder
+    from biencoder.retrieval.onnx_model import FACTS, OnnxModel, need_packages, write_onnx
+    from biencoder.retrieval.trained_model import Inference
     from biencoder.tracking.terminal import Terminal
-    from biencoder.whole_folder import output_folder, whole_folder
 
     need_packages()
     terminal, model_folder = Terminal(is_main=True), user_path(arguments.model)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         rows = compare(encoders, dataset.texts, split.text_ids, split if arguments.data_root else None)
         check(rows[1])
     files = [model_folder.rglob("model.safetensors"), folder.glob("*[!8].onnx"), folder.glob("*.int8.onnx")]
-    terminal.agreements(rows, [sum(path.stat().st_size for path in some) for some in files], split.name)
+    terminal.show(agreements_table(rows, [sum(path.stat().st_size for path in some) for some in files], split.name))
     terminal.say(f"The ONNX graphs are in {folder}; its README.md says how they are used.")
 
 

@@ -25,12 +25,13 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
     from biencoder.data import load_texts
-    from biencoder.export import model_sha256
-    from biencoder.inference import Inference
-    from biencoder.search_index import FACTS, write_index
+    from biencoder.model.folder import model_sha256
+    from biencoder.model.vocabulary import check_corpus
+    from biencoder.model.whole_folder import output_folder
+    from biencoder.retrieval.saved_index import FACTS, write_index
+    from biencoder.retrieval.trained_model import Inference
     from biencoder.tracking.terminal import Terminal
-    from biencoder.vocabulary import check_corpus
-    from biencoder.whole_folder import output_folder
+    from biencoder.training.opening import findings_table
 
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
     model_folder = user_path(arguments.model).resolve()
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     texts, findings = load_texts(arguments.data_root, clean=clean)
     model = Inference.load(str(model_folder))
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
-    terminal.findings(findings)
+    terminal.show(*findings_table(findings))
     terminal.start(f"embedding {len(texts)} texts", len(texts))
     facts = write_index(
         folder,

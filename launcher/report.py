@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> None:
         "--out", type=Path, metavar="FILE", help="where to write [default: RUN/report.html; comparison.html for several]"
     )
     arguments = parser.parse_args(argv)
-    from biencoder.report import write_report
     from biencoder.tracking.record import read_record
+    from biencoder.tracking.report import write_report
 
     records = [read_record(folder) for folder in arguments.runs]
     out = arguments.out or (records[0].folder / "report.html" if len(records) == 1 else Path("comparison.html"))

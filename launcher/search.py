@@ -14,12 +14,13 @@ from biencoder.errors import ConfigError, DataError, ModelError
 from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
-    from biencoder.inference import Inference
-    from biencoder.search_index import SearchIndex
+    from biencoder.retrieval.saved_index import SearchIndex
+    from biencoder.retrieval.trained_model import Inference
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
+    from biencoder.evaluation.tables import hits_table
     from biencoder.tracking.terminal import Terminal
 
     model, index = saved(arguments) if arguments.index else made_now(arguments)
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     queries = arguments_of(arguments.queries) if arguments.queries else lines_of(sys.stdin.buffer)
     for query in queries:
         if query:
-            terminal.found(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank))
+            terminal.show(hits_table(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank)))
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
@@ -83,9 +84,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     """Embed the whole corpus."""
     from biencoder.data import load_texts
-    from biencoder.inference import Inference
-    from biencoder.search_index import SearchIndex
-    from biencoder.vocabulary import check_corpus
+    from biencoder.model.vocabulary import check_corpus
+    from biencoder.retrieval.saved_index import SearchIndex
+    from biencoder.retrieval.trained_model import Inference
 
     clean = cleans(arguments.clean, [arguments.model])
     texts, findings = load_texts(arguments.data_root, clean=clean)
@@ -97,9 +98,9 @@ def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
 def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     """Map a saved index, once it is certain that it is of this model, and of this corpus if one was given."""
     from biencoder.data import load_texts
-    from biencoder.export import model_sha256
-    from biencoder.inference import Inference
-    from biencoder.search_index import check_texts, open_index, read_facts
+    from biencoder.model.folder import model_sha256
+    from biencoder.retrieval.saved_index import check_texts, open_index, read_facts
+    from biencoder.retrieval.trained_model import Inference
 
     folder = user_path(arguments.index)
     facts = read_facts(folder)

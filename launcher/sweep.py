@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_plan(arguments: argparse.Namespace, further: Sequence[str]) -> Plan:
     """All trials, each of them checked before any is started."""
-    from biencoder.sweep import as_arguments, read_sweep
+    from biencoder.training.sweep import as_arguments, read_sweep
 
     sweep = read_sweep(arguments.sweep)
     shared = [*sweep.base, *further]
@@ -233,7 +233,7 @@ def signals_to_trial() -> Iterator[Line]:
 
 def run_trial(arguments: Sequence[str], run_dir: Path, line: Line) -> bool:
     """Whether train.py has ended without an error; what it said is in output.txt, and in `failed` why it ended early."""
-    from biencoder.sweep import FAILED
+    from biencoder.training.sweep import FAILED
 
     failed, output = run_dir / FAILED, run_dir / "output.txt"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -249,8 +249,8 @@ def run_trial(arguments: Sequence[str], run_dir: Path, line: Line) -> bool:
 
 def show_ranking(folders: Sequence[Path]) -> None:
     """Print the table and the best trial's command; the table as CSV goes beside the runs."""
-    from biencoder.sweep import command_line, find_runs, rank, ranking_table, write_ranking
     from biencoder.tracking.console import plain_console
+    from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, write_ranking
 
     runs = find_runs(folders)
     rows = rank(runs)

@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from biencoder.distributed.launcher_watch import end_with_launcher
 from biencoder.errors import ConfigError, tell
-from biencoder.launcher_watch import end_with_launcher
 from launcher.entry import parse_run
 from launcher.entry import run as run_command
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from biencoder.config import Config
-    from biencoder.distributed import World
+    from biencoder.distributed.world import World
 
 
 def main(argv: Sequence[str]) -> None:
     end_with_launcher()
     arguments = parse_run(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
-    from biencoder.distributed import world
+    from biencoder.distributed.world import world
 
     config, limits = arguments.config, arguments.config.distributed
     with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
@@ -49,18 +49,19 @@ def start_again(folder: Path) -> NoReturn:
 
 def check(config: "Config", world: "World") -> None:
     """Try out what `train` would need, and print one table. Nothing is trained, and no folder is made."""
-    from biencoder.preflight import preflight, raise_failed
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.opening import checks_table
+    from biencoder.training.preflight.checks import preflight, raise_failed
 
     rows = preflight(config, world)
-    Terminal(is_main=world.is_main).rows("Preflight: nothing was trained", rows)
+    Terminal(is_main=world.is_main).show(checks_table("Preflight: nothing was trained", rows))
     world.together(lambda: raise_failed(rows))
 
 
 def hold(folder: Path, config: "Config", world: "World", at_end: ExitStack) -> None:
     """Have the run's folder for this run alone, until `at_end` is closed."""
-    from biencoder.run_folder import check_folder
-    from biencoder.run_lock import take_lock
+    from biencoder.training.recovery.run_folder import check_folder
+    from biencoder.training.recovery.run_lock import take_lock
 
     def lost(message: str) -> None:
         tell(f"error: {message}")
@@ -77,31 +78,32 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     Args:
         at_end: closed by the caller, or here before the process is ended from a thread.
     """
-    from biencoder.checkpoint import Checkpoint, CheckpointFolder
     from biencoder.data import Forbidden, load_dataset
-    from biencoder.engine import Engine, precision_of, read_settings
-    from biencoder.export import save_model
-    from biencoder.loop import fit
-    from biencoder.memory import check_mining_memory
+    from biencoder.data.token_cache import cached_tokens
+    from biencoder.distributed.stop_requests import Stopped, StopRequests
     from biencoder.mining import Miner
-    from biencoder.model import build_model
-    from biencoder.model_card import model_card
-    from biencoder.model_folders import ModelFolders, Weights
-    from biencoder.out_of_memory import OutOfMemory, record_bound, within_bound
-    from biencoder.precision import fast_precision
-    from biencoder.preemption import Stopped, StopRequests
-    from biencoder.pretrained import load_pretrained
-    from biencoder.resume import find_checkpoint, load_checkpoint, warn_of_failure
-    from biencoder.run import Progress, Run, steps_per_epoch, total_steps
-    from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
-    from biencoder.same_input import check_same, configuration_facts, input_facts
-    from biencoder.token_cache import cached_tokens
+    from biencoder.model.bi_encoder import build_model
+    from biencoder.model.folder import save_model
+    from biencoder.model.pretrained import load_pretrained
+    from biencoder.model.vocabulary import check_corpus
+    from biencoder.model.whole_folder import put_back
     from biencoder.tracking.channel import Channel, protected
     from biencoder.tracking.names import Metrics
     from biencoder.tracking.terminal import Terminal
     from biencoder.tracking.tracker import open_tracker
-    from biencoder.vocabulary import check_corpus
-    from biencoder.whole_folder import put_back
+    from biencoder.training.engine.engine import Engine, precision_of, read_settings
+    from biencoder.training.engine.memory import check_mining_memory
+    from biencoder.training.engine.precision import fast_precision
+    from biencoder.training.loop import fit
+    from biencoder.training.model_card import model_card
+    from biencoder.training.model_folders import ModelFolders, Weights
+    from biencoder.training.opening import closing_line, findings_table, opening_lines
+    from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+    from biencoder.training.recovery.out_of_memory import OutOfMemory, record_bound, within_bound
+    from biencoder.training.recovery.resume import find_checkpoint, load_checkpoint, warn_of_failure
+    from biencoder.training.recovery.run_folder import finished_at, record_end, record_start, record_stop, run_folder
+    from biencoder.training.run import Progress, Run, steps_per_epoch, total_steps
+    from biencoder.training.same_input import check_same, configuration_facts, input_facts
 
     terminal = protected(Terminal(is_main=world.is_main), Channel("the terminal", again=True))
     check_same(world, configuration_facts(config))
@@ -130,7 +132,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     world.on_main(lambda: hold(folder, config, world, at_end))
     from_step = world.on_main(look_for_checkpoint)
     if from_step is not None and from_step >= last_step and world.on_main(lambda: finished_at(folder)) == from_step:
-        terminal.closing(folder, config)
+        terminal.say(closing_line(folder, config))
         return
     precision = precision_of(settings)
     facts = world.on_main(
@@ -151,10 +153,10 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
 
     world.before_end(before_exit)
     stop = StopRequests(world, before_exit=before_exit)
-    terminal.findings(dataset.findings)
+    terminal.show(*findings_table(dataset.findings))
     if precision != "fp32" and auto == "fp32":
         terminal.say(f"Beware: this machine computes {precision} slower than fp32; take ds_configs/zero1_auto.json")
-    terminal.opening(config, dataset, world, folder, precision=precision, mining=mining, from_step=from_step)
+    terminal.show(*opening_lines(config, dataset, world, folder, precision=precision, mining=mining, from_step=from_step))
     for notice in pretrained.notices:
         terminal.say(f"beware   {config.model.name}: {notice}")
     tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=world)
@@ -205,7 +207,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     stop.close()
     best = folder / "model" / "best"
     tracker.close(model=best if best.is_dir() else None)
-    terminal.closing(folder, config)
+    terminal.say(closing_line(folder, config))
 
 
 def alike(texts: "Sequence[str]") -> "npt.NDArray[np.int64]":

@@ -32,14 +32,14 @@ from typing import Any, NoReturn
 MODULES = (
     "launcher.train",
     "launcher.evaluate",
-    "biencoder.loop",
-    "biencoder.mining.faiss_index",
-    "biencoder.model_card",
-    "biencoder.token_cache",
-    "biencoder.preflight",
+    "biencoder.training.loop",
+    "biencoder.retrieval.faiss_index",
+    "biencoder.training.model_card",
+    "biencoder.data.token_cache",
+    "biencoder.training.preflight.checks",
     "biencoder.evaluation.systems",
     "biencoder.data.near_duplicates",
-    "biencoder.report.page",
+    "biencoder.tracking.report.page",
     "transformers.models.bert.modeling_bert",
     "sklearn.neighbors",
     "faiss",
@@ -71,7 +71,7 @@ def main() -> None:
         importlib.import_module(name)
     from transformers import conversion_mapping
 
-    from biencoder.engine import _import_deepspeed
+    from biencoder.training.engine.engine import _import_deepspeed
 
     _import_deepspeed()
     conversion_mapping.get_checkpoint_conversion_mapping("bert")  # type: ignore[no-untyped-call]  # 1,000 regular expressions, which transformers keeps

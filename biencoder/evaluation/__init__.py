@@ -12,6 +12,10 @@ systems      what a command line asks to compare
 leaks        which queries training has seen
 intervals    how sure a mean is
 comparison   all of it, as figures
+tables       what is shown of it
+fidelity     what an exported graph loses against its model
+
+Imports mining and what is below, and from tracking how texts are shown. Hands out `evaluate_split`.
 """
 
 from biencoder.evaluation.protocol import SplitResult, evaluate_split

@@ -7,6 +7,7 @@ A system with a pair classifier has a second row, in which the classifier has re
 P: pairs of the split, Q: queries of a pool, k: top.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from biencoder.evaluation.metrics import query_metrics
 from biencoder.evaluation.protocol import Ranking, joined
 from biencoder.evaluation.rankers import Ranker
 from biencoder.evaluation.tasks import Task, pools
-from biencoder.tracking.numbers import to_json
 
 _DEPTH = 10
 
@@ -105,7 +105,7 @@ class Comparison:
                     "name": row.name,
                     "about": row.about,
                     "figures": {
-                        task: {name: [to_json(f.value), to_json(f.low), to_json(f.high)] for name, f in found.items()}
+                        task: {name: [_plain(number) for number in (f.value, f.low, f.high)] for name, f in found.items()}
                         for task, found in row.figures.items()
                     },
                 }
@@ -145,3 +145,8 @@ def measure(
 def reranked(ranking: Ranking, top_k: int) -> npt.NDArray[np.int64]:
     """All candidates of a ranking, the first `top_k` in the pair classifier's order."""
     return np.concatenate([ranking.reranked(top_k), ranking.candidate_Qk[:, top_k:]], axis=1)
+
+
+def _plain(number: float) -> float | None:
+    """As JSON holds it, which has no NaN."""
+    return None if math.isnan(number) else number

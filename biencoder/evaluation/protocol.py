@@ -22,10 +22,11 @@ import torch
 
 from biencoder.data import Split
 from biencoder.data.codes import found_in
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.evaluation.metrics import calibration_error, ranking_metrics
-from biencoder.model import PairClassifier, Vectors
+from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.reranking import pair_probability
 
 Ids = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 * 2**20
@@ -270,21 +271,3 @@ def smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
     cut_in_a_tie = (values[:, k - 1] == values[:, -1]) & (wide < values_qC.shape[1])
     first_qk[cut_in_a_tie] = values_qC[cut_in_a_tie].argsort(dim=1, stable=True)[:, :k]
     return first_qk
-
-
-@torch.no_grad()
-def pair_probability(
-    queries: Vectors, candidates: Vectors, ranked_Qk: Ids, classifier: PairClassifier
-) -> npt.NDArray[np.float32]:
-    """Probability (Q, k) that candidate ranked_Qk[q, i] answers query q."""
-    Q, k = ranked_Qk.shape
-    probability_Qk = np.empty((Q, k), dtype=np.float32)
-    # A pair takes the two texts' vectors, and the classifier's features: three of them, and a normalised copy.
-    pair_bytes = 4 * 8 * sum(part.shape[1] for part in queries)
-    chunk = max(1, _CHUNK_BYTES // (k * pair_bytes))
-    for start in range(0, Q, chunk):
-        some = slice(start, start + chunk)
-        v = candidates.rows(torch.from_numpy(ranked_Qk[some]))
-        u = Vectors(*(part[some, None].expand(-1, k, -1) for part in queries))
-        probability_Qk[some] = classifier(u, v).softmax(dim=-1)[..., 1].numpy()
-    return probability_Qk

@@ -13,16 +13,16 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
-from biencoder.embedding import EmbeddedTexts
 from biencoder.evaluation.protocol import (
     HeldCandidates,
     Ranking,
     nearest_candidates,
     nothing_found,
-    pair_probability,
     smallest,
 )
-from biencoder.model import PairClassifier
+from biencoder.model.bi_encoder import PairClassifier
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.reranking import pair_probability
 
 Ids = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 * 2**20

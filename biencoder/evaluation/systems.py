@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import ModelConfig
-from biencoder.embedders import NamedModel
 from biencoder.errors import ModelError
 from biencoder.evaluation.baselines import BM25, TF_IDF, bm25, tf_idf
 from biencoder.evaluation.comparison import System
 from biencoder.evaluation.rankers import EmbeddingRanker
-from biencoder.inference import Inference
-from biencoder.sentence_folder import SentenceFolder
+from biencoder.retrieval.embedders import NamedModel
+from biencoder.retrieval.foreign_model import SentenceFolder
+from biencoder.retrieval.trained_model import Inference
 
 Ids = npt.NDArray[np.int64]
 

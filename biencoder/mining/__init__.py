@@ -3,7 +3,8 @@
 refresh.Miner   every rank takes part: the holders of the embeddings search and select, ids are broadcast
 selection       pure but for the merging of ranks: random or nearest, never the point, its counter, or a copy of them
 audit           what the negatives are like
-index           what an index is; ball_tree.py and faiss_index.py are the two that exist, build.py chooses
+
+The indexes themselves are in retrieval. Imports retrieval and what is below. Hands out `Miner` and what it has `Mined`.
 """
 
 from biencoder.mining.refresh import Mined, Miner

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
+from biencoder.retrieval.embedding import EmbeddedTexts
 
 Ids = npt.NDArray[np.int64]
 

@@ -16,11 +16,9 @@ import numpy.typing as npt
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError
 from biencoder.mining.audit import Audit, audit, churn
-from biencoder.mining.build import build_index
 from biencoder.mining.selection import (
     Limits,
     chosen_ranks,
@@ -31,6 +29,8 @@ from biencoder.mining.selection import (
     random_negatives,
     recall,
 )
+from biencoder.retrieval.build import build_index
+from biencoder.retrieval.embedding import EmbeddedTexts
 
 Ids = npt.NDArray[np.int64]
 _BALL_TREE_TEXTS = 20_000

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.errors import DataError
-from biencoder.mining.build import reference_index
-from biencoder.mining.index import NegativeIndex, nearest_allowed
+from biencoder.retrieval.build import reference_index
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.nearest import NegativeIndex, nearest_allowed
 from biencoder.rng import uniforms
 
 Ids = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
-from biencoder.json_lines import whole_end
+from biencoder.tracking.json_lines import whole_end
 from biencoder.tracking.names import Kind, accuracy
 from biencoder.tracking.numbers import from_json
 

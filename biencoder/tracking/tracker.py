@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from biencoder.config import Config
 from biencoder.errors import ConfigError, tell
-from biencoder.health import Alert, Guards
-from biencoder.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.channel import Channel
+from biencoder.tracking.guards import Alert, Guards
+from biencoder.tracking.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.names import PROVENANCE, Kind, Metrics
 from biencoder.tracking.numbers import to_json

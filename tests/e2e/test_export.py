@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from biencoder import onnx_check
 from biencoder.errors import BiencoderError
+from biencoder.evaluation import fidelity as onnx_check
 from launcher.export import main
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import run

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from biencoder.checkpoint import CheckpointFolder
 from biencoder.tracking.names import measures_time
+from biencoder.training.recovery.checkpoint import CheckpointFolder
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, small_run, train, training, wait_for, workers_of
 

@@ -17,26 +17,27 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
-import biencoder.contrastive
-import biencoder.engine
-from biencoder import loop, resume
-from biencoder.batch import triplet_batch
+import biencoder.training.contrastive
+import biencoder.training.engine.engine
 from biencoder.config import CheckpointConfig, Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World, world
-from biencoder.embedding import EmbeddedTexts, embed_texts
-from biencoder.engine import Engine, _import_deepspeed, read_settings
-from biencoder.engine_state import EngineState
+from biencoder.data.tokens import TokenizedTexts, tokenize
+from biencoder.distributed.stop_requests import StopRequests
+from biencoder.distributed.world import World, world
 from biencoder.errors import DataError
 from biencoder.evaluation import evaluate_split
-from biencoder.loss import combined_loss
 from biencoder.mining import Miner
-from biencoder.model import BiEncoder, PairClassifier, Vectors, build_model
-from biencoder.preemption import StopRequests
-from biencoder.pretrained import load_pretrained
-from biencoder.run import Progress
-from biencoder.sampler import shares
-from biencoder.tokens import TokenizedTexts, tokenize
+from biencoder.model.batch import triplet_batch
+from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Vectors, build_model
+from biencoder.model.pretrained import load_pretrained
+from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
+from biencoder.training import loop
+from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
+from biencoder.training.engine.state import EngineState
+from biencoder.training.loss import combined_loss
+from biencoder.training.recovery import resume
+from biencoder.training.run import Progress
+from biencoder.training.sampler import shares
 from launcher.entry import run
 
 
@@ -210,7 +211,7 @@ def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
             for step in range(STEPS):
                 losses.append(one_step(engine, ranks, tokens, split, negatives, step))
                 reports.append(engine.report())
-            embedded = embed_texts(engine, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
+            embedded = embed_texts(engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
             weights = engine.weights()
             classifier = engine.classifier_copy()
             if ranks.is_main:
@@ -237,7 +238,7 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
         return torch.optim.SGD(model.parameters(), lr=1.0)
 
     def work(ranks: World) -> None:
-        biencoder.engine.build_optimizer = sgd
+        biencoder.training.engine.engine.build_optimizer = sgd
         _let_any_cpu_compute_fp16()
         found = {}
         for file in files:
@@ -503,7 +504,7 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float,
     Args:
         unwritable: steps whose checkpoint fails two seconds after it was begun, the first time.
     """
-    from biencoder.checkpoint import CheckpointFolder
+    from biencoder.training.recovery.checkpoint import CheckpointFolder
     from launcher import train
 
     clean = loop.combined_loss
@@ -544,7 +545,7 @@ def run_on_a_small_gpu(arguments: list[str], room: int) -> None:
     """`launcher/train.py` where the last rank's memory holds so many triplets in training."""
     import sys
 
-    from biencoder.engine import Engine
+    from biencoder.training.engine.engine import Engine
     from launcher import train
 
     score = Engine.score
@@ -653,9 +654,9 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
         return torch.optim.SGD(model.parameters(), lr=1.0)
 
     def work(ranks: World) -> None:
-        biencoder.engine.build_optimizer = sgd
+        biencoder.training.engine.engine.build_optimizer = sgd
         if ranks.size > 1:
-            biencoder.contrastive._BLOCK_BYTES = 1  # every point is a block
+            biencoder.training.contrastive._BLOCK_BYTES = 1  # every point is a block
         gradients = {}
         for file in files:
             for micro in sorted({BATCH // ranks.size, 1, 2}):

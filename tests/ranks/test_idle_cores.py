@@ -13,8 +13,8 @@ pytestmark = pytest.mark.ranks
 
 CODE = """
 import faiss, torch
-from biencoder.distributed import world
-from biencoder.idle_cores import usable_cores
+from biencoder.distributed.world import world
+from biencoder.distributed.idle_cores import usable_cores
 
 def count(_=None):
     return faiss.omp_get_max_threads(), torch.get_num_threads()

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.mining.audit import Audit, audit, fingerprint, geometry
-from biencoder.model import Vectors
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
 
 ALONE = World.alone()
 

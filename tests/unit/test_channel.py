@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from biencoder.config import load_config
-from biencoder.health import Alert
 from biencoder.tracking import live_report, tracker
 from biencoder.tracking.channel import Channel, protected
+from biencoder.tracking.guards import Alert
 from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.tracker import Recorder
 from biencoder.tracking.wandb_log import Given

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from biencoder.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
 
 
 def checkpoint(step: int, size: int = 10) -> Checkpoint:
@@ -70,7 +70,7 @@ def test_a_write_that_does_not_read_back_is_a_failed_write(tmp_path: Path, monke
     folder = CheckpointFolder(tmp_path, keep=2)
     write(folder, 1)
     for error in (CheckpointError("model.safetensors is not what was written"), SafetensorError("I/O error: 5")):
-        monkeypatch.setattr("biencoder.checkpoint._verify", Mock(side_effect=error))
+        monkeypatch.setattr("biencoder.training.recovery.checkpoint._verify", Mock(side_effect=error))
         with pytest.raises(OSError, match=str(error)):
             write(folder, 2)
     monkeypatch.undo()

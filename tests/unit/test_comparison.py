@@ -6,14 +6,14 @@ import torch
 
 from biencoder.config import ModelConfig
 from biencoder.data import Dataset, load_dataset
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split
 from biencoder.evaluation.comparison import Comparison, System, measure
 from biencoder.evaluation.intervals import figures
 from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.evaluation.tasks import TASKS
-from biencoder.model import PairClassifier, Vectors
+from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
 from tests.conftest import WriteCorpus
 
 

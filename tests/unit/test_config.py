@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from biencoder.config import Config, TrainConfig, describe, load_config, user_path
-from biencoder.embedders import load_models
 from biencoder.errors import ConfigError, ModelError
-from biencoder.pretrained import locate
+from biencoder.model.pretrained import locate
+from biencoder.retrieval.embedders import load_models
 from launcher.entry import parse_run
 
 PUBLIC = """data.root model.name model.max_length model.dropout run.dir run.seed train.epochs train.max_steps

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from biencoder import contrastive
 from biencoder.config import LossConfig
-from biencoder.contrastive import contrast, cross_entropy, targets
 from biencoder.data import Forbidden, Split
-from biencoder.distributed import World
-from biencoder.loss import combined_loss
-from biencoder.model import Scores
+from biencoder.distributed.world import World
+from biencoder.model.bi_encoder import Scores
+from biencoder.training import contrastive
+from biencoder.training.contrastive import contrast, cross_entropy, targets
+from biencoder.training.loss import combined_loss
 from tests.peak import peak_growth
 
 # Point 0 stands in two pairs, with counters 2 and 3; text 1 is a point, 2 also its counter; 4 is answered by 5.

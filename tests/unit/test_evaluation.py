@@ -11,12 +11,12 @@ from ir_measures import RR, Success, nDCG
 
 from biencoder.config import ModelConfig
 from biencoder.data import Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split, protocol
 from biencoder.evaluation.metrics import calibration_error, query_metrics, ranking_metrics
 from biencoder.evaluation.protocol import HeldCandidates, nearest_candidates, pair_probability
-from biencoder.model import PairClassifier, Vectors
+from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
 
 
 def make_split(points: list[int], counters: list[int]) -> Split:

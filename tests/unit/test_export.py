@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from biencoder.config import ModelConfig
+from biencoder.data.tokens import tokenize
 from biencoder.errors import ModelError
-from biencoder.export import load_model, save_model, trained_on_clean_texts
-from biencoder.inference import Inference
-from biencoder.model import BiEncoder, Side, Sides, build_model
-from biencoder.pretrained import load_pretrained
-from biencoder.search_index import SearchIndex
-from biencoder.tokens import tokenize
+from biencoder.model.bi_encoder import BiEncoder, Side, Sides, build_model
+from biencoder.model.folder import load_model, save_model, trained_on_clean_texts
+from biencoder.model.pretrained import load_pretrained
+from biencoder.retrieval.saved_index import SearchIndex
+from biencoder.retrieval.trained_model import Inference
 
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from biencoder.config import ModelConfig
-from biencoder.gradient_sums import sum_in_fp32
-from biencoder.model import BiEncoder, build_model
-from biencoder.pretrained import load_pretrained
-from biencoder.tokens import Tokens
+from biencoder.data.tokens import Tokens
+from biencoder.model.bi_encoder import BiEncoder, build_model
+from biencoder.model.pretrained import load_pretrained
+from biencoder.training.engine.gradient_sums import sum_in_fp32
 
 TOKENS, HIDDEN, ROWS = 10_000, 48, 300
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}

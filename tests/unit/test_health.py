@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from biencoder.config import PROJECT_ROOT, load_config
-from biencoder.health import GUARDS, Alert, Guards
+from biencoder.tracking.guards import GUARDS, Alert, Guards
 from biencoder.tracking.names import accuracy
 
 PLAIN = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from biencoder import idle_cores
 from biencoder.config import MiningConfig
-from biencoder.mining.build import build_index
-from biencoder.mining.index import nearest_allowed
+from biencoder.distributed import idle_cores
+from biencoder.retrieval.build import build_index
+from biencoder.retrieval.nearest import nearest_allowed
 
 
 def threads() -> set[int]:
@@ -71,7 +71,7 @@ def test_a_users_own_number_of_threads_counts(agent: dict[str, str], rank: dict[
         "import os, subprocess, sys\n"
         f"os.environ.update({{'TORCHELASTIC_RUN_ID': 'none', **{rank!r}}})\n"
         "if not os.environ['TORCHELASTIC_RUN_ID']: del os.environ['TORCHELASTIC_RUN_ID']\n"
-        "code = 'from biencoder.idle_cores import left_to_torchrun; print(left_to_torchrun())'\n"
+        "code = 'from biencoder.distributed.idle_cores import left_to_torchrun; print(left_to_torchrun())'\n"
         "subprocess.run([sys.executable, '-c', code], check=True)\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}

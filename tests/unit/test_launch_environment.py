@@ -2,9 +2,9 @@
 
 import pytest
 
-from biencoder.distributed import _ranks_from_environment
+from biencoder.distributed.launcher_watch import find_launchers, program
+from biencoder.distributed.world import _ranks_from_environment
 from biencoder.errors import ConfigError
-from biencoder.launcher_watch import find_launchers, program
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 RANK_1 = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}

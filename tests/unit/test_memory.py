@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from biencoder.config import Config, MiningConfig, ModelConfig
-from biencoder.distributed import World
+from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
-from biencoder.memory import GIB, bucket_bytes, check_mining_memory, mining_bytes, offloaded_bytes, state_bytes
-from biencoder.mining.build import build_index
+from biencoder.retrieval.build import build_index
+from biencoder.training.engine.memory import (
+    GIB,
+    bucket_bytes,
+    check_mining_memory,
+    mining_bytes,
+    offloaded_bytes,
+    state_bytes,
+)
 
 BIG = {"num_texts": 10_000_000, "hidden": 768}
 
@@ -54,7 +61,7 @@ def test_what_does_not_fit_is_refused_with_the_way_out() -> None:
 
 
 def test_without_a_bound_the_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("biencoder.memory.available_bytes", lambda: 8 * GIB)
+    monkeypatch.setattr("biencoder.training.engine.memory.available_bytes", lambda: 8 * GIB)
     two = dataclasses.replace(World.alone(), size=2, hosts=("a", "a"))
     with pytest.raises(ConfigError, match=r"on each rank, but a has 4\.0 free; use more ranks"):
         check_mining_memory(config_of(placement="sharded"), two, **BIG)

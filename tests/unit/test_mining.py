@@ -12,15 +12,15 @@ import torch
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
-from biencoder.distributed import World
-from biencoder.embedding import EmbeddedTexts
+from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, DataError, PeerError
 from biencoder.mining import Miner
 from biencoder.mining.audit import churn
-from biencoder.mining.build import build_index
-from biencoder.mining.index import nearest_allowed
 from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
-from biencoder.model import Vectors
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.build import build_index
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.nearest import nearest_allowed
 from tests.peak import peak_growth
 
 NOTHING = np.full((50, 1), -1)
@@ -350,7 +350,7 @@ class Asked:
 def test_a_starved_query_is_compared_with_all_and_asks_the_index_for_no_more(
     kind: str, bounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("biencoder.mining.index._SCANNED_PAIRS", 3000)  # several blocks
+    monkeypatch.setattr("biencoder.retrieval.nearest._SCANNED_PAIRS", 3000)  # several blocks
     N, Q, count = 5000, 12, 3
     vectors_ND = vectors(kind, size=N)
     exact_QN = np.linalg.norm(vectors_ND[:Q, None].astype(np.float64) - vectors_ND[None], axis=2)

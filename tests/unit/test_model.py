@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from biencoder.batch import length_groups, triplet_batch
 from biencoder.config import LossConfig, ModelConfig, TrainConfig
 from biencoder.data import Split
+from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
 from biencoder.errors import ModelError
-from biencoder.loss import combined_loss
-from biencoder.model import BiEncoder, Scores, Vectors, build_model
-from biencoder.optim import build_optimizer, lr_factors, schedule
-from biencoder.pretrained import load_pretrained
-from biencoder.tokens import TokenizedTexts, Tokens, tokenize
+from biencoder.model.batch import length_groups, triplet_batch
+from biencoder.model.bi_encoder import BiEncoder, Scores, Vectors, build_model
+from biencoder.model.pretrained import load_pretrained
+from biencoder.training.engine.optim import build_optimizer, lr_factors, schedule
+from biencoder.training.loss import combined_loss
 
 TEXTS = ["the quick fox", "a lazy dog argues", "taxes rise", "votes fall with taxes and dogs", "brown"]
 
@@ -76,7 +76,7 @@ def test_classifier_features(tiny_bert: Path, features: str, width: int, norm: b
 
 
 def test_reference_classifier_of_bert_base_has_2688_inputs() -> None:
-    from biencoder.model import PairClassifier
+    from biencoder.model.bi_encoder import PairClassifier
 
     assert PairClassifier(ModelConfig(), embedding_dim=128, hidden=768).layers[-1].in_features == 2688
 

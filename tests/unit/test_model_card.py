@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from biencoder.config import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Dataset, Split
 from biencoder.data.records import Findings
-from biencoder.model_card import model_card
+from biencoder.training.model_card import model_card
 
 METRICS = {
     "embedding/accuracy@1": 0.25,

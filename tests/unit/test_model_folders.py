@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from biencoder.config import Config
-from biencoder.distributed import World
+from biencoder.distributed.world import World
 from biencoder.errors import ModelError, PeerError
-from biencoder.loop import keep_best, write_best
-from biencoder.model_folders import ModelFolders, Weights
-from biencoder.run import Progress
+from biencoder.training.loop import keep_best, write_best
+from biencoder.training.model_folders import ModelFolders, Weights
+from biencoder.training.run import Progress
 
 NAME = f"eval/validation/{Config().eval.metric}"
 

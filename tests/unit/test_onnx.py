@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from biencoder import onnx_check
 from biencoder.data import Split
-from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ConfigError, ModelError
-from biencoder.inference import Inference
-from biencoder.model import Vectors
-from biencoder.onnx_check import check, compare
-from biencoder.onnx_export import OnnxModel, need_packages, write_onnx
+from biencoder.evaluation import fidelity as onnx_check
+from biencoder.evaluation.fidelity import check, compare
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.onnx_model import OnnxModel, need_packages, write_onnx
+from biencoder.retrieval.trained_model import Inference
 from tests.unit.test_export import export
 
 TEXTS = ["the quick fox", "taxes rise and fall with votes against a lazy dog " * 3, "a", "the dog argues against the fox"]

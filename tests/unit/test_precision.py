@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from biencoder import precision
 from biencoder.config import Config
-from biencoder.engine import precision_of, read_settings
-from biencoder.precision import fast_precision
+from biencoder.training.engine import precision
+from biencoder.training.engine.engine import precision_of, read_settings
+from biencoder.training.engine.precision import fast_precision
 
 AUTO = Config(deepspeed_config="ds_configs/zero1_auto.json")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import biencoder.preflight
+import biencoder.training.preflight.checks
 from biencoder.config import Config
-from biencoder.distributed import World
+from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
-from biencoder.memory import GIB
-from biencoder.preflight import in_time, preflight, raise_failed
-from biencoder.preflight_rows import (
+from biencoder.training.engine.memory import GIB
+from biencoder.training.preflight.checks import in_time, preflight, raise_failed
+from biencoder.training.preflight.judgements import (
     Device,
     Memory,
     Row,
@@ -139,8 +139,8 @@ def test_an_exception_in_a_check_is_its_row_and_the_others_follow(monkeypatch: p
     def broken(*args: object, **kwargs: object) -> None:
         raise ImportError("libgomp.so.1: cannot open")
 
-    monkeypatch.setattr(biencoder.preflight, "_versions", broken)
-    monkeypatch.setattr(biencoder.preflight, "load_pretrained", broken)
+    monkeypatch.setattr(biencoder.training.preflight.checks, "_versions", broken)
+    monkeypatch.setattr(biencoder.training.preflight.checks, "load_pretrained", broken)
     monkeypatch.chdir(tmp_path)
     rows = {row.name: row for row in preflight(Config(), World.alone())}
     assert [name for name, row in rows.items() if row.verdict == "fail"] == ["versions", "model"]

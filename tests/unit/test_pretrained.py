@@ -17,15 +17,15 @@ from transformers.utils import hub
 
 from biencoder.config import ModelConfig
 from biencoder.data.records import Findings
-from biencoder.embedders import load_models
-from biencoder.embedding import plan_batches
-from biencoder.engine_state import EngineTensors
+from biencoder.data.tokens import tokenize
 from biencoder.errors import DataError, ModelError
-from biencoder.export import load_model
-from biencoder.inference import Inference
-from biencoder.pretrained import Pretrained, load_pretrained, num_positions
-from biencoder.tokens import tokenize
-from biencoder.vocabulary import check_corpus
+from biencoder.model.folder import load_model
+from biencoder.model.pretrained import Pretrained, load_pretrained, num_positions
+from biencoder.model.vocabulary import check_corpus
+from biencoder.retrieval.embedders import load_models
+from biencoder.retrieval.embedding import plan_batches
+from biencoder.retrieval.trained_model import Inference
+from biencoder.training.engine.state import EngineTensors
 from launcher import index, search
 from tests.unit.test_export import export
 from tests.unit.test_sentence_folder import without_our_files

@@ -8,11 +8,11 @@ import pytest
 import tomli_w
 
 from biencoder.errors import ConfigError
-from biencoder.report import summary, write_report
-from biencoder.report.figures import figures
-from biencoder.report.series import phases, thinned
 from biencoder.tracking.names import CLOSEST, HARDNESS, STEP, accuracy, examples
 from biencoder.tracking.record import RunRecord, read_record
+from biencoder.tracking.report import summary, write_report
+from biencoder.tracking.report.figures import figures
+from biencoder.tracking.report.series import phases, thinned
 
 EVIL = "</script><script>document.title = 'broken out'</script> & <b>bold</b>"
 

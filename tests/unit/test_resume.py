@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from biencoder.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.config import Config, describe, load_config
 from biencoder.errors import ConfigError
-from biencoder.resume import find_checkpoint
+from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.training.recovery.resume import find_checkpoint
 
 FREE = """data.root run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size train.log_every
 train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep tracking.wandb

@@ -9,11 +9,11 @@ import pytest
 from biencoder.config import Config, RunConfig, TrainConfig, load_config
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
-from biencoder.doctor import diagnose
 from biencoder.errors import ConfigError
-from biencoder.report.summary import data_check
-from biencoder.run_folder import finished_at, record_end, record_start, record_stop, run_folder
 from biencoder.tracking.record import read_record
+from biencoder.tracking.report.summary import data_check
+from biencoder.training.preflight.machine import diagnose
+from biencoder.training.recovery.run_folder import finished_at, record_end, record_start, record_stop, run_folder
 
 EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
 

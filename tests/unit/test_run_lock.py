@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from biencoder import run_lock
 from biencoder.errors import ConfigError
-from biencoder.run_lock import NAME, Holder, take_lock
+from biencoder.training.recovery import run_lock
+from biencoder.training.recovery.run_lock import NAME, Holder, take_lock
 from tests.processes import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from biencoder.errors import ConfigError
-from biencoder.run_lock import take_lock
+from biencoder.training.recovery.run_lock import take_lock
 try:
     lock = take_lock(Path(sys.argv[1]), lost=print)
 except ConfigError as error:

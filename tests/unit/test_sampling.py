@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from biencoder.embedding import plan_batches
+from biencoder.retrieval.embedding import plan_batches
 from biencoder.rng import permutation, stream_seed, uniforms
-from biencoder.sampler import global_batches, shares
+from biencoder.training.sampler import global_batches, shares
 
 
 def test_an_epoch_uses_every_sample_at_most_once_and_drops_the_incomplete_batch() -> None:

@@ -11,13 +11,22 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from biencoder import search_index
 from biencoder.data import load_texts
 from biencoder.errors import DataError
-from biencoder.export import model_sha256
-from biencoder.inference import Hit, Inference
-from biencoder.model import Vectors
-from biencoder.search_index import Facts, FlatIndex, Kind, SearchIndex, build_compact, check_texts, open_index, read_facts
+from biencoder.model.bi_encoder import Vectors
+from biencoder.model.folder import model_sha256
+from biencoder.retrieval import saved_index as search_index
+from biencoder.retrieval.saved_index import (
+    Facts,
+    FlatIndex,
+    Kind,
+    SearchIndex,
+    build_compact,
+    check_texts,
+    open_index,
+    read_facts,
+)
+from biencoder.retrieval.trained_model import Hit, Inference
 from tests.unit.test_export import export
 
 WORDS = "fox dog taxes votes quick lazy brown argues point counter".split()

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from biencoder.data import load_dataset
-from biencoder.embedders import load_models
 from biencoder.errors import ModelError
 from biencoder.evaluation.comparison import Comparison
 from biencoder.evaluation.systems import model_system, zero_shot_systems
 from biencoder.evaluation.tasks import TASKS
+from biencoder.retrieval.embedders import load_models
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.unit.test_export import export
 

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
-from biencoder.sweep import command_line, find_runs, rank, ranking_table, read_sweep, write_ranking
 from biencoder.tracking.names import accuracy
+from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, read_sweep, write_ranking
 from launcher import sweep as launcher
 from launcher.entry import parse_run
 from tests.ranks.launch import ROOT

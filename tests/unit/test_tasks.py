@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from biencoder.data import Dataset, Split, load_dataset
-from biencoder.embedding import EmbeddedTexts
 from biencoder.errors import ConfigError, DataError
 from biencoder.evaluation.comparison import measure
 from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.evaluation.tasks import TASKS, choose_tasks, pools
-from biencoder.model import Vectors
+from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
 from tests.conftest import WriteCorpus
 
 # Each text is its name, and each name its distance from the first point of debate a, which is the query to look at. Its

@@ -12,22 +12,24 @@ import pytest
 from biencoder.config import Config, DataConfig, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
-from biencoder.health import Alert
-from biencoder.inference import Hit
-from biencoder.sweep import Row, ranking_table
+from biencoder.evaluation.tables import hits_table
+from biencoder.retrieval.trained_model import Hit
 from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console
+from biencoder.tracking.guards import Alert
 from biencoder.tracking.terminal import Terminal
+from biencoder.training.opening import closing_line, findings_table
+from biencoder.training.sweep import Row, ranking_table
 from launcher.search import arguments_of, lines_of
 
 
 @pytest.mark.parametrize("text", ["[/b] closes nothing", "said [sic] so", "[red]alert[/red]"])
 def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(is_main=True)
-    terminal.found(text, [Hit(text, 0.5, 0.5)])
+    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)]))
     findings = Findings()
     findings.add(text, text)
-    terminal.findings(findings)
+    terminal.show(*findings_table(findings))
     terminal.evaluation(text, {})
     assert capsys.readouterr().out.count(text) == 5
 
@@ -35,15 +37,15 @@ def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, config = tmp_path / "my run", Config(data=DataConfig(root="my data"))
     terminal = Terminal(is_main=True)
-    terminal.closing(folder, config)
+    terminal.say(closing_line(folder, config))
     assert "the run has left no model" in capsys.readouterr().out
     (folder / "model" / "last").mkdir(parents=True)
-    terminal.closing(folder, config)
+    terminal.say(closing_line(folder, config))
     said = capsys.readouterr().out
     assert f"{folder}/model/best is not there" in said
     assert f"--model '{folder}/model/last' --data.root 'my data' 'your argument'" in said
     (folder / "model" / "best").mkdir()
-    terminal.closing(folder, config)
+    terminal.say(closing_line(folder, config))
     assert f"The best model is in {folder}/model/best" in capsys.readouterr().out
 
 
@@ -83,7 +85,7 @@ def test_a_second_interrupt_gives_no_traceback() -> None:
 
 def test_colons_and_control_characters_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     terminal, text = Terminal(is_main=True), "a :dog: \x1b[2J\x07 {x}"
-    terminal.found(text, [Hit(text, 0.5, 0.5)])
+    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)]))
     terminal.say(text)
     assert capsys.readouterr().out.count("a :dog: \ufffd[2J\ufffd {x}") == 3
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from biencoder import token_cache
 from biencoder.config import ModelConfig
-from biencoder.distributed import World
-from biencoder.prefetch import prefetched
-from biencoder.pretrained import load_pretrained
-from biencoder.token_cache import cache_folder, cached_tokens
-from biencoder.tokens import TokenizedTexts
+from biencoder.data import token_cache
+from biencoder.data.token_cache import cache_folder, cached_tokens
+from biencoder.data.tokens import TokenizedTexts
+from biencoder.distributed.world import World
+from biencoder.model.pretrained import load_pretrained
+from biencoder.training.prefetch import prefetched
 
 TEXTS = ["the quick fox", "a lazy dog argues against taxes", "votes", "brown dogs rise"]
 

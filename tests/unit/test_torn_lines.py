@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from biencoder import run_folder
 from biencoder.config import Config, TrackingConfig
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
-from biencoder.out_of_memory import record_bound, within_bound
-from biencoder.run_folder import read_lines, record_start, record_stop
 from biencoder.tracking.record import read_record
 from biencoder.tracking.tracker import Tracker, open_tracker
+from biencoder.training.recovery import run_folder
+from biencoder.training.recovery.out_of_memory import record_bound, within_bound
+from biencoder.training.recovery.run_folder import read_lines, record_start, record_stop
 
 EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
 

@@ -1,0 +1,107 @@
+"""Being asked to stop: SIGTERM or SIGUSR1 to any rank ends all of them, with a checkpoint, so that the run can go on.
+
+While steps are made, all ranks agree on the step after which they save or stop; the vote travels beside the next step, so
+it costs no time. At other times (mining, evaluation) there is nothing to save that the last checkpoint does not hold, and
+the run ends at once. The signal is received by a thread, because the main thread may be deep inside a search.
+"""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from enum import IntEnum
+
+from biencoder.distributed.world import World
+from biencoder.errors import PeerError, tell
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL: the same command, started again, goes on. Slurm's RequeueExit is usually set to it."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Agreement(IntEnum):
+    """What all ranks do after a step; of several wishes the highest counts."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2
+
+
+class Stopped(PeerError):  # noqa: N818 - not an error
+    """The run was asked to stop, and can go on; every rank raises this together."""
+
+    kind = "stopped"
+    code = EXIT_CODE
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, EXIT_CODE)
+
+
+class StopRequests:
+    """Listens for signals from its creation to `close`."""
+
+    def __init__(self, world: World, *, before_exit: Callable[[int], None]) -> None:
+        """Args: before_exit: called with the exit code before this process ends at once."""
+        self._world, self._before_exit = world, before_exit
+        self._received: str | None = None
+        self._stepping = False
+        self._vote: Callable[[], int] | None = None
+        self._wake, self._sleep = socket.socketpair()
+        self._wake.setblocking(False)
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Within, a request waits for `agreed`; outside, it ends the run at once. Left by an exception, it stays within.
+        Every rank takes part in leaving it."""
+        self._stepping = True
+        yield
+        self._world.together(lambda: None)  # without it a rank could end rank 0 before that has handed in its checkpoint
+        self._stepping = False
+        if self._received:
+            self._end_at_once()
+
+    def agreed(self, *, save: bool) -> Agreement:
+        """What the ranks wished for in the last call. Every rank takes part, and gets the same answer.
+
+        Args:
+            save: whether this rank wishes for a checkpoint.
+        """
+        answer = Agreement(self._vote() if self._vote else 0)
+        wish = Agreement.STOP if self._received else Agreement.SAVE if save else Agreement.GO_ON
+        self._vote = self._world.max_later(wish)
+        return answer
+
+    def close(self) -> None:
+        if self._vote:
+            self._vote()  # leave no collective behind
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._wake.close()
+        self._thread.join()
+        self._sleep.close()
+
+    def _listen(self) -> None:
+        while numbers := self._sleep.recv(16):
+            asked = [number for number in numbers if number in SIGNALS]
+            if asked:
+                self._received = signal.Signals(asked[0]).name
+                if not self._stepping:
+                    self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        host = self._world.hosts[self._world.rank]
+        message = (
+            f"{self._received} on rank {self._world.rank} ({host}); started again, the run goes on from its last checkpoint"
+        )
+        tell(f"stopped: {message}")
+        self._world.end_all(message, exit_code=EXIT_CODE)
+        with suppress(Exception):  # whatever it could not do, this process ends
+            self._before_exit(EXIT_CODE)
+        os._exit(EXIT_CODE)

@@ -1,0 +1,79 @@
+"""From sample positions to what the forward takes: distinct texts in groups of similar length, and rows into them."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.data import Split
+from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
+from biencoder.model.bi_encoder import TripletBatch
+
+Ids = npt.NDArray[np.int64]
+
+
+def triplet_batch(
+    samples_B: Ids,
+    split: Split,
+    negative_text_PK: Ids,
+    tokens: TokenizedTexts,
+    *,
+    one_encoder: bool,
+    rivals: bool,
+    pass_cost: float,
+    device: torch.device,
+) -> TripletBatch:
+    """The triplets of these samples (positions of pairs in the split).
+
+    Args:
+        negative_text_PK: for each pair of the split the text ids of its mined negatives.
+        one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice.
+        rivals: whether the points are wanted as candidates, too.
+        pass_cost: see `length_groups`.
+    """
+    point_B, counter_B = split.point_text_P[samples_B], split.counter_text_P[samples_B]
+    negative_BK = negative_text_PK[samples_B]
+    parts = [counter_B, negative_BK.ravel(), *([point_B] if rivals else [])]
+
+    def grouped(text_ids: Ids) -> tuple[list[Tokens], Ids]:
+        """The distinct ones of these texts, and the row of each."""
+        texts_U, nth = np.unique(text_ids, return_inverse=True)
+        groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
+        row_U = np.empty_like(texts_U)
+        row_U[np.concatenate(groups)] = np.arange(len(texts_U))
+        return [tokens.batch(texts_U[group]).to(device) for group in groups], row_U[nth]
+
+    candidates = None
+    if one_encoder:
+        texts, rows = grouped(np.concatenate([point_B, *parts]))
+    else:
+        texts, point_rows = grouped(point_B)
+        candidates, candidate_rows = grouped(np.concatenate(parts))
+        rows = np.concatenate([point_rows, candidate_rows])
+    B, K = negative_BK.shape
+    point, counter, negative, rival = torch.split(torch.from_numpy(rows).to(device), [B, B, B * K, B * rivals])
+    return TripletBatch(texts, candidates, point, counter, negative.reshape(B, K), rival if rivals else None)
+
+
+def length_groups(lengths_U: Ids, pass_cost: float, *, max_length: int) -> list[Ids]:
+    """Positions of texts, longest first, cut where padded tokens plus `pass_cost` for each group are fewest in sum.
+
+    Args:
+        pass_cost: what a further pass through the model costs, in tokens; infinite: one group.
+        max_length: where the texts were cut; no group is padded further.
+    """
+    order_U = np.argsort(-lengths_U, kind="stable")
+    if np.isinf(pass_cost):
+        return [order_U]
+    widths_U = padded_width(lengths_U[order_U], max_length)
+    starts = np.append(np.flatnonzero(np.diff(widths_U, prepend=0)), len(widths_U))  # where a new width begins; the end
+    least = np.zeros(len(starts))  # cost of the texts from each start on
+    following = np.zeros(len(starts), dtype=np.int64)  # which start the next group has
+    for i in reversed(range(len(starts) - 1)):
+        costs = widths_U[starts[i]] * (starts[i + 1 :] - starts[i]) + pass_cost + least[i + 1 :]
+        following[i] = i + 1 + np.argmin(costs)
+        least[i] = costs.min()
+    groups, i = [], 0
+    while i < len(starts) - 1:
+        groups.append(order_U[starts[i] : starts[following[i]]])
+        i = following[i]
+    return groups

@@ -1,0 +1,241 @@
+"""The bi-encoder: a text becomes a similarity embedding and a pooled vector; two texts become the logits of "is a counter".
+
+B: triplets, K: negatives of each, U: distinct texts in a batch, L: tokens, H: hidden size of the encoder, D: similarity
+embedding.
+
+The model is the Bipolar-encoder of Shi, Cao, Nguyen 2023 (arXiv 2304.08807): e = W pooled, and a pair is classified from
+[e_u, e_v, |e_u - e_v|, p_u, p_v, |p_u - p_v|]. All work goes through `forward`, because the DeepSpeed engine gathers
+sharded parameters (ZeRO-3) only there.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from biencoder.config import ModelConfig
+from biencoder.data.tokens import Tokens
+from biencoder.model.pretrained import Pooling, Pretrained
+from biencoder.rng import stream_seed
+
+Side = Literal["query", "candidate"]
+
+
+class Vectors(NamedTuple):
+    """What one text becomes: the similarity embedding (…, D) and the pooled vector (…, H)."""
+
+    embedding: torch.Tensor
+    pooled: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> "Vectors":
+        return Vectors(self.embedding[index], self.pooled[index])
+
+
+class Sides(NamedTuple):
+    """Texts as queries and as candidates; equal where the sides share all weights."""
+
+    query: Vectors
+    candidate: Vectors
+
+    def parts(self) -> list[torch.Tensor]:
+        """The tensors that differ, each once, in fp32: 2 where the sides share all weights, 3 where they share the encoder,
+        else 4."""
+        return [tensor.float() for tensor in dict.fromkeys(tensor for side in self for tensor in side)]
+
+    @classmethod
+    def of(cls, parts: Sequence[torch.Tensor]) -> "Sides":
+        """What `parts` took apart."""
+        query = candidate = Vectors(*parts[:2])
+        if len(parts) > 2:
+            candidate = Vectors(parts[2], parts[-1] if len(parts) == 4 else query.pooled)
+        return cls(query, candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class TripletBatch:
+    """B triplets as rows of encoded texts, so that a text that occurs twice is encoded once.
+
+    Texts come in groups of similar length, each padded for itself; rows count through them in order. `candidates` is None
+    where one encoder serves both sides: then all rows index `texts`, which are the queries otherwise.
+    """
+
+    texts: list[Tokens]
+    candidates: list[Tokens] | None
+    point_row_B: torch.Tensor
+    counter_row_B: torch.Tensor
+    negative_row_BK: torch.Tensor
+    rival_row_B: torch.Tensor | None
+    """The points once more, as candidates; None where no loss wants them."""
+
+
+class Scores(NamedTuple):
+    """What the loss needs of B triplets: embeddings, and the pair classifier's logits."""
+
+    point_BD: torch.Tensor
+    counter_BD: torch.Tensor
+    negative_BKD: torch.Tensor
+    counter_logits_B2: torch.Tensor
+    negative_logits_BK2: torch.Tensor
+    rival_BD: torch.Tensor | None
+    """The points as candidates."""
+
+
+class Tower(nn.Module):
+    """One side of the bi-encoder: encoder, pooling, projection."""
+
+    def __init__(self, encoder: PreTrainedModel, *, pooling: Pooling, embedding_dim: int, normalize: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.normalize = normalize
+        hidden = encoder.config.hidden_size
+        self.projection = nn.Linear(hidden, embedding_dim or hidden, bias=False)
+        # Start as near to the pretrained geometry as the dimension allows: the identity, or an orthonormal projection.
+        if self.projection.out_features == hidden:
+            nn.init.eye_(self.projection.weight)
+        else:
+            nn.init.orthogonal_(self.projection.weight)
+
+    def pool(self, tokens: Tokens) -> torch.Tensor:
+        """The pooled vectors (U, H) of a batch."""
+        output = self.encoder(input_ids=tokens.input_ids_UL, attention_mask=tokens.attention_mask_UL)
+        return self._pool(output, tokens.attention_mask_UL)
+
+    def project(self, pooled_UH: torch.Tensor) -> Vectors:
+        embedding_UD = self.projection(pooled_UH)
+        if self.normalize:
+            embedding_UD = F.normalize(embedding_UD.float(), dim=-1).to(pooled_UH.dtype)
+        return Vectors(embedding_UD, pooled_UH)
+
+    def _pool(self, output: object, mask_UL: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "pooler":
+            pooled: torch.Tensor = output.pooler_output  # type: ignore[attr-defined]  # transformers' ModelOutput
+            return pooled
+        states_ULH: torch.Tensor = output.last_hidden_state  # type: ignore[attr-defined]
+        if self.pooling == "cls":
+            return states_ULH[:, 0]
+        mask_UL1 = mask_UL.unsqueeze(-1).to(states_ULH.dtype)
+        return (states_ULH * mask_UL1).sum(1) / mask_UL1.sum(1)
+
+
+class PairClassifier(nn.Module):
+    """Two logits for (u, v): 1 means that v is a counter of u."""
+
+    def __init__(self, config: ModelConfig, *, embedding_dim: int, hidden: int) -> None:
+        super().__init__()
+        self._made_from = {"config": config, "embedding_dim": embedding_dim, "hidden": hidden}
+        self.features = config.classifier_features
+        width = 3 * embedding_dim * (self.features != "pooled") + 3 * hidden * (self.features != "embedding")
+        before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
+        self.layers = nn.Sequential(*before, nn.Linear(width, 2))
+
+    def forward(self, u: Vectors, v: Vectors) -> torch.Tensor:
+        parts = []
+        if self.features != "pooled":
+            parts += [u.embedding, v.embedding, (u.embedding - v.embedding).abs()]
+        if self.features != "embedding":
+            parts += [u.pooled, v.pooled, (u.pooled - v.pooled).abs()]
+        logits: torch.Tensor = self.layers(torch.cat(parts, dim=-1))
+        return logits
+
+    def twin(self) -> "PairClassifier":
+        """A classifier of the same shape on the CPU in fp32, with weights of its own and none of this one's hooks."""
+        return type(self)(**self._made_from)  # type: ignore[arg-type]  # the arguments of __init__
+
+
+class BiEncoder(nn.Module):
+    """A tower for both sides, or one for queries and one for candidates, which may share their encoder; and the pair
+    classifier."""
+
+    def __init__(self, config: ModelConfig, encoders: list[PreTrainedModel], pooling: Pooling) -> None:
+        """Args: encoders: one for each tower; the same one twice where only the projections differ."""
+        super().__init__()
+        self.towers = nn.ModuleList(
+            Tower(encoder, pooling=pooling, embedding_dim=config.embedding_dim, normalize=config.normalize)
+            for encoder in encoders
+        )
+        hidden = encoders[0].config.hidden_size
+        self.classifier = PairClassifier(config, embedding_dim=config.embedding_dim or hidden, hidden=hidden)
+        if not self.shared:  # both sides begin alike
+            self.candidate_tower.projection.load_state_dict(self.query_tower.projection.state_dict())
+        if config.freeze_encoder:
+            for encoder in encoders:
+                encoder.requires_grad_(False)
+
+    @property
+    def query_tower(self) -> Tower:
+        tower: Tower = self.towers[0]  # type: ignore[assignment]  # a ModuleList of towers
+        return tower
+
+    @property
+    def candidate_tower(self) -> Tower:
+        tower: Tower = self.towers[-1]  # type: ignore[assignment]
+        return tower
+
+    @property
+    def shared(self) -> bool:
+        """Whether queries and candidates share all weights."""
+        return len(self.towers) == 1
+
+    @property
+    def one_encoder(self) -> bool:
+        """Whether a text is encoded once for both sides."""
+        return self.query_tower.encoder is self.candidate_tower.encoder
+
+    def forward(self, inputs: TripletBatch | Tokens) -> Scores | Sides:
+        """Score a batch of triplets, or encode a batch of texts as both sides."""
+        if isinstance(inputs, TripletBatch):
+            return self._score(inputs)
+        pooled_UH = self.query_tower.pool(inputs)
+        return self._sides(pooled_UH, pooled_UH if self.one_encoder else self.candidate_tower.pool(inputs))
+
+    def _sides(self, query_UH: torch.Tensor, candidate_UH: torch.Tensor) -> Sides:
+        query = self.query_tower.project(query_UH)
+        return Sides(query, query if self.shared else self.candidate_tower.project(candidate_UH))
+
+    def _score(self, batch: TripletBatch) -> Scores:
+        query_UH = torch.cat([self.query_tower.pool(tokens) for tokens in batch.texts])
+        candidate_UH = query_UH
+        if batch.candidates is not None:
+            candidate_UH = torch.cat([self.candidate_tower.pool(tokens) for tokens in batch.candidates])
+        queries, candidates = self._sides(query_UH, candidate_UH)
+        point, counter = queries.rows(batch.point_row_B), candidates.rows(batch.counter_row_B)
+        negatives = candidates.rows(batch.negative_row_BK)
+        points = queries.rows(batch.point_row_B[:, None].expand_as(batch.negative_row_BK))
+        return Scores(
+            point.embedding,
+            counter.embedding,
+            negatives.embedding,
+            self.classifier(point, counter),
+            self.classifier(points, negatives),
+            None if batch.rival_row_B is None else candidates.embedding[batch.rival_row_B],
+        )
+
+
+def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> BiEncoder:
+    """The model before its first step: pretrained towers, a projection and a classifier drawn from `seed`."""
+    torch.manual_seed(stream_seed(seed, "initial weights"))
+    encoders = [pretrained.encoder]
+    if config.sides == "heads":
+        encoders.append(pretrained.encoder)
+    if config.sides == "encoders":
+        twin = type(pretrained.encoder)(pretrained.encoder.config)
+        if pretrained.pooling != "pooler" and hasattr(twin, "pooler"):
+            twin.pooler = None  # type: ignore[assignment]  # BERT takes it for "no pooler"
+        twin.load_state_dict(pretrained.encoder.state_dict())
+        encoders.append(twin)
+    if config.gradient_checkpointing:
+        for encoder in dict.fromkeys(encoders):
+            _checkpoint_layers(encoder)
+    return BiEncoder(config, encoders, pretrained.pooling)
+
+
+def _checkpoint_layers(encoder: PreTrainedModel) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of transformers 5 have another name for it
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

@@ -1,0 +1,279 @@
+"""A trained model as a folder that sentence-transformers loads, with the pair classifier and a model card beside it.
+
+    folder/                      modules.json, config_sentence_transformers.json, README.md (the model card)
+      (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ where the sides differ (candidate/ holds
+                                 the projection alone where they share the encoder)
+      1_Pooling 2_Dense …        pooling, BERT's pooler where it is used, the projection, and length 1 where configured
+      biencoder.json             how this program builds the model again; whether it was trained on cleaned texts
+      classifier.safetensors     the pair classifier, where one was trained
+
+Weights are safetensors only: loading a model never unpickles anything.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from biencoder.config import ModelConfig
+from biencoder.errors import ModelError
+from biencoder.model.bi_encoder import BiEncoder, Tower
+from biencoder.model.pretrained import check_length
+from biencoder.model.vocabulary import check_fit, load_tokenizer
+from biencoder.model.weights import check_file, check_files, check_finite, check_safetensors
+from biencoder.model.whole_folder import whole_folder
+
+_ST = "sentence_transformers"
+_SIDES = ("query", "candidate")
+_CLASSIFIER = "classifier.safetensors"
+_CLEAN = "clean"
+"""The key of biencoder.json that is none of the model's settings."""
+Modules = list[tuple[str, str]]
+"""What a text passes through: (path within the folder, kind)."""
+
+
+def save_model(
+    folder: Path,
+    model: BiEncoder,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,
+    *,
+    card: str,
+    clean: bool = True,
+) -> None:
+    """Write the folder beside its place and move it there, so that `folder` is always a whole model.
+
+    Args:
+        weights: the model's state dict in fp32 (the model itself may be sharded or in half precision); without those of the
+            pair classifier if no loss has trained it.
+        clean: whether the texts that it was trained on were cleaned.
+
+    Raises:
+        ModelError: the folder cannot be written; what stood there before is untouched.
+    """
+    try:
+        with whole_folder(folder) as fresh:
+            _write_model(fresh, model, weights, tokenizer, config, card, clean)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"the model cannot be written to {folder}: {reason}") from None
+
+
+def _write_model(
+    fresh: Path,
+    model: BiEncoder,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    config: ModelConfig,
+    card: str,
+    clean: bool,
+) -> None:
+    routes: list[Modules] = []
+    for number, side in enumerate([""] if model.shared else _SIDES):
+        (fresh / side).mkdir(exist_ok=True)
+        prefix = f"towers.{number}."
+        tower: Tower = model.towers[number]  # type: ignore[assignment]  # a ModuleList of towers
+        own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        if number == 0 or not model.one_encoder:
+            encoder = _save_encoder(fresh, side, tower, own, config.max_length)
+            tokenizer.save_pretrained(fresh / side)
+        routes.append([*encoder, *_save_projection(fresh, side, tower, own, start=len(encoder))])
+    if model.shared:
+        _write_json(fresh / "modules.json", [_module(i, path, kind) for i, (path, kind) in enumerate(routes[0])])
+    else:
+        _write_router(fresh, routes)
+    _write_json(
+        fresh / "config_sentence_transformers.json",
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "euclidean",
+        },
+    )
+    classifier = {n.removeprefix("classifier."): w for n, w in weights.items() if n.startswith("classifier.")}
+    if classifier:
+        save_file(classifier, fresh / _CLASSIFIER)
+    first: Tower = model.towers[0]  # type: ignore[assignment]
+    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": first.pooling, _CLEAN: clean})
+    (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
+    """The model that `save_model` wrote, in fp32 and ready for inference; its pair classifier is of use only where
+    `has_classifier`.
+
+    Raises:
+        ModelError: the folder is missing, was not written by this program, or is damaged.
+    """
+    description = folder / "biencoder.json"
+    if not description.is_file():
+        raise ModelError(f"{folder} is no model of this program: it has no biencoder.json; give runs/<run>/model/best, say")
+    try:
+        check_file(description)
+        settings = json.loads(description.read_text(encoding="utf-8"))
+        config = TypeAdapter(ModelConfig).validate_python({key: settings[key] for key in settings if key != _CLEAN})
+        model, tokenizer = _build(folder, config)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the parsers of its many files raise over a damaged one
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from None
+    return model.eval(), tokenizer, config
+
+
+def _build(folder: Path, config: ModelConfig) -> tuple[BiEncoder, PreTrainedTokenizerBase]:
+    """The model with the folder's weights; what is not among them is an error (`load_state_dict` is strict)."""
+    name = f"the model in {folder}"
+    places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
+    homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
+    for home in homes:
+        check_files(home)
+    made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
+    encoders = [made[home] for home in homes]
+    tokenizer = load_tokenizer(str(places[0]), name)
+    if config.pooling != "pooler":
+        for encoder in encoders:
+            encoder.pooler = None
+    assert config.pooling != "auto"
+    model = BiEncoder(config, encoders, config.pooling)
+    classifier = _load_file(folder / _CLASSIFIER) if has_classifier(folder) else model.classifier.state_dict()
+    weights = {f"classifier.{key}": w for key, w in classifier.items()}
+    for number, (place, home) in enumerate(zip(places, homes, strict=True)):
+        weights |= {f"towers.{number}.{key}": w for key, w in _load_tower(place, home, config).items()}
+    model.load_state_dict(weights)
+    check_finite(name, model)
+    check_fit(tokenizer, encoders[0], name)
+    check_length(encoders[0], config.max_length, name)
+    return model, tokenizer
+
+
+def has_classifier(folder: Path) -> bool:
+    """Whether the model in this folder has a pair classifier that was trained."""
+    return (folder / _CLASSIFIER).is_file()
+
+
+def trained_on_clean_texts(folder: Path) -> bool:
+    """Whether the texts that the model in this folder was trained on were cleaned; taken for granted if it does not tell.
+
+    Raises:
+        ModelError: what the folder tells of the model cannot be read.
+    """
+    description = folder / "biencoder.json"
+    try:
+        told = json.loads(description.read_text(encoding="utf-8")).get(_CLEAN, True)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{description} cannot be read: {' '.join(str(error).split())[:300]}") from None
+    return told is not False
+
+
+def model_sha256(folder: Path) -> str:
+    """SHA-256 of all that a model is made of: every file of its folder but the card.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise ModelError(f"the model in {folder} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> Modules:
+    """Encoder and pooling of one tower, with BERT's pooler where it is used."""
+    place, hidden = folder / side, tower.projection.in_features
+    encoder_weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
+    tower.encoder.config.save_pretrained(place)
+    save_file(encoder_weights, place / "model.safetensors", metadata={"format": "pt"})
+    _write_json(place / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    (place / "1_Pooling").mkdir()
+    _write_json(
+        place / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": hidden,
+            "pooling_mode_cls_token": tower.pooling != "mean",
+            "pooling_mode_mean_tokens": tower.pooling == "mean",
+        },
+    )
+    modules = [(side, "models.Transformer"), (_join(side, "1_Pooling"), "models.Pooling")]
+    if tower.pooling == "pooler":  # BERT's pooler is the first token through a dense layer and tanh
+        dense = {name: weights[f"encoder.pooler.dense.{name}"] for name in ("weight", "bias")}
+        modules.append(_save_dense(folder, _join(side, "2_Dense"), dense, "torch.nn.modules.activation.Tanh"))
+    return modules
+
+
+def _save_projection(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], *, start: int) -> Modules:
+    """The projection of one tower, and the scaling to length 1 where it is configured."""
+    dense, identity = {"weight": weights["projection.weight"]}, "torch.nn.modules.linear.Identity"
+    modules = [_save_dense(folder, _join(side, f"{start}_Dense"), dense, identity)]
+    if tower.normalize:
+        name = _join(side, f"{start + 1}_Normalize")
+        (folder / name).mkdir()
+        _write_json(folder / name / "config.json", {})
+        modules.append((name, "models.Normalize"))
+    return modules
+
+
+def _save_dense(folder: Path, name: str, weights: Mapping[str, torch.Tensor], activation: str) -> tuple[str, str]:
+    (folder / name).mkdir()
+    save_file({f"linear.{kind}": weight for kind, weight in weights.items()}, folder / name / "model.safetensors")
+    height, width = weights["weight"].shape
+    shape = {"in_features": width, "out_features": height, "bias": "bias" in weights}
+    _write_json(folder / name / "config.json", {**shape, "activation_function": activation})
+    return name, "models.Dense"
+
+
+def _load_tower(place: Path, home: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Args: home: where its encoder is."""
+    weights = {f"encoder.{name}": w for name, w in _load_file(home / "model.safetensors").items()}
+    dense = "3_Dense" if config.pooling == "pooler" else "2_Dense"
+    weights["projection.weight"] = _load_file(place / dense / "model.safetensors")["linear.weight"]
+    return weights
+
+
+def _load_file(file: Path) -> dict[str, torch.Tensor]:
+    check_file(file)
+    check_safetensors(file)
+    return load_file(file)
+
+
+def _write_router(folder: Path, routes: list[Modules]) -> None:
+    """Let sentence-transformers encode queries and documents with their own side (encode_query, encode_document)."""
+    structure = {route: [path for path, _ in modules] for route, modules in zip(("query", "document"), routes, strict=True)}
+    _write_json(
+        folder / "router_config.json",
+        {
+            "types": {path: f"{_ST}.{kind}" for modules in routes for path, kind in modules},
+            "structure": structure,
+            "parameters": {"default_route": "query", "allow_empty_key": True, "route_mappings": {}},
+        },
+    )
+    _write_json(folder / "modules.json", [_module(0, "", "models.Router")])
+
+
+def _join(side: str, name: str) -> str:
+    return f"{side}/{name}" if side else name
+
+
+def _module(number: int, path: str, kind: str) -> dict[str, Any]:
+    return {"idx": number, "name": str(number), "path": path, "type": f"{_ST}.{kind}"}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

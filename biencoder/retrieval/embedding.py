@@ -1,0 +1,181 @@
+"""Embedding a corpus on all ranks: every distinct text once, longest first, the same batches whatever the number of ranks.
+
+The plan of batches is global, so each rank knows which rows the others hold, and all ranks make the same number of forwards
+(the last round is filled up with repeats: under ZeRO-3 a forward is collective). The rows then travel to rank 0, round by
+round and in bounded messages, or stay where they were made (`sharded`).
+
+N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, D: similarity embedding, H: hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.data.codes import found_in
+from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
+from biencoder.distributed.world import World
+from biencoder.model.bi_encoder import Side, Sides, Vectors
+
+Ids = npt.NDArray[np.int64]
+_MESSAGE_BYTES = 64 * 2**20
+"""Bound of what rank 0 receives at once, and of a block of queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedTexts:
+    """Vectors of texts as queries and as candidates (one object where both sides share their weights), on their holder.
+
+    Either one process holds all texts, or each rank of a world holds a part of them; the same code searches both, given
+    `World.alone()` or that world.
+    """
+
+    text_ids_N: Ids
+    """Of the texts held here, ascending."""
+    query: Vectors
+    candidate: Vectors
+    all_text_ids_M: Ids
+    """Of the texts held by anybody, ascending."""
+    holder_M: npt.NDArray[np.int32]
+    """The rank that holds each."""
+
+    @classmethod
+    def whole(cls, text_ids_N: Ids, query: Vectors, candidate: Vectors) -> "EmbeddedTexts":
+        """All texts in one process."""
+        return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
+
+    def pooled_cosine(self) -> "EmbeddedTexts":
+        """The encoder's own geometry: pooled vectors at length 1, whose Euclidean order is that of the cosine."""
+
+        def unit(vectors: Vectors) -> Vectors:
+            return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
+
+        return replace(self, query=unit(self.query), candidate=unit(self.candidate))
+
+    def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
+        """The texts' vectors of one side, block by block on every holder: (positions in `text_ids_Q`, vectors).
+
+        Each block is broadcast by the rank that holds it. Every holder takes part, and consumes all blocks.
+
+        Args:
+            pooled: whether the pooled vectors are wanted; without, they are empty.
+        """
+        vectors = self.query if side == "query" else self.candidate
+        holder_Q = self.holder_M[np.searchsorted(self.all_text_ids_M, text_ids_Q)]
+        width = vectors.embedding.shape[1] + pooled * vectors.pooled.shape[1]
+        size = max(1, _MESSAGE_BYTES // (4 * width))
+        for rank in range(world.size):
+            positions = np.flatnonzero(holder_Q == rank)
+            for start in range(0, len(positions), size):
+                block = positions[start : start + size]
+                if rank == world.rank:
+                    mine = vectors.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
+                else:
+                    mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in vectors))
+                embedding = world.share_rows(mine.embedding, source=rank)
+                yield (
+                    block,
+                    Vectors(
+                        embedding,
+                        world.share_rows(mine.pooled, source=rank) if pooled else embedding.new_empty(len(block), 0),
+                    ),
+                )
+
+    def distances(self, side: Side, text_X: Ids, candidate_text_X: Ids, world: World) -> npt.NDArray[np.float64]:
+        """Euclidean distance (X,) of each text's vector of that side to the candidate's. Every holder takes part."""
+        distance_X = np.empty(len(text_X))
+        vectors_ND = self.candidate.embedding
+        for block, mine in self.blocks(text_X, world, side=side, pooled=False):
+            here = np.flatnonzero(found_in(self.text_ids_N, candidate_text_X[block]))
+            rows = np.searchsorted(self.text_ids_N, candidate_text_X[block][here])
+            distance_Q1 = np.full((len(block), 1), np.inf)
+            gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
+            distance_Q1[here, 0] = torch.linalg.vector_norm(gap_QD, dim=1).double().numpy()
+            _, least_Q1 = world.nearest(np.zeros((len(block), 1), dtype=np.int64), distance_Q1)
+            distance_X[block] = least_Q1[:, 0]
+        return distance_X
+
+
+def plan_batches(lengths_N: Ids, batch_tokens: int, *, max_length: int) -> list[Ids]:
+    """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding.
+
+    Args:
+        max_length: where the texts were cut; no batch is padded further.
+    """
+    order_N = np.argsort(-lengths_N, kind="stable")
+    batches, start = [], 0
+    while start < len(order_N):
+        size = max(1, batch_tokens // int(padded_width(lengths_N[order_N[start]], max_length)))
+        batches.append(order_N[start : start + size])
+        start += size
+    return batches
+
+
+def embed_texts(
+    encode: Callable[[Tokens], Sides],
+    tokens: TokenizedTexts,
+    text_ids_M: Ids,
+    world: World,
+    *,
+    batch_tokens: int,
+    sharded: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> EmbeddedTexts | None:
+    """Vectors of these texts (ascending ids): all on rank 0 and None elsewhere, or each rank's part. Every rank takes part.
+
+    Args:
+        encode: makes both sides' vectors of a batch, without graph; collective under ZeRO-3.
+        sharded: leave the vectors on the ranks that make them.
+        advance: called after each round with the number of texts that all ranks have embedded in it.
+    """
+    world.doing(f"embedding {len(text_ids_M)} texts")
+    batches = plan_batches(tokens.lengths(text_ids_M), batch_tokens, max_length=tokens.max_length)
+    rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
+    holder_M = np.zeros(len(text_ids_M), dtype=np.int32)
+    if sharded:
+        for rank, batch in ((rank, batch) for some in rounds for rank, batch in enumerate(some)):
+            holder_M[batch] = rank
+    held = np.flatnonzero(holder_M == world.rank)
+    table = VectorTable(held)
+    for round_ in rounds:
+        mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
+        parts = encode(tokens.batch(text_ids_M[mine])).parts()
+        if sharded:
+            table.put(mine if world.rank < len(round_) else mine[:0], parts)
+        else:
+            gather(parts, round_, table, world)
+        advance(sum(len(batch) for batch in round_))
+    if not sharded and not world.is_main:
+        return None
+    return EmbeddedTexts(text_ids_M[held], *Sides.of(table.parts), text_ids_M, holder_M)
+
+
+class VectorTable:
+    """Vectors of the texts at these (ascending) positions, filled batch by batch."""
+
+    def __init__(self, positions_N: Ids) -> None:
+        self._positions_N = positions_N
+        self.parts: list[torch.Tensor] = []
+
+    def put(self, positions: Ids, parts: Sequence[torch.Tensor]) -> None:
+        """Fill in the first `len(positions)` rows of these parts (see `Sides`)."""
+        if not self.parts:
+            self.parts = [torch.empty(len(self._positions_N), part.shape[1]) for part in parts]
+        target = torch.from_numpy(np.searchsorted(self._positions_N, positions))
+        for part, given in zip(self.parts, parts, strict=True):
+            part[target] = given[: len(positions)].cpu()
+
+
+def gather(parts: Sequence[torch.Tensor], round_: list[Ids], table: VectorTable, world: World) -> None:
+    """Bring a round's vectors to rank 0, in messages of bounded size. Every rank takes part."""
+    rows_BW = torch.cat(list(parts), dim=1)  # W: of all parts, side by side
+    longest = max(len(batch) for batch in round_)
+    padded_BW = torch.nn.functional.pad(rows_BW, (0, 0, 0, longest - len(rows_BW)))
+    widths = [part.shape[1] for part in parts]
+    size = max(1, _MESSAGE_BYTES // (4 * sum(widths) * world.size))
+    for start in range(0, longest, size):
+        gathered = world.gather_rows(padded_BW[start : start + size].contiguous())
+        for batch, part_BW in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
+            table.put(batch[start : start + size], torch.split(part_BW, widths, dim=1))

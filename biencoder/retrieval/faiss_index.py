@@ -1,0 +1,65 @@
+"""The faster drop-in: FAISS on all threads of the process, and on GPUs where faiss-gpu is installed.
+
+flat   exact, by brute force over all vectors
+ivf    k-means cells (4 sqrt(N) of them); a search visits `probes` cells (Jégou, Douze, Schmid 2011)
+hnsw   a navigable small-world graph of 32 neighbours; a search keeps `ef` candidates (Malkov, Yashunin 2018)
+"""
+
+import math
+from contextlib import nullcontext
+
+import faiss
+import numpy as np
+
+from biencoder.config import MiningConfig
+from biencoder.distributed.idle_cores import own_cores
+from biencoder.retrieval.nearest import MOST_ROWS, Rows, Vectors
+
+
+class FaissIndex:
+    def __init__(self, vectors_ND: Vectors, config: MiningConfig) -> None:
+        vectors_ND = np.ascontiguousarray(vectors_ND)
+        self.exact = config.exact
+        self._index = _empty_index(vectors_ND, config)
+        self._most_rows = len(vectors_ND)
+        if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
+            self._index = faiss.index_cpu_to_all_gpus(self._index)
+            self._most_rows = MOST_ROWS
+        # The links of a graph depend on how many threads make them; everything else is the same for any number.
+        with own_cores() if config.faiss_kind == "hnsw" else nullcontext():
+            self._index.add(vectors_ND)
+
+    def search(self, queries_QD: Vectors, k: int) -> Rows:
+        _, rows = self._index.search(np.ascontiguousarray(queries_QD), min(k, self._most_rows))
+        rows_Qk: Rows = rows
+        return rows_Qk
+
+
+class FlatIndex:
+    """All vectors where they are, in memory or in a file that is mapped; none is copied."""
+
+    exact = True
+
+    def __init__(self, vectors_ND: Vectors) -> None:
+        self._vectors_ND = vectors_ND
+
+    def search(self, queries_QD: Vectors, k: int) -> Rows:
+        _, rows = faiss.knn(queries_QD, self._vectors_ND, k)
+        rows_Qk: Rows = rows
+        return rows_Qk
+
+
+def _empty_index(vectors_ND: Vectors, config: MiningConfig) -> faiss.Index:
+    N, D = vectors_ND.shape
+    if config.faiss_kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(D, 32)
+        graph.hnsw.efConstruction = 80
+        graph.hnsw.efSearch = config.hnsw_ef
+        return graph
+    if config.faiss_kind == "ivf":
+        cells = max(1, min(round(4 * math.sqrt(N)), N // 39))  # k-means wants 39 vectors for each cell
+        lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, cells)
+        lists.train(vectors_ND)
+        lists.nprobe = config.ivf_probes
+        return lists
+    return faiss.IndexFlatL2(D)

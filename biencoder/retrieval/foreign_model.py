@@ -1,0 +1,87 @@
+"""A sentence-transformers folder of any origin: ranked by the cosine of its embeddings, and without a pair classifier.
+
+The package sentence-transformers is needed only here. The model's own length limit and prompts hold.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.errors import ModelError
+from biencoder.model.bi_encoder import Vectors
+from biencoder.model.pretrained import hush
+from biencoder.model.weights import check_file, check_files, check_finite, load_encoder
+from biencoder.retrieval.embedding import EmbeddedTexts
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceFolder:
+    model: "SentenceTransformer"
+    classifier: None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "SentenceFolder":
+        """Load the folder onto the GPU if there is one.
+
+        Raises:
+            ModelError: the package is not installed, or the folder is not one of its models.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ModelError(
+                f"{folder} is a sentence-transformers model; it needs that package: pip install sentence-transformers"
+            ) from None
+        hush()
+        try:
+            _check_encoders(folder)
+            model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False)
+            check_finite(f"the model in {folder}", model)
+        except ModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever its modules raise, which it does not name
+            raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        return cls(model)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens at which texts are cut; None where the model tells no limit."""
+        return self.model.max_seq_length
+
+    def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids, at length 1: their Euclidean order is that of the cosine."""
+        some = [texts[text_id] for text_id in text_ids_N]
+
+        def encode(side: str, texts: list[str]) -> Vectors:
+            encode_side = self.model.encode_query if side == "query" else self.model.encode_document
+            embedding = encode_side(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
+            embedding = embedding.float().cpu()
+            return Vectors(embedding, embedding)
+
+        candidate = encode("candidate", some)
+        # Whether by prompts, routes or tasks of its own: what makes its sides differ shows on any text.
+        sides_agree = torch.equal(encode("query", some[:1]).embedding, encode("candidate", some[:1]).embedding)
+        return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", some), candidate)
+
+
+def _check_encoders(folder: Path) -> None:
+    """Raise a ModelError if a file of an encoder is damaged, or lacks weights that the encoder needs.
+
+    sentence-transformers does not ask transformers for its report on the weights, so each encoder is loaded here for it.
+    """
+    for settings in [folder / "config.json", *folder.glob("*/config.json")]:
+        if settings.is_file():
+            check_file(settings)
+            if "model_type" in json.loads(settings.read_text(encoding="utf-8")):  # other modules have a config.json as well
+                check_files(settings.parent)
+                # No pooling module of sentence-transformers asks for BERT's pooler.
+                load_encoder(str(settings.parent)).check(f"the model in {settings.parent}", without=("pooler.",))

@@ -1,0 +1,53 @@
+"""Guards that look at what a run records, and say in one sentence what is wrong and in another what to try.
+
+    guards = Guards(config, precision="bf16")
+    for alert in guards.observe({"kind": "step", "step": 40, "epoch": 0, "train/loss": 812.0, ...}):
+        print(alert.sign, alert.advice)
+
+They see the lines of metrics.jsonl and nothing else: the same guards watch a run while it trains, are rebuilt from its
+record when it goes on, and judge it afterwards (launcher/doctor.py). docs/health.md lists signs, thresholds and advice.
+
+history         what the guards know of a run
+signs           one function for each guard
+"""
+
+from dataclasses import dataclass
+
+from biencoder.config import Config
+from biencoder.tracking.guards.history import History, Line
+from biencoder.tracking.guards.signs import GUARDS
+
+_QUIET = 20
+"""Records without its sign after which a guard may raise again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    guard: str
+    sign: str
+    """What was seen, with the number and its threshold."""
+    advice: str
+    """What to try: which key, which value."""
+
+
+class Guards:
+    def __init__(self, config: Config, *, precision: str) -> None:
+        """Args: precision: fp32, bf16 or fp16."""
+        self._history = History(config, precision=precision)
+        self._quiet = dict.fromkeys(GUARDS, _QUIET)
+
+    def observe(self, line: Line) -> list[Alert]:
+        """Take in one record; the alerts that it raises. A guard that goes on seeing its sign raises it once."""
+        self._history.add(line)
+        alerts = []
+        for name, (kinds, look) in GUARDS.items():
+            if line["kind"] not in kinds:
+                continue
+            finding = look(self._history)
+            if finding and self._quiet[name] >= _QUIET:
+                alerts.append(Alert(name, *finding))
+            self._quiet[name] = 0 if finding else self._quiet[name] + 1
+        return alerts
+
+
+__all__ = ["GUARDS", "Alert", "Guards"]

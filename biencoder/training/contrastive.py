@@ -1,0 +1,177 @@
+"""In-batch contrastive learning (InfoNCE): every point is to find its own counter among all texts of the global batch.
+
+    loss = mean over points of cross-entropy(-|point - candidate|^2 / (2 temperature) -> own counter)
+
+For embeddings of length 1 that is the cosine over the temperature (van den Oord, Li, Vinyals 2018; Karpukhin et al. 2020),
+and for others it follows the distance that negatives are mined and candidates ranked by. The candidates are the counters of
+all ranks, their mined negatives, and, as rivals, their points: whatever the ranking of all arguments has to tell apart. A
+candidate that is no wrong answer (another counter of the same point, or a text identical to one) is left out.
+
+The loss sees the whole global batch, whatever number of ranks and micro-batches it is spread over: gradients at the
+embeddings come first, computed without graph where there are several micro-batches, and each micro-batch then passes its
+own on to the weights (GradCache: Gao, Zhang, Han, Callan 2021). See `loop.train_step`.
+
+The table of points by candidates never exists as a whole: what is left out is a list of pairs, and the loss goes over the
+points in blocks, each of which makes its part of the gradient before the next one takes its place.
+
+R: ranks, S: samples of one rank in a step, K: mined negatives of each, C: candidates of all ranks, P: points of all ranks,
+X, Y: pairs that are left out, B: points of a block, D: dimension.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.config import LossConfig
+from biencoder.data import Forbidden, Split
+from biencoder.distributed.world import World
+from biencoder.model.bi_encoder import Scores
+
+Ids = npt.NDArray[np.int64]
+_BLOCK_BYTES = 64 * 2**20
+"""Of the logits that exist at a time; 512 points with 32,768 candidates."""
+
+
+class Targets(NamedTuple):
+    """What one rank's points are to find among the candidates of all ranks."""
+
+    own_S: torch.Tensor
+    """Column of each point's own counter."""
+    left_out_2X: torch.Tensor
+    """Points and candidates, ordered by point, where a candidate is neither the point's own counter nor a wrong answer."""
+    own_point_S: torch.Tensor
+    """For the other direction, from counters to points: column of each counter's own point,"""
+    left_out_2Y: torch.Tensor
+    """and counters and points (of all ranks), ordered by counter, where a point is neither it nor wrong."""
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(*(part.to(device) for part in self))
+
+
+def targets(samples_RS: Ids, split: Split, negative_text_PK: Ids, forbidden: Forbidden, *, rank: int) -> Targets:
+    """Of this rank's samples, given those of every rank, each in the order of its micro-batches."""
+    R, S = samples_RS.shape
+    mine_S = samples_RS[rank]
+    point_RS, counter_RS = split.point_text_P[samples_RS], split.counter_text_P[samples_RS]
+    candidate_C = np.concatenate([counter_RS, negative_text_PK[samples_RS].reshape(R, -1), point_RS], axis=1).ravel()
+    own_S = rank * (len(candidate_C) // R) + np.arange(S)
+    own_point_S = rank * S + np.arange(S)
+    mine_X, candidate_X = forbidden.pairs(split.point_text_P[mine_S], candidate_C)
+    point_Y, mine_Y = forbidden.pairs(point_RS.ravel(), split.counter_text_P[mine_S])
+    order_Y = np.argsort(mine_Y, kind="stable")
+    left_out_2X = _without_own(mine_X, candidate_X, own_S)
+    left_out_2Y = _without_own(mine_Y[order_Y], point_Y[order_Y], own_point_S)
+    return Targets(*(torch.from_numpy(part) for part in (own_S, left_out_2X, own_point_S, left_out_2Y)))
+
+
+def _without_own(query_X: Ids, candidate_X: Ids, own_S: Ids) -> Ids:
+    return np.stack([query_X, candidate_X])[:, candidate_X != own_S[query_X]]
+
+
+class Pull(NamedTuple):
+    """What the contrastive loss wants of one micro-batch."""
+
+    loss: torch.Tensor
+    """Its value over the step, the same for all micro-batches of a rank."""
+    gradients: list[torch.Tensor]
+    """Of the rank's loss with respect to each of the micro-batch's embeddings, as `_embeddings` lists them."""
+
+    def applied_to(self, scores: Scores) -> torch.Tensor:
+        """A scalar whose gradient with respect to the embeddings is the loss's."""
+        parts = zip(_embeddings(scores), self.gradients, strict=True)
+        return torch.stack([(part.float() * gradient).sum() for part, gradient in parts]).sum()
+
+
+def contrast(chunks: Sequence[Scores], wanted: Targets, config: LossConfig, world: World) -> list[Pull]:
+    """The contrastive loss of a step and its gradient at the embeddings of each micro-batch. Every rank takes part.
+
+    Args:
+        chunks: the micro-batches of this rank, with or without graph.
+    """
+    leaves = [[part.detach().float().requires_grad_() for part in _embeddings(chunk)] for chunk in chunks]
+    point_SD, counter_SD, negative_XD, rival_SD = (torch.cat(parts) for parts in zip(*leaves, strict=True))
+    candidate_CD = world.all_rows(torch.cat([counter_SD, negative_XD, rival_SD]))
+    loss = cross_entropy(point_SD, candidate_CD, wanted.own_S, wanted.left_out_2X, config.temperature)
+    if config.symmetric:
+        points_PD = world.all_rows(point_SD)
+        back = cross_entropy(counter_SD, points_PD, wanted.own_point_S, wanted.left_out_2Y, config.temperature)
+        loss = (loss + back) / 2
+    loss.backward()  # type: ignore[no-untyped-call]
+    return [Pull(loss.detach(), [leaf.grad for leaf in chunk if leaf.grad is not None]) for chunk in leaves]
+
+
+def cross_entropy(
+    query_SD: torch.Tensor, candidate_CD: torch.Tensor, own_S: torch.Tensor, left_out_2X: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Mean over queries of the negative log-probability of each one's own candidate.
+
+    Takes the memory of a block of queries by candidates, whatever their number, and as much as they themselves.
+
+    Args:
+        query_SD, candidate_CD: fp32.
+        left_out_2X: queries and candidates, ordered by query, that count for nothing together.
+    """
+    loss: torch.Tensor = _CrossEntropy.apply(query_SD, candidate_CD, own_S, left_out_2X, temperature)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Each block makes its part of the gradient in the forward pass, while its logits are there: none are kept for the
+    backward pass, and none are computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_SD: torch.Tensor,
+        candidate_CD: torch.Tensor,
+        own_S: torch.Tensor,
+        left_out_2X: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        S, C = len(query_SD), len(candidate_CD)
+        # -|q - c|^2 / 2 = q.c - |c|^2 / 2 - |q|^2 / 2, and |q|^2 drops out of the softmax.
+        bias_C = candidate_CD.square().sum(1) / (-2 * temperature)
+        loss, mass_C = query_SD.new_zeros(()), query_SD.new_zeros(C)
+        to_query_SD, to_candidate_CD = torch.empty_like(query_SD), torch.zeros_like(candidate_CD)
+        starts = range(0, S, max(1, min(S, _BLOCK_BYTES // (4 * C))))
+        block_BC = query_SD.new_empty(starts.step, C)
+        for start, (row_x, column_x) in zip(starts, _by_block(left_out_2X, starts), strict=True):
+            query_BD, own_B1 = query_SD[start : start + starts.step], own_S[start : start + starts.step, None]
+            logits_BC = block_BC[: len(query_BD)]
+            torch.addmm(bias_C, query_BD, candidate_CD.T, alpha=1 / temperature, out=logits_BC)
+            logits_BC[row_x - start, column_x] = -torch.inf
+            most_B1 = logits_BC.amax(1, keepdim=True)
+            own_logit_B1 = logits_BC.gather(1, own_B1) - most_B1
+            weight_BC = logits_BC.sub_(most_B1).exp_()
+            sum_B1 = weight_BC.sum(1, keepdim=True)
+            loss += (sum_B1.log() - own_logit_B1).sum()
+            # d loss / d logit = (weight / sum - 1 for the own one) / S, where the division by sum waits until it is cheap.
+            weight_BC.scatter_add_(1, own_B1, -sum_B1)
+            scale_B1 = 1 / (sum_B1 * (S * temperature))
+            torch.mm(weight_BC, candidate_CD, out=to_query_SD[start : start + starts.step]).mul_(scale_B1)
+            to_candidate_CD.addmm_(weight_BC.T, query_BD * scale_B1)
+            mass_C += weight_BC.T @ scale_B1[:, 0]
+        ctx.save_for_backward(to_query_SD, to_candidate_CD.addcmul_(candidate_CD, mass_C[:, None], value=-1))
+        return loss / S
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        to_query_SD, to_candidate_CD = ctx.saved_tensors
+        return gradients[0] * to_query_SD, gradients[0] * to_candidate_CD, None, None, None
+
+
+def _by_block(left_out_2X: torch.Tensor, starts: range) -> Sequence[torch.Tensor]:
+    """What is left out in each block of queries."""
+    if len(starts) == 1:
+        return [left_out_2X]
+    edges = torch.searchsorted(left_out_2X[0].contiguous(), torch.tensor(starts[1:], device=left_out_2X.device))
+    return left_out_2X.tensor_split(edges.cpu(), dim=1)
+
+
+def _embeddings(scores: Scores) -> list[torch.Tensor]:
+    """Points, counters, negatives (one after the other), and the points as candidates."""
+    assert scores.rival_BD is not None
+    return [scores.point_BD, scores.counter_BD, scores.negative_BKD.flatten(0, 1), scores.rival_BD]

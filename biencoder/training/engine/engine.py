@@ -1,0 +1,296 @@
+"""The DeepSpeed engine behind four verbs: call it, `backward`, `step`, and read `report`. Nothing else imports deepspeed.
+
+ZeRO stage and precision come from the user's DeepSpeed JSON; batch sizes, accumulation and clipping from ours, and a JSON
+that says otherwise is refused, so that every number has one owner.
+"""
+
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from biencoder.config import Config, TrainConfig, find_file
+from biencoder.data.tokens import Tokens
+from biencoder.distributed.world import World
+from biencoder.errors import ConfigError
+from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
+from biencoder.training.engine.gradient_sums import sum_in_fp32
+from biencoder.training.engine.optim import build_optimizer, schedule
+from biencoder.training.engine.precision import Precision
+from biencoder.training.engine.state import EngineState, EngineTensors
+from biencoder.training.engine.stopwatch import Stopwatch
+
+Settings = dict[str, Any]
+
+_PASS_COST = {"cpu": 100.0, "cuda": 5000.0}
+"""Tokens that train in the time of one further pass's overhead. cpu: measured with MiniLM; cuda: estimated from the number
+of kernels that BERT base starts, at some 5 microseconds each."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping; inf or NaN where a step overflowed."""
+    clip_coef: float
+    """Factor that clipping applied to the gradient, 1 where it did nothing."""
+    lr: float
+    loss_scale: float
+    """1 unless the precision is fp16."""
+    skipped_steps: int
+    """Steps so far whose gradient was not finite, and which changed nothing."""
+    forward_s: float
+    """Seconds of this rank's forward passes since the last report."""
+
+
+def read_settings(config: Config, world_size: int, *, auto: Precision = "fp32") -> Settings:
+    """The user's DeepSpeed JSON with our batch sizes and clipping filled in.
+
+    Args:
+        auto: the precision to take where the JSON leaves it open (`"enabled": "auto"`), the same on all ranks.
+
+    Raises:
+        ConfigError: the file is missing or no JSON, sets what another key owns, or asks for what does not work.
+    """
+    path = find_file(config.deepspeed_config)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"deepspeed_config {config.deepspeed_config} must hold a JSON object")
+    train = config.train
+    owned = {
+        "train_batch_size": ("train.global_batch_size", train.global_batch_size),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch(world_size)),
+        "gradient_accumulation_steps": ("train.micro_batch_size", train.accumulation(world_size)),
+        "gradient_clipping": ("train.clip_norm", train.clip_norm),
+    }
+    for key, (owner, value) in owned.items():
+        if settings.get(key, "auto") not in ("auto", value):
+            raise ConfigError(
+                f"deepspeed_config {config.deepspeed_config} sets {key} to {settings[key]}, but {owner} makes it {value}; "
+                'write "auto" there'
+            )
+        settings[key] = value
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise ConfigError(f"deepspeed_config {config.deepspeed_config} sets {key}, which train.* decides; remove it")
+    for precision in ("bf16", "fp16"):
+        if settings.get(precision, {}).get("enabled") == "auto":
+            settings[precision]["enabled"] = precision == auto
+    zero = settings.setdefault("zero_optimization", {"stage": 0})
+    if settings.get("fp16", {}).get("enabled") and zero.get("stage", 0) == 0:
+        raise ConfigError(
+            f"deepspeed_config {config.deepspeed_config} asks for fp16 with ZeRO stage 0, where DeepSpeed applies updates "
+            "divided by the loss scale; use stage 1 (same memory for one rank) or bf16"
+        )
+    device = _import_deepspeed().get_accelerator()
+    for precision, supported in (("fp16", device.is_fp16_supported), ("bf16", device.is_bf16_supported)):
+        if settings.get(precision, {}).get("enabled") and not supported():
+            raise ConfigError(
+                f"deepspeed_config {config.deepspeed_config} asks for {precision}, which this machine's "
+                f"{device.device_name()} does not compute; take a file with another precision, say "
+                f"ds_configs/zero{zero.get('stage', 0)}_fp32.json"
+            )
+    if "offload_optimizer" in zero:
+        settings["zero_force_ds_cpu_optimizer"] = False  # our torch optimizer runs on the CPU as well
+    return settings
+
+
+def precision_of(settings: Settings) -> Precision:
+    return (
+        "fp16" if settings.get("fp16", {}).get("enabled") else "bf16" if settings.get("bf16", {}).get("enabled") else "fp32"
+    )
+
+
+class Engine:
+    """A model under DeepSpeed. Calls, `backward` and `step` are collective: every rank makes them equally often."""
+
+    def __init__(self, model: BiEncoder, config: TrainConfig, settings: Settings, world: World, total_steps: int) -> None:
+        deepspeed = _import_deepspeed()
+        self.model = model
+        self.device = world.device
+        self.lr_factor = 1.0
+        """Factor on the whole schedule, below 1 after training went astray."""
+        self._world = world
+        self._config = config
+        self._stage = settings["zero_optimization"].get("stage", 0)
+        self.precision = precision_of(settings)
+        self._schedule = schedule(config, total_steps)
+        if world.device.type == "cpu":
+            sum_in_fp32(model)
+        self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model, config), config=settings)
+        if hasattr(self._engine.optimizer, "check_grad_overflow"):
+            self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too
+        self._engine.train()  # pretrained encoders come in evaluation mode
+        self._tensors = EngineTensors(self._engine, model, world)
+        self._plain_norm: torch.Tensor | None = None
+        self._lr = 0.0
+        self._forward = Stopwatch(world.device)
+
+    @property
+    def pass_cost(self) -> float:
+        """What a further pass through the encoder within a forward costs, in tokens.
+
+        Infinite under ZeRO-3, where every rank must make as many passes as the others.
+        """
+        return math.inf if self._stage == 3 else _PASS_COST.get(self.device.type, 0.0)
+
+    def score(self, batch: TripletBatch) -> Scores:
+        with self._forward.running():
+            scores: Scores = self._engine(batch)
+        return scores
+
+    @torch.no_grad()
+    def encode(self, tokens: Tokens) -> Sides:
+        """Vectors of texts as both sides, without graph and without dropout."""
+        self._engine.eval()
+        sides: Sides = self._engine(tokens.to(self.device))
+        self._engine.train()
+        return sides
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Accumulate, or at the last micro-batch of a step: clip and update.
+
+        A step whose gradient is not finite changes nothing on any rank: neither weights, nor moments, nor the schedule.
+        """
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return
+        self._lr = self._config.peak_lr * self.lr_factor * self._schedule(self.applied_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._lr * group.get("lr_factor", 1.0)
+        if self._tensors.is_plain:
+            # DeepSpeed tells no norm at stage 0 in fp32, and skips nothing; the gradients are averaged over the ranks here.
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._plain_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+            if not torch.isfinite(self._plain_norm):
+                self._engine.skipped_steps += 1
+                with _without_step(self._engine.optimizer):
+                    self._engine.step()
+                return
+        self._engine.step()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far, skipped ones included."""
+        return int(self._engine.global_steps)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps so far whose gradient was not finite, and which changed nothing."""
+        return int(self._engine.skipped_steps)
+
+    @property
+    def applied_steps(self) -> int:
+        return self.steps - self.skipped_steps
+
+    def report(self) -> StepReport:
+        """What the last steps did. Reads values off the device: call it when they are logged, not at every step."""
+        norm = self._grad_norm()
+        limit = self._config.clip_norm
+        clip = limit / norm if limit and math.isfinite(norm) and norm > limit else 1.0
+        optimizer = self._engine.optimizer
+        return StepReport(
+            grad_norm=norm,
+            clip_coef=clip,
+            lr=self._lr,
+            loss_scale=float(getattr(optimizer, "cur_scale", getattr(optimizer, "loss_scale", 1.0))),
+            skipped_steps=self.skipped_steps,
+            forward_s=self._forward.read(),
+        )
+
+    def _grad_norm(self) -> float:
+        """Of the last step, which may have been before a state was loaded; NaN before the first."""
+        told = self._engine.get_global_grad_norm()
+        return float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
+
+    def classifier_copy(self) -> PairClassifier:
+        """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""
+        twin = self.model.classifier.twin()  # a deep copy would carry ZeRO-3's hooks along
+        with self._gathered(self.model.classifier):
+            twin.load_state_dict(self.model.classifier.state_dict())
+        return twin.eval()
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part."""
+        with self._gathered(self.model):
+            if not self._world.is_main:
+                return None
+            return {
+                name: weight.detach().to("cpu", torch.float32, copy=True)
+                for name, weight in self.model.state_dict().items()
+            }
+
+    def state(self) -> EngineState | None:
+        """Everything that the next step depends on, on rank 0's CPU; None elsewhere. Every rank takes part."""
+        self._engine.empty_partition_cache()
+        tensors = self._tensors.read(has_moments=self.applied_steps > 0)
+        if tensors is None:
+            return None
+        scalars = {"steps": self.steps, "skipped_steps": self.skipped_steps, "lr_factor": self.lr_factor}
+        scalars |= {"lr": self._lr, "grad_norm": self._grad_norm()}
+        return EngineState(*tensors, scalars | self._loss_scaler())
+
+    def load_state(self, state: EngineState | None) -> None:
+        """Go on from a `state()`, which rank 0 has and the others do not. Every rank takes part."""
+        scalars: dict[str, float] = self._world.on_main(lambda: state.scalars if state else {})
+        self._engine.global_steps, self._engine.skipped_steps = int(scalars["steps"]), int(scalars["skipped_steps"])
+        self.lr_factor = scalars["lr_factor"]
+        self._lr, self._plain_norm = scalars["lr"], torch.tensor(scalars["grad_norm"])
+        for name, now in self._loss_scaler().items():
+            setattr(self._engine.optimizer.loss_scaler, name, type(now)(scalars[name]))
+        self._engine.empty_partition_cache()
+        self._tensors.write(state, moment_steps=self.applied_steps)
+
+    def _loss_scaler(self) -> dict[str, float]:
+        """The variables of fp16's dynamic loss scaler; empty where nothing is scaled."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if not getattr(scaler, "dynamic", False):
+            return {}
+        return {name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")}
+
+    def _gathered(self, module: torch.nn.Module) -> Any:
+        """Within this context the module's parameters are whole on every rank; only ZeRO-3 has work to do."""
+        if self._stage < 3:
+            return nullcontext()
+        self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
+        return _import_deepspeed().zero.GatheredParameters(list(module.parameters()))
+
+
+@contextmanager
+def _without_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within this context the optimizer's step does nothing."""
+    optimizer.step = lambda: None  # type: ignore[assignment,method-assign]  # on the object, hiding the class's
+    try:
+        yield
+    finally:
+        del optimizer.step
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed without its chatter, and without the C++ compilation that it would start on a CPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed 0.19 calls collectives by names that newer PyTorch renames; both work.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    return deepspeed

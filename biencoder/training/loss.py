@@ -1,0 +1,65 @@
+"""The combined loss: triplet margin on similarity embeddings plus the pair classifier's two cross-entropies, plus, where it
+has a weight, the in-batch contrastive loss (contrastive.py).
+
+    loss = w_t * triplet(point, counter, negative)
+         + w_c * (CE(point, counter → 1) + CE(point, negative → 0))
+         + w_i * InfoNCE(point → counter)
+
+Computed in fp32 whatever the encoder's precision. B: triplets, K: negatives of each.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from biencoder.config import LossConfig
+from biencoder.model.bi_encoder import Scores
+from biencoder.training.contrastive import Pull
+
+
+class LossParts(NamedTuple):
+    """Means over the batch, scalars; `total` carries the graph of all."""
+
+    total: torch.Tensor
+    triplet: torch.Tensor
+    ce_positive: torch.Tensor
+    ce_negative: torch.Tensor
+    contrastive: torch.Tensor
+    """0 where it has no weight."""
+    active_triplets: torch.Tensor
+    """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0."""
+
+    def detached(self) -> torch.Tensor:
+        """All of them as one vector without graph, in the order of the fields."""
+        return torch.stack([part.detach() for part in self])
+
+
+def combined_loss(scores: Scores, config: LossConfig, pull: Pull | None = None, *, num_chunks: int = 1) -> LossParts:
+    """The weighted sum and its parts (Shi, Cao, Nguyen 2023; triplet loss of Schroff et al. 2015, Euclidean).
+
+    Args:
+        pull: what the contrastive loss wants of this micro-batch, one of `num_chunks`, whose mean is the step's loss.
+    """
+    point_BD, counter_BD, negative_BKD = (scores.point_BD.float(), scores.counter_BD.float(), scores.negative_BKD.float())
+    # pairwise_distance adds 1e-6 to the difference: the gradient at distance 0 is finite.
+    pair_B1 = F.pairwise_distance(point_BD, counter_BD, keepdim=True)
+    triplet_BK = (pair_B1 - F.pairwise_distance(point_BD[:, None], negative_BKD) + config.margin).clamp_min(0)
+    triplet = _mean(triplet_BK)
+    ones_B = torch.ones(len(point_BD), dtype=torch.long, device=point_BD.device)
+    ce_positive = F.cross_entropy(scores.counter_logits_B2.float(), ones_B)
+    zeros_BK = torch.zeros(triplet_BK.shape, dtype=torch.long, device=point_BD.device)
+    logits_BK2 = scores.negative_logits_BK2.float()
+    ce_negative = _mean(F.cross_entropy(logits_BK2.flatten(0, 1), zeros_BK.flatten(), reduction="none"))
+    total = config.triplet_weight * triplet + config.classification_weight * (ce_positive + ce_negative)
+    contrastive = torch.zeros_like(triplet)
+    if pull:
+        contrastive, surrogate = pull.loss, num_chunks * pull.applied_to(scores)
+        # The surrogate has the loss's gradient, and here it is given the loss's value as well.
+        total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
+    return LossParts(total, triplet, ce_positive, ce_negative, contrastive, _mean((triplet_BK > 0).float()))
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """0 for no values."""
+    return values.sum() / max(1, values.numel())

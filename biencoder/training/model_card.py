@@ -1,0 +1,233 @@
+"""The model card: what a model is, how it was trained, what it scores, how it is used, and where it ends.
+
+Its front matter is what the Hugging Face hub reads, results included (https://huggingface.co/docs/hub/model-cards).
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from biencoder.config import Config
+from biencoder.data import Dataset
+from biencoder.model.pretrained import hub_name
+from biencoder.tracking.names import Metrics, accuracy
+from biencoder.training.run import steps_per_epoch
+
+
+def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int) -> str:
+    """The README of an exported model.
+
+    Args:
+        metrics: of the evaluation after `step`.
+    """
+    name = config.model.name
+    base = f"`{hub_name(name) or Path(name).name}`"
+    return f"""---
+{_front_matter(config, dataset, metrics)}
+---
+# Counter-argument bi-encoder
+
+Encodes an argument so that its best counter-argument, the text that takes up the same aspect with the opposite stance, is
+the nearest one. Trained from {base} with biencoder {version("biencoder")}.
+
+## Training
+
+| | |
+|---|---|
+{_rows(_training(config, dataset, step))}
+
+## Evaluation
+
+{_evaluation(dataset, metrics)}
+
+{_protocol(config, dataset)}
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this/folder")
+{_usage(config)}
+```
+
+`similarity` is the negative Euclidean distance: the greater, the nearer. {_beside(config)}
+
+## Limits
+
+{_limits(config, dataset)}
+"""
+
+
+def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
+    """As YAML. Results are those of splits that the model was not trained on."""
+    corpus = Path(config.data.root).name
+    results = [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="counter-argument retrieval",
+            dataset_type=corpus,
+            dataset_name=corpus,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=label,
+            metric_value=round(metrics[name], 4),
+        )
+        for split in dataset.splits
+        if split != "training"
+        for kind, label, name in _figures(split)
+        if name in metrics
+    ]
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "counter-argument-retrieval", "bi-encoder"],
+        base_model=hub_name(config.model.name),
+        model_name="counter-argument bi-encoder",
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _figures(split: str) -> list[tuple[str, str, str]]:
+    """(what the hub calls it, what a person calls it, name of the metric) of everything that a card says of a split."""
+    return [
+        ("accuracy@1", "accuracy@1", accuracy(split, "embedding")),
+        ("accuracy@1_text", "accuracy@1, copies as one", accuracy(split, "embedding", text=True)),
+        ("mrr@10", "MRR@10", f"eval/{split}/embedding/mrr@10"),
+        ("ndcg@10", "nDCG@10", f"eval/{split}/embedding/ndcg@10"),
+        ("accuracy@1_reranked", "accuracy@1, re-ranked", accuracy(split, "rerank")),
+        ("accuracy@1_text_reranked", "accuracy@1, re-ranked, copies as one", accuracy(split, "rerank", text=True)),
+        ("ece", "classifier's calibration error", f"eval/{split}/rerank/calibration_error"),
+    ]
+
+
+def _evaluation(dataset: Dataset, metrics: Metrics) -> str:
+    """A table of all splits; what was not measured on any of them has no column."""
+    labels = [label for _, label, name in _figures("{}") if any(name.format(split) in metrics for split in dataset.splits)]
+    rows = []
+    for name in dataset.splits:
+        values = {label: metrics[metric] for _, label, metric in _figures(name) if metric in metrics}
+        shown = [f"{100 * values[label]:.2f} %" if "accuracy" in label else f"{values[label]:.3f}" for label in labels]
+        queries = f"{metrics[f'eval/{name}/queries']:,}"
+        rows.append(f"| {' | '.join([name, queries, *shown])} |")
+    return "\n".join([f"| {' | '.join(['split', 'points', *labels])} |", "|---" * (len(labels) + 2) + "|", *rows])
+
+
+def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
+    train, model, pairs = config.train, config.model, len(dataset.splits["training"])
+    warmup = f"reached after {100 * train.warmup_ratio:g} % of the steps, then " if train.warmup_ratio else ""
+    schedule = {"constant": "constant", "linear": "falling linearly to 0", "cosine": "falling to 0 as a cosine"}[
+        train.schedule
+    ]
+    factors = [
+        f"{train.head_lr_factor:g} times that for the projection and the classifier" * (train.head_lr_factor != 1),
+        f"{train.layer_decay:g} of the layer above for each layer of the encoder" * (train.layer_decay != 1),
+    ]
+    sides = {
+        "shared": "queries and candidates share all weights",
+        "heads": "queries and candidates share the encoder and have a projection each",
+        "encoders": "queries and candidates have an encoder and a projection each",
+    }
+    return {
+        "objective": _objective(config),
+        "negatives": _negatives(config),
+        "batch": f"{train.global_batch_size} pairs"
+        + ("" if train.batches == "shuffled" else f", as far as possible whole {train.batches}"),
+        "length": f"{step:,} steps, {step / steps_per_epoch(dataset, config):.3g} epochs of {pairs:,} pairs",
+        "optimizer": f"{train.optimizer}, weight decay {train.weight_decay:g}, "
+        + (f"gradients clipped at norm {train.clip_norm:g}" if train.clip_norm else "no clipping"),
+        "learning rate": ", ".join([f"{train.peak_lr:.3g}, {warmup}{schedule}", *filter(None, factors)]),
+        "model": f"{sides[model.sides]}; dropout {model.dropout:g}; "
+        + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained"),
+        "texts": f"cut at {model.max_length} tokens, " + ("cleaned" if config.data.clean else "as they stand"),
+        "data": f"fingerprint `{dataset.fingerprint}`, seed {config.run.seed}",
+    }
+
+
+def _objective(config: Config) -> str:
+    loss = config.loss
+    directions = "from point to counter and back" if loss.symmetric else "from point to counter"
+    parts = {
+        f"triplet loss with margin {loss.margin:g}": loss.triplet_weight,
+        "cross-entropy of a pair classifier": loss.classification_weight,
+        f"in-batch contrastive loss (InfoNCE, temperature {loss.temperature:g}, {directions})": loss.contrastive_weight,
+    }
+    said = " + ".join(f"{weight:g} × {part}" for part, weight in parts.items() if weight)
+    of = "embeddings of length 1, where cosine gives the same order" if config.model.normalize else "embeddings"
+    return f"{said}; Euclidean distances of {of}"
+
+
+def _negatives(config: Config) -> str:
+    mining = config.mining
+    in_batch = "the other texts of the batch" if config.loss.contrastive_weight else ""
+    if not mining.negatives:
+        return f"{in_batch}; none were mined"
+    window = f"from rank {mining.range_min + 1} on" if mining.range_min else ""
+    if mining.range_max:
+        window = f"drawn from ranks {mining.range_min + 1} to {mining.range_max}"
+    bounds = {
+        f"farther than the counter by {mining.absolute_margin:g}": mining.absolute_margin,
+        f"farther than the counter by {100 * mining.relative_margin:g} %": mining.relative_margin,
+        f"with at most {100 * mining.positive_share:g} % of the counter's cosine": mining.positive_share,
+    }
+    among = {"corpus": "", "themes": " of the same theme", "debates": " of the same debate"}[mining.focus]
+    near = ", ".join(
+        [f"the nearest texts{among}", *filter(None, [window]), *(bound for bound, value in bounds.items() if value)]
+    )
+    share = f"{100 * mining.random_rate:g} % at random in the first epoch"
+    if mining.random_rate and mining.random_rate_decay:
+        share += f" and {100 * mining.random_rate_decay:g} points fewer in each later one"
+    mined = f"{mining.negatives} for each pair, mined again before every epoch: {share}, the others {near}"
+    return f"{mined}; and {in_batch}" if in_batch else mined
+
+
+def _protocol(config: Config, dataset: Dataset) -> str:
+    said = [
+        "Each point is ranked against all counters and points of its split but itself. Copies of a text are rivals of each "
+        'other, except where the table says "copies as one".'
+    ]
+    if config.loss.classification_weight:
+        said.append(f"Re-ranked: the nearest {config.eval.top_k} in the order of the pair classifier's probability.")
+    if dataset.deciding_split == "validation":
+        chosen_by = next(label for _, label, name in _figures("validation") if name.endswith(config.eval.metric))
+        said.append(f"Of a run's models, `best` has the highest {chosen_by}, on validation; `last` is the final one.")
+    else:
+        said.append(
+            "There was no validation split: `best` was chosen on training, and nothing tells how it does on new texts."
+        )
+    return " ".join(said)
+
+
+def _usage(config: Config) -> str:
+    if config.model.sides == "shared":
+        return """arguments = model.encode(["an argument"])
+texts = model.encode(["a text", "another text"])
+model.similarity(arguments, texts)"""
+    return """arguments = model.encode_query(["an argument"])
+texts = model.encode_document(["a text", "another text"])
+model.similarity(arguments, texts)"""
+
+
+def _beside(config: Config) -> str:
+    if config.loss.classification_weight:
+        return "`classifier.safetensors` is the pair classifier, for biencoder's own search."
+    return "No pair classifier was trained."
+
+
+def _limits(config: Config, dataset: Dataset) -> str:
+    limits = [
+        "Something is always nearest, whether or not the corpus holds a counter-argument, and what is near may be untrue.",
+        f"Trained on {len(dataset.splits['training']):,} pairs of one corpus. Other subjects, languages and kinds of text "
+        "were not measured.",
+        "Accuracy depends on how many texts there are to find the counter among: the more, the lower.",
+        f"What comes after the first {config.model.max_length} tokens of a text is not seen.",
+    ]
+    if dataset.deciding_split == "validation":
+        limits.append("The model was chosen on validation, so its figures there are a little too good.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _rows(values: dict[str, str]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in values.items())

@@ -1,0 +1,80 @@
+"""What a run says before its first step and after its last, and what checks have found: lines and tables."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from biencoder.config import Config
+from biencoder.data import Dataset
+from biencoder.data.records import Findings
+from biencoder.distributed.world import World
+from biencoder.tracking.console import shown
+from biencoder.training.preflight.judgements import Row
+
+
+def findings_table(findings: Findings) -> list[RenderableType]:
+    """The data check's oddities; nothing where there are none."""
+    if not findings.counts:
+        return []
+    table = Table(title="Data check", title_justify="left", box=None, pad_edge=False)
+    table.add_column("count", justify="right")
+    table.add_column("oddity", no_wrap=True)
+    table.add_column("for example", overflow="fold")
+    for kind, count, examples in findings.rows():
+        table.add_row(str(count), shown(kind), shown(examples[0]))
+    return [table]
+
+
+def opening_lines(
+    config: Config,
+    dataset: Dataset,
+    world: World,
+    folder: Path,
+    *,
+    precision: str,
+    mining: str,
+    from_step: int | None,
+) -> list[str]:
+    """What is about to happen, in five lines."""
+    train = config.train
+    pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    micro, accumulation = train.micro_batch(world.size), train.accumulation(world.size)
+    return [
+        f"corpus   {pairs} pairs, {len(dataset.texts)} distinct texts, fingerprint {dataset.fingerprint[:12]}",
+        f"model    {config.model.name}, texts cut at {config.model.max_length} tokens",
+        f"steps    {world.size} ranks x {accumulation} x {micro} = {train.global_batch_size} triplets; peak learning "
+        f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} in "
+        f"{precision} on {world.device.type}",
+        f"mining   {mining}",
+        f"run      {folder}" + ("" if from_step is None else f", going on from step {from_step}"),
+    ]
+
+
+def closing_line(folder: Path, config: Config) -> str:
+    """Where the model is, and what to do next."""
+    best, last = folder / "model" / "best", folder / "model" / "last"
+    found = next((model for model in (best, last) if model.is_dir()), None)
+    if found is None:
+        return f"Neither {best} nor {last} is there: the run has left no model"
+    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
+    command = [python, "launcher/search.py", "--model", str(found), "--data.root", config.data.root, "your argument"]
+    which = "The best model" if found == best else f"{best} is not there; the last model"
+    return f"{which} is in {found}. Try it: {shlex.join(command)}"
+
+
+def checks_table(title: str, rows: Sequence[Row]) -> Table:
+    """What checks have found, one row each."""
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("finding", overflow="fold")
+    for row in rows:  # as texts: a finding may hold brackets, which are markup otherwise
+        table.add_row(row.name, Text(row.verdict, colours[row.verdict]), shown(row.finding))
+    return table

@@ -1,0 +1,62 @@
+"""All ranks must work on the same input: a rank that reads other files would train, and nobody would notice."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from biencoder.config import Config
+from biencoder.data import Dataset
+from biencoder.distributed.world import World
+from biencoder.errors import ConfigError
+from biencoder.model.pretrained import Pretrained
+from biencoder.training.engine.engine import Settings
+from biencoder.training.preflight.judgements import judge_equal
+
+
+def check_same(world: World, facts: Mapping[str, str]) -> None:
+    """Compare the ranks' facts. Every rank takes part.
+
+    Raises:
+        ConfigError: on every rank, if a fact differs between two; names it, its values, and the ranks that hold each.
+    """
+    verdict, finding = judge_equal(world.gather_objects(dict(facts)), world.hosts, found="")
+    if verdict == "fail":
+        raise ConfigError(
+            f"the ranks do not work on the same: {finding}; start all with one command, in one folder, on the same files"
+        )
+
+
+def configuration_facts(config: Config) -> dict[str, str]:
+    """Every key: none may differ, as rank 0's values decide for all wherever one rank decides."""
+    return {name: str(value) for name, value in config.flat().items()}
+
+
+def input_facts(dataset: Dataset, pretrained: Pretrained, settings: Settings) -> dict[str, str]:
+    """What was read from files, each as a number or a short hash."""
+    return {
+        "the content of deepspeed_config": settings_digest(settings),
+        "the corpus": dataset.fingerprint[:12],
+        "the number of texts": str(len(dataset.texts)),
+        "the tokenizer": tokenizer_digest(pretrained.tokenizer),
+        "the pretrained weights": weights_digest(pretrained.encoder),
+    }
+
+
+def settings_digest(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
+
+
+def weights_digest(encoder: PreTrainedModel) -> str:
+    """Of names, shapes and values; 0.3 s for BERT base."""
+    total = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:12]
