@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertModel
 
-from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig, find_file
+from biencoder.config import Config, DistributedConfig, LossConfig, ModelConfig, TrainConfig, find_file
 from biencoder.data.tokens import Tokens
-from biencoder.distributed.world import World, world
+from biencoder.distributed.join import join
+from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import BiEncoder, TripletBatch
 from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
 from biencoder.training.engine.memory import bucket_bytes, offloaded_bytes, state_bytes
@@ -86,10 +87,10 @@ def _alive() -> int:
 
 
 def worker(files: list[str]) -> None:
-    with world(timeout_s=300, control_timeout_s=300, silence_s=300) as ranks:
+    with join(DistributedConfig(timeout_s=300, control_timeout_s=300, silence_s=300)) as ranks:
         found = {}
         for file in files:
-            each = ranks.gather_objects(measure(ranks, file))
+            each = ranks.all_gather_object(measure(ranks, file))
             found[file] = [max(column) for column in zip(*each, strict=True)]
         if ranks.is_main:
             print(json.dumps(found), flush=True)

@@ -45,9 +45,10 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import Config, MiningConfig, ModelConfig
+from biencoder.config import Config, DistributedConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
-from biencoder.distributed.world import World, world
+from biencoder.distributed.join import join
+from biencoder.distributed.world import World
 from biencoder.mining import Miner
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.build import build_index
@@ -172,7 +173,7 @@ def worker(case: str, size: int, queries: int, dimension: int) -> None:
     settings, placement = CASES[case]
     rate = max(0.0, 1 - queries / (size // 2))
     config = MiningConfig(placement=placement, random_rate=rate, **settings)
-    with world(timeout_s=3600, control_timeout_s=86400, silence_s=3600) as ranks:
+    with join(DistributedConfig(timeout_s=3600, control_timeout_s=86400, silence_s=3600)) as ranks:
         found = measure(ranks, size, queries, dimension, config)
         if ranks.is_main:
             print(json.dumps(found), flush=True)

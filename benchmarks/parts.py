@@ -28,14 +28,16 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import ModelConfig
+from biencoder.config import DistributedConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
 from biencoder.data.tokens import tokenize
-from biencoder.distributed.world import World, world
+from biencoder.distributed.join import join
+from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.training.preflight.network import time_all_reduce
 from biencoder.training.sampler import global_batches
 
 OUT = Path(__file__).parent / "results" / "parts.json"
@@ -106,14 +108,14 @@ def evaluation(num_texts: int) -> dict[str, float]:
 
 def messages() -> dict[str, float] | None:
     """On each of the ranks; what rank 0 saw."""
-    with world(timeout_s=300, control_timeout_s=300, silence_s=300) as ranks:
+    with join(DistributedConfig(timeout_s=300, control_timeout_s=300, silence_s=300)) as ranks:
         rows = torch.zeros(MESSAGE_BYTES // (4 * DIMENSION), DIMENSION)
         ids = np.zeros(MESSAGE_BYTES // 8, dtype=np.int64)
         found = {
-            "sum_s": statistics.median(ranks.time_sum(GRADIENT_BYTES, repeats=5, control=False)),
-            "small_sum_s": statistics.median(ranks.time_sum(4, repeats=21, control=False)),
-            "gather_s": statistics.median(timed(lambda: ranks.gather_rows(rows))[0] for _ in range(5)),
-            "broadcast_s": statistics.median(timed(lambda: ranks.broadcast_ids(ids))[0] for _ in range(5)),
+            "sum_s": statistics.median(time_all_reduce(ranks, GRADIENT_BYTES, repeats=5, control=False)),
+            "small_sum_s": statistics.median(time_all_reduce(ranks, 4, repeats=21, control=False)),
+            "gather_s": statistics.median(timed(lambda: ranks.gather(rows))[0] for _ in range(5)),
+            "broadcast_s": statistics.median(timed(lambda: ranks.broadcast(torch.from_numpy(ids)))[0] for _ in range(5)),
         }
         return found if ranks.is_main else None
 

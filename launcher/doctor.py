@@ -27,14 +27,13 @@ def main(argv: Sequence[str]) -> None:
 def before(argv: Sequence[str]) -> None:
     config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION).config
     from biencoder.data import load_dataset
-    from biencoder.distributed.world import world
+    from biencoder.distributed.join import join
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.opening import checks_table, findings_table
     from biencoder.training.preflight.checks import preflight, raise_failed
     from biencoder.training.preflight.machine import examine_machine
 
-    limits = config.distributed
-    with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
+    with join(config.distributed) as ranks:
         terminal, rows = Terminal(is_main=ranks.is_main), [*preflight(config, ranks), *examine_machine()]
         terminal.show(checks_table("Before a run: nothing was trained", rows))
         ranks.together(lambda: raise_failed(rows))

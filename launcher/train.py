@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> None:
     end_with_launcher()
     arguments = parse_run(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
-    from biencoder.distributed.world import world
+    from biencoder.distributed.join import join
 
-    config, limits = arguments.config, arguments.config.distributed
-    with world(timeout_s=limits.timeout_s, control_timeout_s=limits.control_timeout_s, silence_s=limits.silence_s) as ranks:
+    config = arguments.config
+    with join(config.distributed) as ranks:
         if arguments.preflight:
             check(config, ranks)
         else:

@@ -74,7 +74,7 @@ class StopRequests:
         """
         answer = Agreement(self._vote() if self._vote else 0)
         wish = Agreement.STOP if self._received else Agreement.SAVE if save else Agreement.GO_ON
-        self._vote = self._world.max_later(wish)
+        self._vote = self._world.all_reduce_max_async(wish)
         return answer
 
     def close(self) -> None:

@@ -194,7 +194,7 @@ def rank_candidates(
             text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)]
             row_qk = np.searchsorted(embedded.text_ids_N, text_qk)
             mine = mine._replace(probability_Qk=pair_probability(queries, embedded.candidate, row_qk, classifier))
-        gathered = [world.gather_rows(torch.from_numpy(part)) for part in mine]
+        gathered = [world.gather(torch.from_numpy(part)) for part in mine]
         if world.is_main:
             order.append(block)
             nearest = joined([[part.numpy() for part in some or []] for some in gathered], axis=1).nearest(k)

@@ -116,7 +116,7 @@ def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
             some = slice(start, start + _MOST_ROWS)
             bits_nD = vectors.embedding[some].contiguous().numpy().view(np.uint32).astype(np.uint64)
             found += int((factor_N[some] * (bits_nD @ factor_D)).sum())
-    return f"{sum(world.gather_objects(found)) % 2**64:016x}"
+    return f"{sum(world.all_gather_object(found)) % 2**64:016x}"
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:
@@ -130,7 +130,10 @@ def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:
     vectors_ND = vectors_ND[:: max(1, len(vectors_ND) // _MOST_ROWS)].double()
     moments = torch.cat([vectors_ND.T @ vectors_ND, vectors_ND.sum(0)[None]])
     count = torch.full((1, moments.shape[1]), float(len(vectors_ND)), dtype=moments.dtype)
-    mean = world.mean(torch.cat([moments, count]).to(world.device)).cpu() / world.mean(count.to(world.device)).cpu()[0, 0]
+    mean = (
+        world.all_reduce_mean(torch.cat([moments, count]).to(world.device)).cpu()
+        / world.all_reduce_mean(count.to(world.device)).cpu()[0, 0]
+    )
     covariance_DD = mean[:-2] - torch.outer(mean[-2], mean[-2])
     variance_D = torch.linalg.eigvalsh(covariance_DD).clamp_min(0)
     # What rounding leaves of the difference above says nothing: equal embeddings have no direction at all.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
@@ -115,7 +116,7 @@ class Miner:
             return search, found
 
         search, found = self._world.on_holders(select, sharded=self._config.sharded)
-        self._world.broadcast_ids(negative_text_PK)
+        self._world.broadcast(torch.from_numpy(negative_text_PK))
         before, self.last = self.last, negative_text_PK
         wait_s = time.perf_counter() - start
         if self._config.overlap:

@@ -74,12 +74,12 @@ class EmbeddedTexts:
                     mine = vectors.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
                 else:
                     mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in vectors))
-                embedding = world.share_rows(mine.embedding, source=rank)
+                embedding = world.broadcast(mine.embedding, source=rank)
                 yield (
                     block,
                     Vectors(
                         embedding,
-                        world.share_rows(mine.pooled, source=rank) if pooled else embedding.new_empty(len(block), 0),
+                        world.broadcast(mine.pooled, source=rank) if pooled else embedding.new_empty(len(block), 0),
                     ),
                 )
 
@@ -176,6 +176,6 @@ def gather(parts: Sequence[torch.Tensor], round_: list[Ids], table: VectorTable,
     widths = [part.shape[1] for part in parts]
     size = max(1, _MESSAGE_BYTES // (4 * sum(widths) * world.size))
     for start in range(0, longest, size):
-        gathered = world.gather_rows(padded_BW[start : start + size].contiguous())
+        gathered = world.gather(padded_BW[start : start + size].contiguous())
         for batch, part_BW in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
             table.put(batch[start : start + size], torch.split(part_BW, widths, dim=1))

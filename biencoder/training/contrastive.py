@@ -93,10 +93,10 @@ def contrast(chunks: Sequence[Scores], wanted: Targets, config: LossConfig, worl
     """
     leaves = [[part.detach().float().requires_grad_() for part in _embeddings(chunk)] for chunk in chunks]
     point_SD, counter_SD, negative_XD, rival_SD = (torch.cat(parts) for parts in zip(*leaves, strict=True))
-    candidate_CD = world.all_rows(torch.cat([counter_SD, negative_XD, rival_SD]))
+    candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD]))
     loss = cross_entropy(point_SD, candidate_CD, wanted.own_S, wanted.left_out_2X, config.temperature)
     if config.symmetric:
-        points_PD = world.all_rows(point_SD)
+        points_PD = world.all_gather(point_SD)
         back = cross_entropy(counter_SD, points_PD, wanted.own_point_S, wanted.left_out_2Y, config.temperature)
         loss = (loss + back) / 2
     loss.backward()  # type: ignore[no-untyped-call]

@@ -198,7 +198,7 @@ def report_steps(run: Run, progress: Progress) -> None:
     busy_s = torch.zeros(run.world.size)  # each rank fills in its own place; the mean over ranks puts them side by side
     busy_s[run.world.rank] = run.world.size * (data_s + report.forward_s)
     mine = torch.cat([window.parts / (window.steps or math.nan), torch.tensor([data_s, *busy_s], device=run.world.device)])
-    told, num_parts = run.world.mean(mine).tolist(), len(window.parts)
+    told, num_parts = run.world.all_reduce_mean(mine).tolist(), len(window.parts)
     metrics = step_metrics(
         told[:num_parts],
         report,

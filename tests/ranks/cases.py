@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import biencoder.training.contrastive
 import biencoder.training.engine.engine
-from biencoder.config import CheckpointConfig, Config, LossConfig, MiningConfig, ModelConfig, TrainConfig
+from biencoder.config import CheckpointConfig, Config, DistributedConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.tokens import TokenizedTexts, tokenize
+from biencoder.distributed.join import join
 from biencoder.distributed.stop_requests import StopRequests
-from biencoder.distributed.world import World, world
+from biencoder.distributed.world import World
 from biencoder.errors import DataError
 from biencoder.evaluation import evaluate_split
 from biencoder.mining import Miner
@@ -43,7 +44,7 @@ from launcher.entry import run
 
 def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 6) -> None:
     def command(argv: Sequence[str]) -> None:
-        with world(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s) as ranks:
+        with join(DistributedConfig(timeout_s=timeout_s, control_timeout_s=300, silence_s=silence_s)) as ranks:
             work(ranks)  # type: ignore[operator]
 
     run(command)
@@ -54,12 +55,14 @@ def collectives() -> None:
 
     def work(ranks: World) -> None:
         ids = np.arange(5) * 7 if ranks.is_main else np.zeros(5, dtype=np.int64)
-        gathered = ranks.gather_rows(torch.full((2, 3), float(ranks.rank)))
+        gathered = ranks.gather(torch.full((2, 3), float(ranks.rank)))
         found = {
             "together": ranks.together(lambda: ranks.rank),
             "on_main": ranks.on_main(lambda: f"from {ranks.rank}"),
-            "ids": ranks.broadcast_ids(ids).tolist(),
-            "mean": ranks.mean(torch.tensor([float(ranks.rank)])).item(),
+            "ids": ranks.broadcast(torch.from_numpy(ids)).tolist(),
+            "mean": ranks.all_reduce_mean(torch.tensor([float(ranks.rank)])).item(),
+            "sum": ranks.all_reduce(torch.tensor([float(ranks.rank)]), control=True).item(),
+            "kept": ranks.keep_on_main(lambda: f"by {ranks.rank}"),
             "gathered": [rows[0, 0].item() for rows in gathered] if gathered else None,
         }
         print(found)
@@ -93,10 +96,10 @@ def one_fails_alone(rank: int) -> None:
     """A rank raises where the others wait in a collective of the training group."""
 
     def work(ranks: World) -> None:
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
         if ranks.rank == rank:
             raise ValueError("step went wrong")
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
 
     _in_world(work, timeout_s=600)
 
@@ -106,13 +109,13 @@ def one_is_killed(rank: int, where: str) -> None:
 
     def work(ranks: World) -> None:
         ranks.doing(where)
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
         time.sleep(2.5)
         if ranks.rank == rank:
             print(time.time(), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if where == "training":
-            ranks.mean(torch.zeros(1))
+            ranks.all_reduce_mean(torch.zeros(1))
         else:
             ranks.on_main(lambda: time.sleep(60))
 
@@ -122,18 +125,18 @@ def one_is_killed(rank: int, where: str) -> None:
 def one_stops_answering(rank: int) -> None:
     def work(ranks: World) -> None:
         ranks.doing("training step 12")
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
         time.sleep(2.5)
         if ranks.rank == rank:
             os.kill(os.getpid(), signal.SIGSTOP)
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
 
     _in_world(work, timeout_s=600)
 
 
 def main_works_longer_than_the_training_limit() -> None:
     def work(ranks: World) -> None:
-        ranks.mean(torch.zeros(1))
+        ranks.all_reduce_mean(torch.zeros(1))
         print(ranks.on_main(lambda: time.sleep(8) or "mined"))
 
     _in_world(work, timeout_s=3)
@@ -192,7 +195,7 @@ def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split,
         engine.backward(loss.total)
         engine.step()
         losses.append(loss.detached()[0])
-    return ranks.mean(torch.stack(losses).mean()).item()
+    return ranks.all_reduce_mean(torch.stack(losses).mean()).item()
 
 
 def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
@@ -676,7 +679,7 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
                     forbidden=Forbidden.of(split, TEXTS_IN_USE),
                 )
                 parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
-                loss, after = ranks.mean(parts)[0], engine.weights()
+                loss, after = ranks.all_reduce_mean(parts)[0], engine.weights()
                 if before and after:
                     moved = {f"{file} {micro} {name}": before[name] - after[name] for name in before}
                     gradients |= moved | {f"{file} {micro} loss": loss.clone()}
@@ -704,7 +707,7 @@ def losses_by_dropout(tiny_bert: str, out: str) -> None:
                     forbidden=Forbidden.of(split, TEXTS_IN_USE),
                 )
                 parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
-                losses.setdefault(str(dropout), []).append(ranks.mean(parts)[0].item())
+                losses.setdefault(str(dropout), []).append(ranks.all_reduce_mean(parts)[0].item())
         if ranks.is_main:
             Path(out).write_text(json.dumps(losses))
 

@@ -13,13 +13,14 @@ pytestmark = pytest.mark.ranks
 
 CODE = """
 import faiss, torch
-from biencoder.distributed.world import world
+from biencoder.config import DistributedConfig
+from biencoder.distributed.join import join
 from biencoder.distributed.idle_cores import usable_cores
 
 def count(_=None):
     return faiss.omp_get_max_threads(), torch.get_num_threads()
 
-with world(timeout_s=60, control_timeout_s=60, silence_s=60) as ranks:
+with join(DistributedConfig(timeout_s=60, control_timeout_s=60, silence_s=60)) as ranks:
     counts = [count(), ranks.on_holders(count, sharded=False), count(), ranks.on_holders(count, sharded=True)]
     if ranks.is_main:
         print([usable_cores(), counts])

@@ -24,6 +24,8 @@ def test_collectives(size: int) -> None:
             "on_main": "from 0",
             "ids": [0, 7, 14, 21, 28],
             "mean": sum(range(size)) / size,
+            "sum": sum(range(size)),
+            "kept": "by 0" if rank == 0 else None,
             "gathered": [float(r) for r in range(size)] if rank == 0 else None,
         }
 

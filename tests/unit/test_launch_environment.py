@@ -2,8 +2,8 @@
 
 import pytest
 
+from biencoder.distributed.join import _ranks_from_environment
 from biencoder.distributed.launcher_watch import find_launchers, program
-from biencoder.distributed.world import _ranks_from_environment
 from biencoder.errors import ConfigError
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")

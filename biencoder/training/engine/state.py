@@ -75,7 +75,7 @@ class EngineTensors:
                 if full_name in saved:
                     shape = getattr(parameter, "ds_shape", parameter.shape)
                     mine = given.get(full_name)
-                    whole = self._world.share_rows(torch.empty(shape) if mine is None else mine, source=0)
+                    whole = self._world.broadcast(torch.empty(shape) if mine is None else mine, source=0)
                     self._set_whole(parameter, moment, whole.to(parameter.device))
 
     def _check_complete(self, saved: dict[str, tuple[int, ...]], *, has_moments: bool) -> None:

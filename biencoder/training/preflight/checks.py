@@ -60,6 +60,7 @@ from biencoder.training.preflight.judgements import (
     judge_round_trip,
     judge_shared,
 )
+from biencoder.training.preflight.network import time_all_reduce
 from biencoder.training.recovery.run_folder import run_folder
 from biencoder.training.same_input import configuration_facts, settings_digest, tokenizer_digest, weights_digest
 
@@ -105,7 +106,7 @@ class _Checks:
             with_others: the look needs the other ranks, and sees to it that it ends; else it has `limit_s` seconds.
         """
         self._world.doing(f"preflight: {name}")
-        facts = self._world.gather_objects(_attempt(look if with_others else lambda: in_time(look, self.limit_s)))
+        facts = self._world.all_gather_object(_attempt(look if with_others else lambda: in_time(look, self.limit_s)))
         failures = {rank: fact.message for rank, fact in enumerate(facts) if isinstance(fact, _Failure)}
         if failures:
             return self.add(name, ("fail", failures_by_rank(failures, self._world.hosts)))
@@ -149,11 +150,13 @@ def _check_collectives(checks: _Checks, world: World) -> None:
         return
 
     def round_trips() -> tuple[float, float]:
-        training = world.time_sum(_SMALL_BYTES, repeats=21, control=False)
-        return statistics.median(training), statistics.median(world.time_sum(_SMALL_BYTES, repeats=21, control=True))
+        training = time_all_reduce(world, _SMALL_BYTES, repeats=21, control=False)
+        return statistics.median(training), statistics.median(
+            time_all_reduce(world, _SMALL_BYTES, repeats=21, control=True)
+        )
 
     def bulk() -> float:
-        return statistics.median(world.time_sum(_BULK_BYTES, repeats=3, control=False))
+        return statistics.median(time_all_reduce(world, _BULK_BYTES, repeats=3, control=False))
 
     library = "nccl" if world.device.type == "cuda" else "gloo"
     if checks.check("round trip", round_trips, lambda seconds: judge_round_trip(seconds, library), with_others=True):
@@ -300,7 +303,7 @@ def _code() -> str:
 
 def _clock(world: World) -> float:
     """Seconds since 1970 on this host, at a moment that all ranks share within milliseconds."""
-    world.gather_objects(None)  # nobody leaves it before everybody is there
+    world.all_gather_object(None)  # nobody leaves it before everybody is there
     return time.time()
 
 

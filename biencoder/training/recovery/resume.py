@@ -30,7 +30,7 @@ def save_checkpoint(run: Run, progress: Progress) -> None:
         return
     progress.saved_step, progress.saved_at, start = progress.step, time.monotonic(), time.perf_counter()
     engine, window = run.engine.state(), progress.window
-    sums_R = run.world.gather_rows(window.parts[None])
+    sums_R = run.world.gather(window.parts[None])
     if engine is None or sums_R is None:
         return
     mining = {"window": torch.cat(sums_R)}
@@ -163,14 +163,14 @@ def load_checkpoint(run: Run, checkpoint: Checkpoint | None, *, went_back: bool 
 
     mining = checkpoint.mining if checkpoint else {}
     ranks, has_negatives = world.on_main(lambda: (len(mining["window"]), "negatives" in mining))
-    sums_RK = world.share_rows(mining.get("window", torch.empty(ranks, len(progress.window.parts))).clone(), source=0)
+    sums_RK = world.broadcast(mining.get("window", torch.empty(ranks, len(progress.window.parts))).clone(), source=0)
     # On another number of ranks the sums are shared out evenly: their mean over the ranks is what gets logged.
     mine = sums_RK[world.rank] if ranks == world.size else sums_RK.mean(0)
     progress.window.parts = mine.to(run.world.device)
     if has_negatives:
         shape = (run.num_samples, run.config.mining.negatives)
         negatives = mining["negatives"].numpy().copy() if mining else np.empty(shape, dtype=np.int64)
-        run.miner.last = world.broadcast_ids(negatives)
+        run.miner.last = world.broadcast(torch.from_numpy(negatives)).numpy()
         progress.negatives = run.miner.last if state["epoch_is_mined"] else None
     if state["ahead"] is not None:
         run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)
