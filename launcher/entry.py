@@ -1,8 +1,6 @@
 """What all commands share: arguments, quiet libraries, and one readable sentence for each error.
 
-Exit codes: 0 done, 1 a failure while running (the traceback says where), 2 wrong input (one sentence says what to mend),
-75 asked to stop by SIGTERM or SIGUSR1 (the same command goes on), 76 out of GPU memory (the same command goes on,
-with smaller batches), 130 interrupted.
+The exit codes stand in `biencoder/errors.py`.
 """
 
 import argparse
@@ -20,9 +18,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from biencoder.config import Config, describe, load_config, nearest_key, user_path
-from biencoder.errors import BiencoderError, ConfigError, tell
+from biencoder.errors import BiencoderError, ConfigError, ExitCode, tell
 
-_INTERRUPTED = 130
 _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
 
@@ -132,7 +129,7 @@ def interrupt_once() -> None:
     """Let Ctrl-C raise KeyboardInterrupt once; the next one ends the process at once, whatever it still waits for."""
 
     def first(*_: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(ExitCode.INTERRUPTED))
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup or a shell has it ignored
@@ -156,9 +153,9 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
             time.sleep(_LET_RANK_0_SPEAK_S)
         leave(error.exit_code)
     except KeyboardInterrupt:
-        leave(_INTERRUPTED)
+        leave(ExitCode.INTERRUPTED)
     except Exception:  # noqa: BLE001 - the last resort: say where it happened, once, and leave
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # threads of broken collectives must not hold up the exit
-    leave(0)
+        os._exit(ExitCode.FAILED)  # threads of broken collectives must not hold up the exit
+    leave(ExitCode.DONE)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from biencoder.errors import BiencoderError, ConfigError
+from biencoder.errors import ConfigError, FailedTrialsError, Interrupted
 from launcher.entry import Parser, parse_run
 from launcher.entry import run as run_command
 
@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 _TRAIN = Path(__file__).with_name("train.py")
 _WIDE = 200
 """Columns of a table that goes into a file."""
-
-
-class Interrupted(BiencoderError):  # noqa: N818 - not an error
-    """The sweep was asked to stop; the same command goes on."""
-
-    kind = "stopped"
-    exit_code = 75
-
-
-class FailedTrialsError(BiencoderError):
-    """The sweep has run to its end, but not all of its trials have."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     """
     from biencoder.data import Forbidden, load_dataset
     from biencoder.data.token_cache import cached_tokens
-    from biencoder.distributed.stop_requests import Stopped, StopRequests
+    from biencoder.distributed.stop_requests import StopRequests
+    from biencoder.errors import OutOfMemory, Stopped
     from biencoder.mining import Miner
     from biencoder.model.bi_encoder import build_model
     from biencoder.model.folder import save_model
@@ -99,7 +100,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
     from biencoder.training.model_folders import ModelFolders, Weights
     from biencoder.training.opening import closing_line, findings_table, opening_lines
     from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
-    from biencoder.training.recovery.out_of_memory import OutOfMemory, record_bound, within_bound
+    from biencoder.training.recovery.out_of_memory import record_bound, within_bound
     from biencoder.training.recovery.resume import find_checkpoint, load_checkpoint, warn_of_failure
     from biencoder.training.recovery.run_folder import finished_at, record_end, record_start, record_stop, run_folder
     from biencoder.training.run import Progress, Run, steps_per_epoch, total_steps
@@ -141,7 +142,7 @@ def train(config: "Config", world: "World", at_end: ExitStack) -> None:
 
     def before_exit(exit_code: int) -> None:
         if world.is_main:
-            if exit_code == Stopped.code:
+            if exit_code == Stopped.exit_code:
                 record_stop(folder)
             if exit_code == OutOfMemory.exit_code:
                 record_bound(folder, config, world_size=world.size)

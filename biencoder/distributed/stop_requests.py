@@ -14,10 +14,8 @@ from contextlib import contextmanager, suppress
 from enum import IntEnum
 
 from biencoder.distributed.world import World
-from biencoder.errors import PeerError, tell
+from biencoder.errors import ExitCode, tell
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL: the same command, started again, goes on. Slurm's RequeueExit is usually set to it."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -27,16 +25,6 @@ class Agreement(IntEnum):
     GO_ON = 0
     SAVE = 1
     STOP = 2
-
-
-class Stopped(PeerError):  # noqa: N818 - not an error
-    """The run was asked to stop, and can go on; every rank raises this together."""
-
-    kind = "stopped"
-    code = EXIT_CODE
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, EXIT_CODE)
 
 
 class StopRequests:
@@ -101,7 +89,7 @@ class StopRequests:
             f"{self._received} on rank {self._world.rank} ({host}); started again, the run goes on from its last checkpoint"
         )
         tell(f"stopped: {message}")
-        self._world.end_all(message, exit_code=EXIT_CODE)
+        self._world.end_all(message, exit_code=ExitCode.STOPPED)
         with suppress(Exception):  # whatever it could not do, this process ends
-            self._before_exit(EXIT_CODE)
-        os._exit(EXIT_CODE)
+            self._before_exit(ExitCode.STOPPED)
+        os._exit(ExitCode.STOPPED)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from biencoder.data import Split
-from biencoder.distributed.stop_requests import Agreement, Stopped
+from biencoder.distributed.stop_requests import Agreement
 from biencoder.distributed.world import World
-from biencoder.errors import ConfigError
+from biencoder.errors import ConfigError, Diverged, Stopped
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.mining import Mined
 from biencoder.model.batch import triplet_batch
@@ -266,10 +266,6 @@ def was_skipped(run: Run, progress: Progress, batch_G: npt.NDArray[np.int64]) ->
     if progress.skipped_in_a_row >= run.config.train.max_skipped:
         raise Diverged
     return True
-
-
-class Diverged(Exception):  # noqa: N818 - not an error yet
-    """Too many steps in a row had no finite gradient; every rank raises this together."""
 
 
 def go_back(run: Run, progress: Progress) -> Progress:

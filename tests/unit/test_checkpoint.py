@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointError, CheckpointFolder
+from biencoder.errors import CheckpointError
+from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 
 
 def checkpoint(step: int, size: int = 10) -> Checkpoint:

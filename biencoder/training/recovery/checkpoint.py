@@ -26,6 +26,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from biencoder.errors import CheckpointError
+
 Tensors = Mapping[str, torch.Tensor]
 TENSOR_FILES = ("model", "optimizer", "mining")
 _MANIFEST = "manifest.json"
@@ -40,10 +42,6 @@ class Checkpoint:
     model: Tensors
     optimizer: Tensors
     mining: Tensors
-
-
-class CheckpointError(Exception):
-    """A checkpoint does not hold what its manifest says; the message names the file."""
 
 
 class CheckpointFolder:

@@ -14,17 +14,8 @@ from pathlib import Path
 import torch
 
 from biencoder.config import Config
-from biencoder.errors import BiencoderError, ConfigError
+from biencoder.errors import BiencoderError, ConfigError, OutOfMemory
 from biencoder.training.recovery.run_folder import append_line, read_lines
-
-EXIT_CODE = 76
-
-
-class OutOfMemory(BiencoderError):  # noqa: N818 - the run goes on
-    """A rank's GPU cannot hold its micro-batch."""
-
-    kind = "stopped"
-    exit_code = EXIT_CODE
 
 
 def out_of_memory(config: Config, error: torch.OutOfMemoryError, *, world_size: int) -> BiencoderError:

@@ -1,0 +1,40 @@
+"""The tree of errors: what its docstring draws is what there is, and the README knows all exit codes."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from biencoder import errors
+from biencoder.config import PROJECT_ROOT
+from biencoder.errors import BiencoderError, ExitCode, InternalError
+
+
+def tree(error: type[Exception], indent: str = "", branch: str = "") -> Iterator[str]:
+    yield " ".join([branch + error.__name__, *([str(int(error.exit_code))] if issubclass(error, BiencoderError) else [])])
+    children = error.__subclasses__()
+    for child in children:
+        is_last = child is children[-1]
+        yield from tree(child, indent + ("    " if is_last else "│   "), indent + ("└── " if is_last else "├── "))
+
+
+def test_the_docstring_draws_all_errors_with_their_exit_codes() -> None:
+    drawn = (errors.__doc__ or "").splitlines()
+    columns = [re.match(r"[│├└─ ]*\w+( +\d+)?", line) for line in drawn]
+    found = [re.sub(r"(?<=\w) +(?=\d)", " ", match[0]) for match in columns if match]
+    for line in [*tree(BiencoderError), *tree(InternalError)]:
+        assert line in found, line
+
+
+def test_no_other_module_has_errors_of_its_own() -> None:
+    for package in ("biencoder", "launcher"):
+        for file in (PROJECT_ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef) and file.name != "errors.py":
+                    bases = [ast.unparse(base) for base in node.bases]
+                    assert not any(base.endswith(("Error", "Exception")) for base in bases), f"{file}: {node.name}"
+
+
+def test_the_readme_has_all_exit_codes() -> None:
+    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"Exit codes: (.+?)\. ", readme, flags=re.DOTALL)
+    assert [int(code) for code in re.findall(r"\b\d+\b", sentence)] == sorted(ExitCode)
