@@ -26,7 +26,7 @@ def run_ranks(script: str, arguments: list[str], *, size: int = 1, threads: int 
     processes = [
         subprocess.Popen(
             [sys.executable, script, *arguments],
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},
+            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": r, "LOCAL_RANK": r}).items()},  # noqa: TID251 - of a child
             stdout=subprocess.PIPE,
             text=True,
         )

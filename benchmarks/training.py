@@ -118,7 +118,7 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
     from transformers import TrainerCallback
 
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        del os.environ[name]  # it would take itself for a rank of a distributed job
+        del os.environ[name]  # noqa: TID251 - it would take itself for a rank of a distributed job
     dataset = load_dataset(work.data, clean=True)
     split = dataset.splits["training"]
     samples = work.samples(split)

@@ -2,7 +2,7 @@
 
 Imports go one way, which `lint-imports` holds:
 
-    launcher → training → evaluation, mining → retrieval → model → data → distributed, config, rng, errors
+    launcher → training → evaluation, mining → retrieval → model → data → distributed, config, environment, rng, errors
 
-tracking records what training tells it, and knows of nothing but config and errors.
+tracking records what training tells it, and knows of nothing but config, environment and errors.
 """

@@ -5,10 +5,10 @@ python launcher/dashboard.py --out dashboard.json         its specification as a
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from biencoder import environment
 from biencoder.config import Config
 from biencoder.errors import ConfigError
 from launcher.entry import Parser, run
@@ -43,8 +43,8 @@ def write(file: Path) -> None:
 
 
 def save(entity: str, project: str) -> None:
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(_TIMEOUT_S))
+    environment.set_default("WANDB_SILENT", "true")
+    environment.set_default("WANDB_HTTP_TIMEOUT", str(_TIMEOUT_S))
     import wandb
 
     from biencoder.tracking.dashboard import workspace

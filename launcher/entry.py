@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from biencoder import environment
 from biencoder.config import Config, describe, load_config, nearest_key, user_path
 from biencoder.errors import BiencoderError, ConfigError, ExitCode, tell
 
@@ -146,7 +147,7 @@ def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         command(sys.argv[1:])
     except BiencoderError as error:
-        speaks = os.environ.get("RANK", "0") == "0"
+        speaks = environment.is_main_rank()
         if speaks:
             tell(f"{error.kind}: {error}")
         else:

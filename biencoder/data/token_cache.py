@@ -4,7 +4,6 @@ The name of a cached tokenization is a hash of the texts, the tokenizer and the 
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from biencoder import environment
 from biencoder.data.tokens import TokenizedTexts, tokenize
 from biencoder.distributed.world import World
 
@@ -36,8 +36,8 @@ def cached_tokens(
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/biencoder, or ~/.cache/biencoder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "biencoder" / "tokens"
+    """Where all tokenizations are."""
+    return environment.cache_folder() / "tokens"
 
 
 def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+from biencoder import environment
+
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -40,7 +41,7 @@ def own_cores() -> Iterator[None]:
 
 def left_to_torchrun() -> bool:
     """Whether this rank has one thread because torchrun wanted it so, and not the user."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or [os.environ.get(name) for name in _THREADS] != ["1", None, None]:
+    if not environment.is_under_torchrun() or environment.thread_settings() != {"OMP_NUM_THREADS": "1"}:
         return False
     try:
         given = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")  # as it was when the agent was started

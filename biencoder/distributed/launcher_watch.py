@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import psutil
 
+from biencoder import environment
 from biencoder.errors import tell
 
 _PROGRAMS = {"torchrun", "deepspeed", "accelerate", "sweep.py", "biencoder-sweep"}
@@ -39,7 +40,7 @@ def find_launchers() -> list[psutil.Process]:
         known = [number for number, parent in enumerate(parents) if _is_launcher(parent)]
         if known:
             return parents[: known[-1] + 1]
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's agent within a program of somebody else
+        if environment.is_under_torchrun():  # torchrun's agent within a program of somebody else
             return parents[:1]
     return []
 
@@ -65,14 +66,14 @@ def _is_launcher(process: psutil.Process) -> bool:
         name = program(process.cmdline())
     except psutil.Error:
         return False
-    of_slurm = name == "slurmstepd" and "RANK" in os.environ  # not a shell's plain `python` inside of a step
+    of_slurm = name == "slurmstepd" and environment.has_rank()  # not a shell's plain `python` inside of a step
     return name in _PROGRAMS or name in _MODULES or of_slurm
 
 
 def _watch(launchers: Sequence[psutil.Process]) -> None:
     while os.getppid() == launchers[0].pid and not any(map(_is_gone, launchers)):
         time.sleep(_INTERVAL_S)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if environment.is_first_on_machine():
         speaker = threading.Thread(target=_say, daemon=True)  # a pipe that nobody reads must not hold up the end
         speaker.start()
         speaker.join(_INTERVAL_S)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from biencoder import environment
 from biencoder.config import TrackingConfig
 from biencoder.tracking.channel import Channel, reason, warn, within
 from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, accuracy
@@ -116,11 +117,11 @@ def start_wandb(
         settings: of the run, by their keys.
         facts: what its configuration shows beside them. Neither holds secrets.
     """
-    mode = os.environ.get("WANDB_MODE") or config.wandb
+    mode = environment.wandb_mode() or config.wandb
     if mode == "disabled":
         return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would report each failure of a server, on stderr too
+    environment.set_default("WANDB_SILENT", "true")
+    environment.set_default("WANDB_ERROR_REPORTING", "false")  # it would report each failure of a server, on stderr too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import wandb
@@ -182,7 +183,7 @@ def _run_id(run_dir: Path) -> str:
         return held
     if held is not None:
         warn(f"{file} holds no run id of Weights & Biases; a new run begins there")
-    given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    given = environment.wandb_sweep_run_id()
     made = given or secrets.token_hex(4)
     fresh = file.with_name(".wandb-id.new")
     fresh.write_text(made)

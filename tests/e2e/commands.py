@@ -109,9 +109,9 @@ def run(
 
 
 def records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind from a run's metrics.jsonl."""
+    """The records of one kind from a run's metrics.jsonl, without a line that is being written."""
     file = run_dir / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 

@@ -1,9 +1,13 @@
 """What launchers put into the environment: a start that would wait for ever, or train several runs, is refused."""
 
+import os
+from pathlib import Path
+
 import pytest
 
-from biencoder.distributed.join import _ranks_from_environment
+from biencoder import environment
 from biencoder.distributed.launcher_watch import find_launchers, program
+from biencoder.environment import place_among_ranks
 from biencoder.errors import ConfigError
 
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -12,14 +16,14 @@ MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
 
 
-def ranks(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+def ranks(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
     for name in (*LAUNCH, *STEP):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")  # so that it is put back whatever the code sets
         monkeypatch.delenv(name)
-    for name, value in environment.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return _ranks_from_environment()
+    return place_among_ranks()
 
 
 @pytest.mark.parametrize(
@@ -75,3 +79,37 @@ def test_a_shell_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "RANK"):
         monkeypatch.delenv(name, raising=False)
     assert find_launchers() == []  # pytest has started this process, or a shell pytest
+
+
+def test_what_slurm_and_torchrun_say_of_a_job_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_RESTART_COUNT",
+        "TORCHELASTIC_RESTART_COUNT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    assert (environment.slurm_job(), environment.slurm_restarts(), environment.torchrun_restarts()) == ("", 0, 0)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    assert environment.slurm_job() == "12"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "11")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert (environment.slurm_job(), environment.slurm_restarts(), environment.torchrun_restarts()) == ("11_3", 2, 1)
+
+
+def test_variables_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BIENCODER_TEST", raising=False)
+    environment.set_default("BIENCODER_TEST", "ours")
+    environment.set_default("BIENCODER_TEST", "another")
+    assert os.environ.pop("BIENCODER_TEST") == "ours"
+
+
+def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert environment.cache_folder() == tmp_path / "biencoder"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert environment.cache_folder() == tmp_path / ".cache" / "biencoder"

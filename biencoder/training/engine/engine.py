@@ -7,7 +7,6 @@ that says otherwise is refused, so that every number has one owner.
 import json
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from biencoder import environment
 from biencoder.config import Config, TrainConfig, find_file
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.world import World
@@ -285,11 +285,11 @@ def _without_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def _import_deepspeed() -> Any:
     """Import DeepSpeed without its chatter, and without the C++ compilation that it would start on a CPU."""
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        environment.set_default("DS_ACCELERATOR", "cpu")
     # DeepSpeed 0.19 calls collectives by names that newer PyTorch renames; both work.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
+    import deepspeed  # noqa: TID251 - this folder knows DeepSpeed
+    from deepspeed.ops import __compatible_ops__  # noqa: TID251 - this folder knows DeepSpeed
 
     __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
     deepspeed.utils.logger.setLevel(logging.ERROR)

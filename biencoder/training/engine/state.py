@@ -97,7 +97,7 @@ class EngineTensors:
 
     def _whole(self, parameter: Any, moment: str | None) -> torch.Tensor | None:
         """A parameter's fp32 copy, or one of its moments."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: TID251 - this folder knows DeepSpeed
 
         whole: torch.Tensor
         if not parameter.requires_grad:
@@ -166,7 +166,7 @@ class EngineTensors:
 
 def _gathered(parameter: torch.Tensor, **how: int) -> Any:
     """Within this context the parameter is whole on every rank."""
-    import deepspeed
+    import deepspeed  # noqa: TID251 - this folder knows DeepSpeed
 
     return deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id"), **how)
 

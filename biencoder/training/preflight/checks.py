@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import torch
 
+from biencoder import environment
 from biencoder.config import PROJECT_ROOT, Config
 from biencoder.data import load_dataset
 from biencoder.data.records import Findings
@@ -273,8 +274,7 @@ def _device(world: World) -> Device:
     if world.device.type == "cuda":
         properties = torch.cuda.get_device_properties(world.device)
         return Device(properties.name, properties.total_memory)
-    hidden_on_purpose = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    return Device("CPU", 0, torch.__version__ if _NVIDIA_DRIVER.exists() and not hidden_on_purpose else "")
+    return Device("CPU", 0, torch.__version__ if _NVIDIA_DRIVER.exists() and not environment.gpus_are_hidden() else "")
 
 
 def _versions() -> dict[str, str]:

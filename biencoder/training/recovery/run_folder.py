@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import tomli_w
 
+from biencoder import environment
 from biencoder.config import PROJECT_ROOT, Config, user_path
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
@@ -68,7 +69,7 @@ def record_start(
         ConfigError: the folder cannot be written, or this is one more restart by a machine that leads nowhere.
     """
     earlier = read_lines(folder)
-    by_torchrun, by_slurm = (os.environ.get(f"{name}_RESTART_COUNT", "0") != "0" for name in ("TORCHELASTIC", "SLURM"))
+    by_torchrun, by_slurm = environment.torchrun_restarts() > 0, environment.slurm_restarts() > 0
     if by_torchrun:  # it asks the other ranks to stop when one has died, and never starts again what a person has stopped
         earlier = [line for line in earlier if "stopped" not in line]
     in_vain = list(itertools.takewhile(lambda line: line.get("from_step") == from_step, reversed(earlier)))
@@ -126,12 +127,10 @@ def _default_folder() -> str:
 
     Under torchrun time and process are those of its agent, so that its restarts find the same folder.
     """
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    by_torchrun = environment.is_under_torchrun()
     pid = os.getppid() if by_torchrun else os.getpid()
     started = time.localtime(psutil.Process(pid).create_time() if by_torchrun else time.time())
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        job = f"{os.environ.get('SLURM_ARRAY_JOB_ID', job)}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job = environment.slurm_job()
     parts = [time.strftime("%Y%m%d-%H%M%S", started), *([f"slurm-{job}"] if job else []), platform.node(), str(pid)]
     return f"runs/{'-'.join(parts)}"
 
