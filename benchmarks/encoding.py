@@ -87,7 +87,7 @@ def main() -> None:
         numbered = replace(some_pairs, point_text_P=point_P, counter_text_P=counter_P)
         embedded = inference.embed(inference.tokenize([dataset.texts[i] for i in distinct]), np.arange(len(distinct)))
         nearest, forbidden = MiningConfig(random_rate=0), Forbidden.of(numbered, len(distinct))
-        return Miner(numbered, forbidden, World.alone(), nearest, seed=0, num_epochs=1).negatives(0, embedded)
+        return Miner(numbered, forbidden, World.alone(), nearest, seed=0, num_epochs=1).mine(0, embedded)
 
     def their_negatives() -> Any:
         columns = {"point": some_pairs.point_text_P, "counter": some_pairs.counter_text_P}

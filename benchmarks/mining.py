@@ -99,7 +99,7 @@ def measure(ranks: World, size: int, queries: int, dimension: int, config: Minin
     embedded = EmbeddedTexts(held, vectors, vectors, np.arange(size), holder_M)
     forbidden = Forbidden.of(split, size)
     start = time.perf_counter()
-    mined = Miner(split, forbidden, ranks, config, seed=0, num_epochs=1).negatives(0, embedded)
+    mined = Miner(split, forbidden, ranks, config, seed=0, num_epochs=1).mine(0, embedded)
     total_s = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

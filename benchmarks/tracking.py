@@ -21,21 +21,22 @@ from rich.console import Console
 from rich.table import Table
 
 from biencoder.tracking import live_report
-from biencoder.training import loop
-from biencoder.training.run import Progress, Run
+from biencoder.training.loop import Trainer
+from biencoder.training.sampler import global_batches
 from launcher import train
 
 OUT = Path(__file__).parent / "results" / "tracking.json"
 
 
-def windows(run: Run, progress: Progress, pairs: int) -> dict[str, list[float]]:
+def windows(trainer: Trainer, pairs: int) -> dict[str, list[float]]:
     """Seconds of each window, by what was going on."""
-    training, batch = run.dataset.splits["training"], run.config.train.global_batch_size
-    embedded, _ = loop.embed_split(run, training)
-    negatives = run.miner.negatives(0, embedded).negative_text_PK
-    batches = loop.global_batches(num_samples=len(training), global_batch_size=batch, seed=0, epoch=0)
+    step, window, config = trainer.step, trainer.window, trainer.plan.config
+    embedded, _ = trainer.evaluator.embed(step.split)
+    negatives = trainer.miner.mine(0, embedded).negative_text_PK
+    batch_size = config.train.global_batch_size
+    batches = global_batches(num_samples=len(step.split), global_batch_size=batch_size, seed=0, epoch=0)
     seconds: dict[str, list[float]] = {"on": [], "off": [], "on, report": [], "off, report": []}
-    report: Any = live_report.LiveReport(Path(run.config.run.dir))
+    report: Any = live_report.LiveReport(trainer.plan.folder)
     for pair in range(-1, pairs):  # the first pair warms up
         # Reports are written during one pair of eight; alone they would come every three minutes.
         writing = pair % 8 == 7
@@ -43,16 +44,15 @@ def windows(run: Run, progress: Progress, pairs: int) -> dict[str, list[float]]:
             if writing:
                 report._due = 0.0
                 report.refresh()
-            progress.window.clear()
+            window.clear()
             start = time.perf_counter()
-            for step in range(run.config.train.log_every):
-                with progress.window.batches.running():
-                    made = loop.step_batch(run, batches[step % len(batches)], negatives)
-                progress.window.timed_steps += 1
-                progress.window.add(loop.train_step(run, made, progress.step))
-                progress.step += 1
+            for number in range(config.train.log_every):
+                with window.batches.running():
+                    made = step.batch(batches[number % len(batches)], negatives)
+                window.count_step(step.train(made, trainer.progress.step))
+                trainer.progress.step += 1
             if tracked:
-                loop.report_steps(run, progress)
+                trainer._report_steps()
             elapsed = time.perf_counter() - start
             if pair >= 0:
                 seconds[("on" if tracked else "off") + (", report" if writing else "")].append(elapsed)
@@ -67,12 +67,12 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     found: dict[str, list[float]] = {}
 
-    def measured(run: Run, progress: Progress) -> None:
-        found.update(windows(run, progress, pairs))
-        (Path(run.config.run.dir) / "model" / "best").mkdir(parents=True)  # which a run leaves, and W&B is given
-        (Path(run.config.run.dir) / "model" / "best" / "README.md").touch()
+    def measured(trainer: Trainer) -> None:
+        found.update(windows(trainer, pairs))
+        (trainer.plan.folder / "model" / "best").mkdir(parents=True)  # which a run leaves, and W&B is given
+        (trainer.plan.folder / "model" / "best" / "README.md").touch()
 
-    loop.fit = measured
+    Trainer.fit = measured  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         settings = f"""--config configs/quickstart.toml --run.dir {folder}/run --train.epochs 1000
             --train.global_batch_size 8 --model.max_length 64 --tracking.wandb offline --tracking.report false"""

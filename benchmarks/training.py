@@ -48,10 +48,10 @@ from rich.table import Table
 
 from biencoder.data import Split, load_dataset
 from biencoder.model.pretrained import locate
-from biencoder.training import loop
 from biencoder.training.engine.engine import Engine
 from biencoder.training.engine.precision import fast_precision
-from biencoder.training.run import Progress, Run
+from biencoder.training.loop import Trainer
+from biencoder.training.recovery.resume import Recovery
 from biencoder.training.sampler import global_batches
 from launcher import train
 
@@ -171,17 +171,16 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
     """What a step of the training loop takes by its own record, and the tokens of a text, without padding."""
     tokens: list[int] = []
 
-    def only_steps(run: Run, progress: Progress) -> None:
-        negative_text_PK = work.negatives(run.training)
-        samples = work.samples(run.training)
-        texts = [run.training.point_text_P[samples], run.training.counter_text_P[samples], negative_text_PK[samples]]
-        tokens.extend(run.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
-        while progress.step < WARM_UP + work.steps:
-            progress.negatives = negative_text_PK
-            loop.run_epoch(run, progress, WARM_UP + work.steps)
+    def only_steps(trainer: Trainer) -> None:
+        split = trainer.step.split
+        negative_text_PK, samples = work.negatives(split), work.samples(split)
+        texts = [split.point_text_P[samples], split.counter_text_P[samples], negative_text_PK[samples]]
+        tokens.extend(trainer.step.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
+        while trainer.progress.step < WARM_UP + work.steps:
+            trainer.run_epoch(negative_text_PK)
 
-    loop.fit = only_steps
-    loop.save_checkpoint = lambda run, progress: None  # at every end of a small corpus: it would be written meanwhile
+    Trainer.fit = only_steps  # type: ignore[method-assign]
+    Recovery.save = lambda recovery: None  # type: ignore[method-assign]  # it would be written during the steps
     if one_padding:
         Engine.pass_cost = math.inf  # type: ignore[assignment,method-assign]
     with tempfile.TemporaryDirectory() as folder:

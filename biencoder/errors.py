@@ -20,6 +20,7 @@ Anything else is a fault of the program, of a library or of the machine: a trace
 import sys
 from contextlib import suppress
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -68,6 +69,8 @@ class OutOfMemory(BiencoderError):  # noqa: N818 - the run goes on
 
     kind = "stopped"
     exit_code = ExitCode.OUT_OF_MEMORY
+    folder: Path | None = None
+    """Of the run, once it is known."""
 
 
 class Interrupted(BiencoderError):  # noqa: N818 - not an error

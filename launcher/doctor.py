@@ -26,10 +26,10 @@ def main(argv: Sequence[str]) -> None:
 
 def before(argv: Sequence[str]) -> None:
     config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION).config
-    from biencoder.data import load_dataset
     from biencoder.distributed.join import join
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.opening import checks_table, findings_table
+    from biencoder.training.plan import read_data
     from biencoder.training.preflight.checks import preflight, raise_failed
     from biencoder.training.preflight.machine import examine_machine
 
@@ -37,7 +37,7 @@ def before(argv: Sequence[str]) -> None:
         terminal, rows = Terminal(is_main=ranks.is_main), [*preflight(config, ranks), *examine_machine()]
         terminal.show(checks_table("Before a run: nothing was trained", rows))
         ranks.together(lambda: raise_failed(rows))
-        terminal.show(*findings_table(load_dataset(config.data.root, clean=config.data.clean).findings))
+        terminal.show(*findings_table(read_data(config).findings))
 
 
 def after(folders: Sequence[Path]) -> None:

@@ -8,8 +8,10 @@ ends has no influence on what is trained.
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ from biencoder.mining.selection import (
     random_negatives,
     recall,
 )
+from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.build import build_index
 from biencoder.retrieval.embedding import EmbeddedTexts
 
@@ -92,11 +95,26 @@ class Miner:
         """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
         self._searched: EmbeddedTexts | None = None
         """What that search looks at."""
-        self.last: Ids | None = None
-        """The newest negatives."""
+        self._newest: Ids | None = None
+        """The newest negatives (P, K)."""
+        self._in_use = False
+        """Whether they belong to the epoch that is being trained."""
 
-    def negatives(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
-        """The negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
+    @property
+    def current(self) -> Ids | None:
+        """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
+        return self._newest if self._in_use else None
+
+    def leave_epoch(self) -> None:
+        """The epoch is whole: the next one needs negatives of its own."""
+        self._in_use = False
+
+    def mine_nothing(self) -> None:
+        """An epoch without negatives begins."""
+        self._newest, self._in_use = np.empty((len(self._split), 0), dtype=np.int64), True
+
+    def mine(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
+        """Find the `current` negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
 
         Args:
             embedded: on the ranks that hold embeddings; None elsewhere.
@@ -117,7 +135,7 @@ class Miner:
 
         search, found = self._world.on_holders(select, sharded=self._config.sharded)
         self._world.broadcast(torch.from_numpy(negative_text_PK))
-        before, self.last = self.last, negative_text_PK
+        before, self._newest, self._in_use = self._newest, negative_text_PK, True
         wait_s = time.perf_counter() - start
         if self._config.overlap:
             self.search_ahead(epoch + 1, embedded)
@@ -142,10 +160,31 @@ class Miner:
             future = self._thread.submit(self._select, epoch, embedded, World.alone())
         self._ahead, self._searched = (epoch, future), embedded
 
-    @property
-    def ahead(self) -> tuple[int, EmbeddedTexts | None] | None:
-        """The epoch that is searched in the background, and on rank 0 what is searched."""
-        return (self._ahead[0], self._searched) if self._ahead else None
+    def state_dict(self) -> dict[str, Any]:
+        """The negatives, and what a background search looks at. No other rank takes part."""
+        state: dict[str, Any] = {"epoch_is_mined": self._in_use, "ahead": self._ahead[0] if self._ahead else None}
+        if self._newest is not None:
+            state["negatives"] = torch.from_numpy(self._newest)
+        if self._ahead and self._searched:
+            state["ahead_query"] = self._searched.query.embedding.contiguous()
+            state["ahead_candidate"] = self._searched.candidate.embedding.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that rank 0 has; the others have its numbers only. Every rank takes part."""
+        self._newest, self._in_use, self._ahead = None, bool(state["epoch_is_mined"]), None
+        if self._world.on_main(lambda: "negatives" in state):
+            empty = torch.empty(len(self._split), self._config.negatives, dtype=torch.int64)
+            self._newest = self._world.broadcast(state.get("negatives", empty).clone()).numpy()
+        if state["ahead"] is not None:
+            self.search_ahead(int(state["ahead"]), self._embedded(state) if "ahead_query" in state else None)
+
+    def _embedded(self, state: Mapping[str, Any]) -> EmbeddedTexts:
+        """What a background search looks at; its pooled vectors were not needed and not kept."""
+        query, candidate = (
+            Vectors(rows, rows.new_empty(len(rows), 0)) for rows in (state["ahead_query"], state["ahead_candidate"])
+        )
+        return EmbeddedTexts.whole(self._split.text_ids, query, candidate)
 
     def raise_failure(self) -> None:
         """Raise, on rank 0 alone, what a search in the background has failed with, rather than train on for nothing."""

@@ -12,7 +12,7 @@ from biencoder.config import Config
 from biencoder.data import Dataset
 from biencoder.model.pretrained import hub_name
 from biencoder.tracking.names import Metrics, accuracy
-from biencoder.training.run import steps_per_epoch
+from biencoder.training.plan import steps_per_epoch
 
 
 def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int) -> str:

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from biencoder.config import Config
-from biencoder.data import Dataset
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.tracking.console import shown
+from biencoder.training.plan import Plan
 from biencoder.training.preflight.judgements import Row
 
 
@@ -31,28 +31,23 @@ def findings_table(findings: Findings) -> list[RenderableType]:
     return [table]
 
 
-def opening_lines(
-    config: Config,
-    dataset: Dataset,
-    world: World,
-    folder: Path,
-    *,
-    precision: str,
-    mining: str,
-    from_step: int | None,
-) -> list[str]:
-    """What is about to happen, in five lines."""
-    train = config.train
+def opening(plan: Plan, world: World, *, from_step: int | None) -> list[RenderableType]:
+    """What the data check found odd, what is about to happen, and what to beware of."""
+    config, dataset, train = plan.config, plan.dataset, plan.config.train
     pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     micro, accumulation = train.micro_batch(world.size), train.accumulation(world.size)
+    slow = f"Beware: this machine computes {plan.precision} slower than fp32; take ds_configs/zero1_auto.json"
     return [
+        *findings_table(dataset.findings),
+        *([slow] if plan.precision != "fp32" and plan.fastest == "fp32" else []),
         f"corpus   {pairs} pairs, {len(dataset.texts)} distinct texts, fingerprint {dataset.fingerprint[:12]}",
         f"model    {config.model.name}, texts cut at {config.model.max_length} tokens",
         f"steps    {world.size} ranks x {accumulation} x {micro} = {train.global_batch_size} triplets; peak learning "
         f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} in "
-        f"{precision} on {world.device.type}",
-        f"mining   {mining}",
-        f"run      {folder}" + ("" if from_step is None else f", going on from step {from_step}"),
+        f"{plan.precision} on {world.device.type}",
+        f"mining   {plan.mining}",
+        f"run      {plan.folder}" + ("" if from_step is None else f", going on from step {from_step}"),
+        *(f"beware   {config.model.name}: {notice}" for notice in plan.pretrained.notices),
     ]
 
 

@@ -1,128 +1,157 @@
-"""What a training run works with, and where it stands."""
+"""A run from its configuration to the models that it leaves.
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+with join(config.distributed) as world:
+    train(config, world)
+"""
 
-import numpy as np
-import numpy.typing as npt
-import torch
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from biencoder.config import Config
-from biencoder.data import Dataset, Forbidden, Split
-from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
-from biencoder.mining import Miner
-from biencoder.model.bi_encoder import TripletBatch
+from biencoder.errors import ConfigError, OutOfMemory, Stopped, tell
+from biencoder.model.whole_folder import put_back
+from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
-from biencoder.training.contrastive import Targets
-from biencoder.training.engine.engine import Engine
-from biencoder.training.engine.stopwatch import Stopwatch
-from biencoder.training.loss import LossParts
-from biencoder.training.model_folders import ModelFolders
-from biencoder.training.recovery.checkpoint import CheckpointFolder
+from biencoder.training.build import build
+from biencoder.training.loop import Trainer
+from biencoder.training.opening import closing_line, opening
+from biencoder.training.plan import Plan, make_plan
+from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.training.recovery.out_of_memory import record_bound
+from biencoder.training.recovery.resume import find_checkpoint, warn_of_failure
+from biencoder.training.recovery.run_folder import check_folder, finished_at, record_end, record_start, record_stop
+from biencoder.training.recovery.run_lock import take_lock
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Built once by the launcher."""
+def train(config: Config, world: World) -> None:
+    """Plan, build, start or resume, fit. Nothing is written before all checks have passed. Every rank takes part.
 
-    config: Config
-    world: World
-    dataset: Dataset
-    tokens: TokenizedTexts
-    engine: Engine
-    miner: Miner
-    checkpoints: CheckpointFolder
-    stop: StopRequests
-    tracker: Tracker
-    terminal: Terminal
-    forbidden: Forbidden
-    folder: Path
-    models: ModelFolders
-
-    @property
-    def training(self) -> Split:
-        return self.dataset.splits["training"]
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.training)
-
-
-class StepBatch(NamedTuple):
-    """What a rank works on in one step."""
-
-    micro_batches: list[TripletBatch]
-    targets: Targets | None
-    """Of the contrastive loss over the whole step; None where it has no weight."""
+    Raises:
+        BiencoderError: on every rank; errors.py says what each kind means.
+    """
+    terminal = protected(Terminal(is_main=world.is_main), Channel("the terminal", again=True))
+    plan = make_plan(config, world)
+    checkpoints = CheckpointFolder(plan.folder / "checkpoints", keep=config.checkpoint.keep)
+    with ExitStack() as at_end:
+        world.on_main(lambda: hold_folder(plan, world, at_end))
+        checkpoint, from_step = look_for_checkpoint(checkpoints, plan, world)
+        if is_finished(plan, world, from_step):
+            terminal.say(closing_line(plan.folder, plan.config))
+            return
+        facts = world.on_main(lambda: write_start(plan, world, from_step))
+        ending = Ending(plan, world, checkpoints, at_end)
+        world.before_end(ending)
+        stop = StopRequests(world, before_exit=ending)
+        terminal.show(*opening(plan, world, from_step=from_step))
+        trainer = build(plan, world, checkpoints=checkpoints, stop=stop, terminal=terminal, facts=facts)
+        start_or_resume(trainer, checkpoint, resume=from_step is not None)
+        del checkpoint  # it holds all weights and moments
+        with ending.written(trainer.tracker):
+            trainer.fit()
+        close(trainer)
 
 
-class Window:
-    """The steps since the last record: loss parts summed on the device, and how long they took."""
+def hold_folder(plan: Plan, world: World, at_end: ExitStack) -> None:
+    """Have the run's folder for this run alone, until `at_end` is closed. For rank 0.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.clear()
+    Raises:
+        ConfigError: another run has it.
+    """
 
-    def clear(self) -> None:
-        self.parts = torch.zeros(len(LossParts._fields), device=self._device)
-        self.steps = 0
-        """Steps that the sums are made of."""
-        self.restart_clock()
+    def lost(message: str) -> None:
+        tell(f"error: {message}")
+        world.end_all(message, exit_code=ConfigError.exit_code)
+        os._exit(ConfigError.exit_code)  # what it still has to write would go among the files of the other run
 
-    def restart_clock(self) -> None:
-        self.start, self.timed_steps = time.perf_counter(), 0
-        self.batches = Stopwatch(torch.device("cpu"))
-        """Of putting batches together."""
-
-    def add(self, parts: torch.Tensor) -> None:
-        self.parts += parts
-        self.steps += 1
+    at_end.callback(take_lock(plan.folder, lost=lost).release)
+    check_folder(plan.folder, plan.config)  # it may have got a run while this one waited
 
 
-class Unwritten(NamedTuple):
-    """A best model that waits in memory."""
-
-    value: float
-    """Of `eval.metric`."""
-    step: int
-    regular: bool
-    """Whether a longer run would have measured it as well."""
+def look_for_checkpoint(checkpoints: CheckpointFolder, plan: Plan, world: World) -> tuple[Checkpoint | None, int | None]:
+    """On rank 0 the checkpoint to go on from, on every rank its step; None if there is none. Every rank takes part."""
+    checkpoint = world.keep_on_main(lambda: find_checkpoint(checkpoints, plan.config, **plan.identity))
+    return checkpoint, world.on_main(lambda: checkpoint.step if checkpoint else None)
 
 
-class Progress:
-    """Where a run stands between two steps."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.step = 0
-        self.epoch = 0
-        self.negatives: npt.NDArray[np.int64] | None = None
-        """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
-        self.window = Window(device)
-        self.best = -1.0
-        """Value of `eval.metric` of the model in model/best, and the step it was measured after."""
-        self.best_step = -1
-        self.unwritten: Unwritten | None = None
-        """A better model, which could not be written yet."""
-        self.evaluations_since_best = 0
-        self.saved_step = -1
-        """Step of the newest checkpoint, and when it was begun."""
-        self.saved_at = time.monotonic()
-        self.skipped_steps = 0
-        """Of the engine, when last looked at."""
-        self.skipped_in_a_row = 0
-        self.rollbacks = 0
+def is_finished(plan: Plan, world: World, from_step: int | None) -> bool:
+    """Whether the run in the folder has made all its steps and left its models. Every rank takes part."""
+    if from_step is None or from_step < plan.last_step:
+        return False
+    return world.on_main(lambda: finished_at(plan.folder)) == from_step
 
 
-def steps_per_epoch(dataset: Dataset, config: Config) -> int:
-    return len(dataset.splits["training"]) // config.train.global_batch_size
+def write_start(plan: Plan, world: World, from_step: int | None) -> dict[str, Any]:
+    """Record that the run starts; returns what was recorded. For rank 0."""
+    return record_start(
+        plan.folder,
+        plan.config,
+        plan.dataset,
+        precision=plan.precision,
+        world_size=world.size,
+        from_step=from_step or 0,
+    )
 
 
-def total_steps(dataset: Dataset, config: Config) -> int:
-    """Optimizer steps of the whole run."""
-    steps = config.train.epochs * steps_per_epoch(dataset, config)
-    return min(steps, config.train.max_steps) if config.train.max_steps else steps
+def start_or_resume(trainer: Trainer, checkpoint: Checkpoint | None, *, resume: bool) -> None:
+    """Put the trainer where the run stands, on rank 0's checkpoint if it resumes. Every rank takes part."""
+    plan, tracker, progress = trainer.plan, trainer.tracker, trainer.progress
+    if resume:
+        trainer.recovery.load(checkpoint)
+        trainer.world.on_main(lambda: put_back(plan.folder / "model" / "best"))
+        tracker.event("resumed", **progress.at, detail=f"on {trainer.world.size} ranks")
+    else:
+        tracker.rewind(0)
+    if plan.config != plan.requested:
+        detail = f"of {plan.config.train.micro_batch_size} triplets, as more did not fit"
+        tracker.event("smaller micro-batch", **progress.at, detail=detail)
+
+
+def close(trainer: Trainer) -> None:
+    """Record that the run has made its last step, and end what watches and shows it. Every rank takes part."""
+    plan = trainer.plan
+    trainer.world.on_main(lambda: record_end(plan.folder, step=trainer.step.engine.steps))
+    trainer.stop.close()
+    best = plan.folder / "model" / "best"
+    trainer.tracker.close(model=best if best.is_dir() else None)
+    trainer.terminal.say(closing_line(plan.folder, plan.config))
+
+
+class Ending:
+    """What this process does before it ends early, whoever ends it: a signal, another rank, or an error of its own."""
+
+    def __init__(self, plan: Plan, world: World, checkpoints: CheckpointFolder, at_end: ExitStack) -> None:
+        self._plan, self._world, self._checkpoints, self._at_end = plan, world, checkpoints, at_end
+
+    def __call__(self, exit_code: int) -> None:
+        """Called from any thread, or from the one that trains."""
+        if not self._world.is_main:
+            return
+        if exit_code == Stopped.exit_code:
+            record_stop(self._plan.folder)
+        if exit_code == OutOfMemory.exit_code:
+            record_bound(self._plan.folder, self._plan.config, world_size=self._world.size)
+        try:
+            self._checkpoints.wait()
+        except OSError as error:
+            warn_of_failure(error)
+        self._at_end.close()
+
+    @contextmanager
+    def written(self, tracker: Tracker) -> Iterator[None]:
+        """Record the end of a run that goes on when it is started again, and pass the error on."""
+        try:
+            yield
+        except Stopped:
+            self._world.on_main(lambda: record_stop(self._plan.folder))
+            tracker.close()
+            raise
+        except OutOfMemory as error:
+            self(error.exit_code)
+            tracker.close()
+            error.folder = self._plan.folder
+            raise

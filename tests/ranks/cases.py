@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,12 +31,14 @@ from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Vectors, build_model
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
-from biencoder.training import loop
+from biencoder.training import objective
+from biencoder.training import step as step_module
 from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
 from biencoder.training.engine.state import EngineState
+from biencoder.training.loop import Trainer
 from biencoder.training.loss import combined_loss
+from biencoder.training.progress import Progress
 from biencoder.training.recovery import resume
-from biencoder.training.run import Progress
 from biencoder.training.sampler import shares
 from launcher.entry import run
 
@@ -336,7 +337,7 @@ def sharded_search(mining: dict[str, Any], out: str) -> None:
         ):
             config = MiningConfig(random_rate=0.2, placement="sharded", **mining)
             miner = Miner(split, Forbidden.of(split, 300), holders, config, seed=0, num_epochs=1)
-            mined = miner.negatives(0, embedded)
+            mined = miner.mine(0, embedded)
             result = evaluate_split(split, embedded, classifier, top_k=5, world=holders)
             found[name] = {
                 "negatives": mined.negative_text_PK.tolist(),
@@ -366,7 +367,7 @@ def overlapped_search(out: str) -> None:
             for epoch in range(3):
                 rows = torch.from_numpy(np.random.default_rng(epoch).standard_normal((60, 8), dtype=np.float32))
                 embedded = EmbeddedTexts.whole(np.arange(60), Vectors(rows, rows), Vectors(rows, rows))
-                mined = miner.negatives(epoch, embedded if holders.is_main else None)
+                mined = miner.mine(epoch, embedded if holders.is_main else None)
                 found[name].append([mined.staleness, *mined.negative_text_PK.ravel().tolist()])
         if ranks.rank == ranks.size - 1:
             Path(out).write_text(json.dumps(found))
@@ -510,7 +511,7 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float,
     from biencoder.training.recovery.checkpoint import CheckpointFolder
     from launcher import train
 
-    clean = loop.combined_loss
+    clean = objective.combined_loss
     steps, failing, write = iter(range(10**6)), set(unwritable), CheckpointFolder._write
 
     def fail(folder: CheckpointFolder, checkpoint: Any, also_keep: int) -> None:
@@ -523,19 +524,19 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float,
     CheckpointFolder._write = fail  # type: ignore[method-assign]
 
     def command(argv: Sequence[str]) -> None:
-        fit = loop.fit
+        fit = Trainer.fit
 
-        def watched(a_run: Any, progress: Any) -> None:
+        def watched(trainer: Trainer) -> None:
             def poison(*scores: Any, **more: Any) -> Any:
                 loss = clean(*scores, **more)
-                step, last = next(steps), a_run.world.size - 1
-                bad = step in poisoned and a_run.engine.lr_factor > healed_by_lr and a_run.world.rank == last
+                step, world = next(steps), trainer.world
+                bad = step in poisoned and trainer.step.engine.lr_factor > healed_by_lr and world.rank == world.size - 1
                 return loss._replace(total=loss.total * float("nan")) if bad else loss
 
-            loop.combined_loss = poison
-            fit(a_run, progress)
+            objective.combined_loss = poison
+            fit(trainer)
 
-        loop.fit = watched
+        Trainer.fit = watched  # type: ignore[method-assign]
         train.main(argv)
 
     import sys
@@ -570,8 +571,7 @@ def runs_in_turn(commands: list[list[str]]) -> None:
 
     def work(ranks: World) -> None:
         for command in commands:
-            with ExitStack() as at_end:
-                train(parse_run(command, prog="", description="").config, ranks, at_end)
+            train(parse_run(command, prog="", description="").config, ranks)
 
     _in_world(work, silence_s=120)
 
@@ -583,17 +583,18 @@ def stopped_where_an_epoch_ends(arguments: list[str]) -> None:
 
     from launcher import train
 
-    save = loop.save_checkpoint
+    leave = Trainer._leave_epoch
 
-    def slow(a_run: Any, progress: Any) -> None:
-        if progress.negatives is None and a_run.world.is_main:
-            write = a_run.checkpoints.write
-            a_run.checkpoints.write = lambda *parts, **more: (time.sleep(4), write(*parts, **more))
-        elif progress.negatives is None:
+    def slow(trainer: Trainer, *, whole: bool) -> None:
+        if trainer.world.is_main:
+            checkpoints = trainer.recovery._checkpoints
+            write = checkpoints.write
+            checkpoints.write = lambda *parts, **more: (time.sleep(4), write(*parts, **more))  # type: ignore[method-assign]
+        else:
             os.kill(os.getpid(), signal.SIGTERM)
-        save(a_run, progress)
+        leave(trainer, whole=whole)
 
-    loop.save_checkpoint = slow
+    Trainer._leave_epoch = slow  # type: ignore[method-assign]
     sys.argv = ["train.py", *arguments]
     run(train.main)
 
@@ -603,25 +604,29 @@ def timed_checkpoints(epoch_steps: int) -> None:
 
     def work(ranks: World) -> None:
         now = [0.0]
-        loop.time = resume.time = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)  # type: ignore[attr-defined]
-        progress, saved = Progress(ranks.device), []
-        progress.saved_at = -20.0 * ranks.rank
+        resume.time = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)  # type: ignore[attr-defined]
+        progress, saved = Progress(), []
         stop = StopRequests(ranks, before_exit=lambda exit_code: None)
-        a_run: Any = SimpleNamespace(
-            config=Config(checkpoint=CheckpointConfig(every_minutes=2)),
-            world=ranks,
-            stop=stop,
-            miner=SimpleNamespace(raise_failure=lambda: None),
-            checkpoints=SimpleNamespace(failed=lambda: None),
-            engine=SimpleNamespace(state=lambda: None),
+        recovery = resume.Recovery(
+            SimpleNamespace(failed=lambda: None),
+            Config(checkpoint=CheckpointConfig(every_minutes=2)),
+            {},
+            ranks,
+            SimpleNamespace(state=lambda: None),
+            progress,
+            SimpleNamespace(state_dict=dict),
+            [],
+            SimpleNamespace(),
+            stop,
         )
+        recovery.saved_at = -20.0 * ranks.rank
         for step in range(1, 41):
             now[0] += 30
             progress.step = step
-            loop.save_or_stop(a_run, progress)
+            recovery.save_or_stop()
             if step % epoch_steps == 0:
-                loop.save_checkpoint(a_run, progress)
-            if progress.saved_step == step:
+                recovery.save()
+            if recovery.saved_step == step:
                 saved.append(step)
         stop.close()
         print(json.dumps(saved))
@@ -638,15 +643,32 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
     if trouble == "fp16":
         _let_any_cpu_compute_fp16()
     if trouble == "slow data":
-        quick = loop.triplet_batch
+        quick = step_module.triplet_batch
 
         def slow(*inputs: Any, **more: Any) -> Any:
             time.sleep(0.1)
             return quick(*inputs, **more)
 
-        loop.triplet_batch = slow
+        step_module.triplet_batch = slow
     sys.argv = ["train.py", *arguments]
     run(train.main)
+
+
+def first_step(
+    engine: Engine, config: Config, ranks: World, tokens: TokenizedTexts, split: Split, negatives: npt.NDArray[np.int64]
+) -> torch.Tensor:
+    """This rank's mean loss parts."""
+    training = step_module.Step(
+        engine,
+        objective.Objective(config.loss, ranks),
+        tokens,
+        split,
+        Forbidden.of(split, TEXTS_IN_USE),
+        ranks,
+        micro_batch_size=config.train.micro_batch(ranks.size),
+        seed=config.run.seed,
+    )
+    return training.train(training.batch(samples_of(0), negatives), 0)
 
 
 def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
@@ -670,15 +692,7 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
                 settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
                 engine = Engine(model, train, settings, ranks, STEPS)
                 before = engine.weights()
-                a_run: Any = SimpleNamespace(
-                    config=config,
-                    world=ranks,
-                    training=split,
-                    tokens=tokens,
-                    engine=engine,
-                    forbidden=Forbidden.of(split, TEXTS_IN_USE),
-                )
-                parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
+                parts = first_step(engine, config, ranks, tokens, split, negatives)
                 loss, after = ranks.all_reduce_mean(parts)[0], engine.weights()
                 if before and after:
                     moved = {f"{file} {micro} {name}": before[name] - after[name] for name in before}
@@ -698,15 +712,8 @@ def losses_by_dropout(tiny_bert: str, out: str) -> None:
             for micro in (BATCH // ranks.size, BATCH // ranks.size, 1):
                 model, tokens, split, negatives = training_setup(tiny_bert, dropout=dropout)
                 config = Config(train=TrainConfig(global_batch_size=BATCH, micro_batch_size=micro))
-                a_run: Any = SimpleNamespace(
-                    config=config,
-                    world=ranks,
-                    training=split,
-                    tokens=tokens,
-                    engine=engine_for(model, "ds_configs/zero1_fp32.json", ranks, config.train),
-                    forbidden=Forbidden.of(split, TEXTS_IN_USE),
-                )
-                parts = loop.train_step(a_run, loop.step_batch(a_run, samples_of(0), negatives), 0)
+                engine = engine_for(model, "ds_configs/zero1_fp32.json", ranks, config.train)
+                parts = first_step(engine, config, ranks, tokens, split, negatives)
                 losses.setdefault(str(dropout), []).append(ranks.all_reduce_mean(parts)[0].item())
         if ranks.is_main:
             Path(out).write_text(json.dumps(losses))
@@ -717,8 +724,6 @@ def losses_by_dropout(tiny_bert: str, out: str) -> None:
 def ranks_that_differ(arguments: list[str], folder: str, wrong: dict[str, str]) -> None:
     """`launcher/train.py` in which the last rank is given other settings, or stands in a folder of its own; then, in the
     same world, with both ranks alike but for what relative paths lead to."""
-    from contextlib import ExitStack
-
     from biencoder.errors import ConfigError
     from launcher.entry import parse_run
     from launcher.train import train
@@ -730,8 +735,7 @@ def ranks_that_differ(arguments: list[str], folder: str, wrong: dict[str, str]) 
         for given in ([*arguments, *more], arguments):
             config = parse_run(given, prog="train.py", description="").config
             try:
-                with ExitStack() as at_end:
-                    train(config, ranks, at_end)
+                train(config, ranks)
             except ConfigError as error:
                 print(error)
 

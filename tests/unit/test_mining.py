@@ -141,7 +141,7 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
     with pytest.raises(DataError, match="somewhere has no possible negative"):
         random_negatives(np.array([0]), NOTHING[:1], split, forbidden, seed=0, epoch=0)
     with pytest.raises(PeerError, match="somewhere has no possible negative"):
-        Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0), seed=0, num_epochs=1).negatives(
+        Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0), seed=0, num_epochs=1).mine(
             0, embed(np.eye(2, dtype=np.float32))
         )
 
@@ -217,11 +217,11 @@ def miner(num_epochs: int = 3, **config: Any) -> Miner:
 
 def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
     ahead, plain = miner(overlap=True), miner()
-    mined = [ahead.negatives(epoch, moving(epoch)) for epoch in range(3)]
+    mined = [ahead.mine(epoch, moving(epoch)) for epoch in range(3)]
     assert [m.staleness for m in mined] == [0, 1, 1]
     for epoch in range(3):
         # The draws are those of the epoch itself; only the embeddings are older.
-        expected = plain.negatives(epoch, moving(max(0, epoch - 1)))
+        expected = plain.mine(epoch, moving(max(0, epoch - 1)))
         assert mined[epoch].negative_text_PK.tolist() == expected.negative_text_PK.tolist()
         assert mined[epoch].search.nearest_share == expected.search.nearest_share
 
@@ -229,10 +229,10 @@ def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
 def test_a_failure_in_the_background_is_raised_while_training_goes_on() -> None:
     broken = miner(overlap=True)
     vectors = moving(1)
-    broken.negatives(0, vectors)
+    broken.mine(0, vectors)
     broken.raise_failure()
     bad = replace(vectors, candidate=Vectors(torch.empty(60), torch.empty(60)))
-    broken.negatives(1, bad)
+    broken.mine(1, bad)
 
     def train() -> None:
         for _ in range(200):
@@ -254,9 +254,7 @@ def test_several_negatives_are_distinct_and_the_nearest_of_their_window() -> Non
     def mined(random_rate: float = 0.0, **window: Any) -> npt.NDArray[np.int64]:
         config = MiningConfig(negatives=3, random_rate=random_rate, **window)
         return (
-            Miner(split, forbidden, World.alone(), config, seed=0, num_epochs=1)
-            .negatives(0, embed(vectors_ND))
-            .negative_text_PK
+            Miner(split, forbidden, World.alone(), config, seed=0, num_epochs=1).mine(0, embed(vectors_ND)).negative_text_PK
         )
 
     assert mined().tolist() == order_PN[:, :3].tolist()
@@ -294,7 +292,7 @@ def test_near_negatives_keep_their_distance(bound: dict[str, float], least: Any)
     distance_PN[~forbidden.allows(np.arange(30)[:, None], np.arange(60)[None])] = np.inf
     distance_PN[distance_PN < least(np.linalg.norm(exact[:30] - exact[30:], axis=1))[:, None]] = np.inf
     reachable = np.isfinite(distance_PN).any(1)
-    found = Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0, **bound), seed=0, num_epochs=1).negatives(
+    found = Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0, **bound), seed=0, num_epochs=1).mine(
         0, embed(vectors_ND)
     )
     assert found.negative_text_PK[reachable, 0].tolist() == distance_PN.argmin(1)[reachable].tolist()
@@ -307,8 +305,8 @@ def test_churn_counts_what_a_sample_did_not_have_before() -> None:
     assert churn(np.array([[2, 1], [3, 9], [8, 7]]), before) == pytest.approx(3 / 6)
     assert np.isnan(churn(before, None))
     ahead = miner()
-    assert np.isnan(ahead.negatives(0, moving(0)).churn)
-    assert 0.5 < ahead.negatives(1, moving(1)).churn <= 1
+    assert np.isnan(ahead.mine(0, moving(0)).churn)
+    assert 0.5 < ahead.mine(1, moving(1)).churn <= 1
 
 
 def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
@@ -321,9 +319,7 @@ def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
     split = Split("training", tuple(AnyPair(topic) for topic in topics), np.arange(20), np.arange(20, 40))  # type: ignore[arg-type]
     config = MiningConfig(random_rate=0, focus="debates")
     vectors_ND = vectors("gaussian", size=40)
-    found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).negatives(
-        0, embed(vectors_ND)
-    )
+    found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).mine(0, embed(vectors_ND))
     debate = np.array([int(topic) for topic in topics] * 2)
     distance_PN = np.linalg.norm(vectors_ND[:20, None].astype(np.float64) - vectors_ND[None], axis=2)
     distance_PN[debate[:20, None] != debate[None]] = np.inf

@@ -140,7 +140,7 @@ def test_an_exception_in_a_check_is_its_row_and_the_others_follow(monkeypatch: p
         raise ImportError("libgomp.so.1: cannot open")
 
     monkeypatch.setattr(biencoder.training.preflight.checks, "_versions", broken)
-    monkeypatch.setattr(biencoder.training.preflight.checks, "load_pretrained", broken)
+    monkeypatch.setattr(biencoder.training.preflight.checks, "read_model", broken)
     monkeypatch.chdir(tmp_path)
     rows = {row.name: row for row in preflight(Config(), World.alone())}
     assert [name for name, row in rows.items() if row.verdict == "fail"] == ["versions", "model"]

@@ -29,14 +29,11 @@ import torch
 
 from biencoder import environment
 from biencoder.config import PROJECT_ROOT, Config
-from biencoder.data import load_dataset
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
 from biencoder.model.bi_encoder import build_model
-from biencoder.model.pretrained import load_pretrained
-from biencoder.model.vocabulary import check_corpus
-from biencoder.training.engine.engine import Settings, precision_of, read_settings
+from biencoder.training.engine.engine import Settings, precision_of
 from biencoder.training.engine.memory import (
     available_bytes,
     bucket_bytes,
@@ -46,6 +43,7 @@ from biencoder.training.engine.memory import (
     state_bytes,
 )
 from biencoder.training.engine.precision import fast_precision
+from biencoder.training.plan import read_configuration, read_data, read_model
 from biencoder.training.preflight.judgements import (
     Device,
     Judgement,
@@ -199,8 +197,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     train = config.train
 
     def configuration() -> dict[str, str]:
-        config.check(world.size)
-        job.settings = read_settings(config, world.size, auto=fast_precision(world.device))
+        job.settings = read_configuration(config, world.size, fastest=fast_precision(world.device))
         return configuration_facts(config) | {"the content of deepspeed_config": settings_digest(job.settings)}
 
     def steps() -> str:
@@ -212,17 +209,14 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
         )
 
     def data() -> dict[str, str]:
-        dataset = load_dataset(config.data.root, clean=config.data.clean)
-        config.check_data(len(dataset.splits["training"]))
+        dataset = read_data(config)
         job.texts = dataset.texts
         job.num_texts = len(dataset.splits["training"].text_ids)
         pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
         return {"pairs": pairs, "fingerprint": dataset.fingerprint[:12]}
 
     def model() -> dict[str, str]:
-        pretrained = load_pretrained(config.model)
-        name = f"model.name {config.model.name}"
-        check_corpus(job.texts, pretrained.tokenizer, Findings(), root=config.data.root, name=name)
+        pretrained = read_model(config, job.texts, Findings())
         job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
         job.hidden = pretrained.encoder.config.hidden_size
         parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()

@@ -9,6 +9,8 @@ half of the gradients in its buckets.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,8 +20,16 @@ from biencoder.errors import BiencoderError, ConfigError, OutOfMemory
 from biencoder.training.recovery.run_folder import append_line, read_lines
 
 
-def out_of_memory(config: Config, error: torch.OutOfMemoryError, *, world_size: int) -> BiencoderError:
-    """What to raise in place of PyTorch's error: a start with less, or advice where there is nothing left to halve."""
+@contextmanager
+def raising_out_of_memory(config: Config, *, world_size: int) -> Iterator[None]:
+    """Raise in place of PyTorch's error: OutOfMemory, or a ConfigError where there is nothing left to halve."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(config, error, world_size=world_size) from None
+
+
+def _out_of_memory(config: Config, error: torch.OutOfMemoryError, *, world_size: int) -> BiencoderError:
     micro = config.train.micro_batch(world_size)
     reason = str(error).split(". ")[0]
     if micro == 1:

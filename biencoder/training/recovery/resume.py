@@ -1,85 +1,147 @@
 """What a run goes on from: collected on all ranks and written by rank 0, read by rank 0 and handed to all.
 
-Random draws and data order are functions of (seed, epoch), dropout's masks of (seed, step, rank, micro-batch), so no
-generator's state is kept. What is kept: weights and moments (whole, in fp32), counters, the negatives of the epoch, a
-background search's input, the sums of the metrics not yet logged, and how far the metrics file reached.
+Each part of a run owns its state (`state_dict`, `load_state_dict`); `Recovery` puts them together. Random draws and data
+order are functions of (seed, epoch), dropout's masks of (seed, step, rank, micro-batch), so no generator's state is kept.
 """
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from biencoder.config import Config, OnResume, resume_rules
-from biencoder.errors import ConfigError, tell
-from biencoder.model.bi_encoder import Vectors
-from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.distributed.stop_requests import Agreement, StopRequests
+from biencoder.distributed.world import World
+from biencoder.errors import ConfigError, Stopped, tell
+from biencoder.tracking.tracker import Tracker
+from biencoder.training.best_model import BestModel
+from biencoder.training.engine.engine import Engine
 from biencoder.training.engine.state import EngineState
+from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
-from biencoder.training.run import Progress, Run
 
 _FORMAT = 2
 """Of what a checkpoint holds; another one's counters and names mean something else."""
 
 
-def save_checkpoint(run: Run, progress: Progress) -> None:
-    """Begin to write where the run stands; the files are finished in the background. Every rank takes part."""
-    if progress.saved_step == progress.step:
-        return
-    progress.saved_step, progress.saved_at, start = progress.step, time.monotonic(), time.perf_counter()
-    engine, window = run.engine.state(), progress.window
-    sums_R = run.world.gather(window.parts[None])
-    if engine is None or sums_R is None:
-        return
-    mining = {"window": torch.cat(sums_R)}
-    negatives = run.miner.last if progress.negatives is None else progress.negatives
-    if negatives is not None:
-        mining["negatives"] = torch.from_numpy(negatives)
-    ahead = run.miner.ahead
-    if ahead and ahead[1]:
-        mining["ahead_query"] = ahead[1].query.embedding.contiguous()
-        mining["ahead_candidate"] = ahead[1].candidate.embedding.clone()
-    state = {
-        "format": _FORMAT,
-        "epoch": progress.epoch,
-        "best": progress.best,
-        "best_step": progress.best_step,
-        "evaluations_since_best": progress.evaluations_since_best,
-        "rollbacks": progress.rollbacks,
-        "skipped_in_a_row": progress.skipped_in_a_row,
-        "epoch_is_mined": progress.negatives is not None,
-        "window_steps": window.steps,
-        "ahead": ahead[0] if ahead else None,
-        "engine": engine.scalars,
-        "metrics_bytes": run.tracker.position(),
-        "precision": run.engine.precision,
-        "fingerprint": run.dataset.fingerprint,
-        "settings": run.config.flat(),
-    }
-    try:
-        run.checkpoints.write(
-            Checkpoint(progress.step, state, engine.model, engine.optimizer, mining), also_keep=progress.best_step
-        )
-    except OSError as error:
-        report_failure(run, progress, error)
-    blocked = {"checkpoint/blocked_s": time.perf_counter() - start}
-    run.tracker.log("checkpoint", step=progress.step, epoch=progress.epoch, metrics=blocked)
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, and tensors on rank 0. Every rank takes part."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; only rank 0 has the tensors. Every rank takes part."""
 
 
-def finish_writing(run: Run, progress: Progress) -> None:
-    """Wait until the last checkpoint is on the disk, or say that it is not. For rank 0."""
-    try:
-        run.checkpoints.wait()
-    except OSError as error:
-        report_failure(run, progress, error)
+class Recovery:
+    """Saves where a run stands, and puts it back there."""
 
+    def __init__(
+        self,
+        checkpoints: CheckpointFolder,
+        config: Config,
+        identity: Mapping[str, str],
+        world: World,
+        engine: Engine,
+        progress: Progress,
+        best: BestModel,
+        others: Sequence[Stateful],
+        tracker: Tracker,
+        stop: StopRequests,
+    ) -> None:
+        """
+        Args:
+            identity: fingerprint of the corpus and precision, see `find_checkpoint`.
+            others: further parts that have a state.
+        """
+        self._checkpoints, self._config, self._identity = checkpoints, config, identity
+        self._world, self._engine, self._progress, self._best = world, engine, progress, best
+        self._owners: Sequence[Stateful] = (progress, best, *others)
+        self._tracker, self._stop = tracker, stop
+        self.saved_step = -1
+        """Step of the newest checkpoint."""
+        self.saved_at = time.monotonic()
+        """When it was begun."""
 
-def report_failure(run: Run, progress: Progress, error: OSError) -> None:
-    """A checkpoint could not be written: training goes on, the one before it still stands."""
-    message = warn_of_failure(error)
-    run.tracker.event("checkpoint failed", step=progress.step, epoch=progress.epoch, detail=message)
+    def save(self) -> None:
+        """Begin to write where the run stands; the files are finished in the background. Every rank takes part."""
+        if self.saved_step == self._progress.step:
+            return
+        self.saved_step, self.saved_at, start = self._progress.step, time.monotonic(), time.perf_counter()
+        engine = self._engine.state()
+        parts = {name: value for owner in self._owners for name, value in owner.state_dict().items()}
+        if engine is None:
+            return
+        tensors = {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
+        state = {
+            **{name: value for name, value in parts.items() if name not in tensors},
+            "format": _FORMAT,
+            "engine": engine.scalars,
+            "metrics_bytes": self._tracker.position(),
+            "settings": self._config.flat(),
+            **self._identity,
+        }
+        checkpoint = Checkpoint(self._progress.step, state, engine.model, engine.optimizer, tensors)
+        try:
+            self._checkpoints.write(checkpoint, also_keep=self._best.step)
+        except OSError as error:
+            self._report(error)
+        blocked = {"checkpoint/blocked_s": time.perf_counter() - start}
+        self._tracker.log("checkpoint", **self._progress.at, metrics=blocked)
+
+    def save_or_stop(self) -> None:
+        """After a step: a checkpoint if one is due, the end if some rank was asked to stop. Every rank takes part.
+
+        Raises:
+            Stopped: on every rank.
+        """
+        if error := self._checkpoints.failed():
+            self._report(error)
+        limits, step = self._config.checkpoint, self._progress.step
+        in_time = limits.every_minutes and time.monotonic() - self.saved_at > 60 * limits.every_minutes
+        agreement = self._stop.agreed(save=bool(in_time))
+        # The answer is one step late: a checkpoint made since the ranks wished for one is the one they wished for.
+        wished = agreement is Agreement.SAVE and self.saved_step < step - 1
+        if wished or agreement is Agreement.STOP or (limits.every_steps and step % limits.every_steps == 0):
+            self.save()
+        if agreement is Agreement.STOP:
+            self._world.on_main(self.finish_writing)
+            raise Stopped(f"after step {step}, as asked; the same command goes on from there")
+
+    def load(self, checkpoint: Checkpoint | None, *, went_back: bool = False) -> None:
+        """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint.
+
+        Args:
+            went_back: the steps to come are other ones than those that were made from there.
+        """
+        state: dict[str, Any] = self._world.on_main(lambda: checkpoint.state if checkpoint else {})
+        engine = None
+        if checkpoint:
+            state = {**state, **checkpoint.mining}
+            engine = EngineState(dict(checkpoint.model), dict(checkpoint.optimizer), state["engine"])
+        self._engine.load_state(engine)
+        for owner in self._owners:
+            owner.load_state_dict(state)
+        self.saved_step = self._progress.step
+        rewind = self._tracker.go_back if went_back else self._tracker.rewind
+        rewind(int(state["metrics_bytes"]))
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, if any. For rank 0."""
+        return newest_checkpoint(self._checkpoints)
+
+    def finish_writing(self) -> None:
+        """Wait until the last checkpoint is on the disk, or say that it is not. For rank 0."""
+        try:
+            self._checkpoints.wait()
+        except OSError as error:
+            self._report(error)
+
+    def _report(self, error: OSError) -> None:
+        """A checkpoint could not be written: training goes on, the one before it still stands."""
+        self._tracker.event("checkpoint failed", **self._progress.at, detail=warn_of_failure(error))
 
 
 def warn_of_failure(error: OSError) -> str:
@@ -139,49 +201,3 @@ def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
                 f"train.warmup_ratio = {config.train.warmup_ratio:g} does not allow"
             )
     return told
-
-
-def load_checkpoint(run: Run, checkpoint: Checkpoint | None, *, went_back: bool = False) -> Progress:
-    """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint.
-
-    Args:
-        went_back: the steps to come are other ones than those that were made from there.
-    """
-    world = run.world
-    engine = (
-        EngineState(dict(checkpoint.model), dict(checkpoint.optimizer), checkpoint.state["engine"]) if checkpoint else None
-    )
-    run.engine.load_state(engine)
-    state: dict[str, Any] = world.on_main(lambda: checkpoint.state if checkpoint else {})
-    progress = Progress(run.world.device)
-    progress.step = progress.saved_step = int(state["step"])
-    progress.epoch, progress.best, progress.best_step = int(state["epoch"]), float(state["best"]), int(state["best_step"])
-    progress.evaluations_since_best = int(state["evaluations_since_best"])
-    progress.rollbacks, progress.skipped_steps = int(state["rollbacks"]), run.engine.skipped_steps
-    progress.skipped_in_a_row = int(state["skipped_in_a_row"])
-    progress.window.steps = int(state["window_steps"])
-
-    mining = checkpoint.mining if checkpoint else {}
-    ranks, has_negatives = world.on_main(lambda: (len(mining["window"]), "negatives" in mining))
-    sums_RK = world.broadcast(mining.get("window", torch.empty(ranks, len(progress.window.parts))).clone(), source=0)
-    # On another number of ranks the sums are shared out evenly: their mean over the ranks is what gets logged.
-    mine = sums_RK[world.rank] if ranks == world.size else sums_RK.mean(0)
-    progress.window.parts = mine.to(run.world.device)
-    if has_negatives:
-        shape = (run.num_samples, run.config.mining.negatives)
-        negatives = mining["negatives"].numpy().copy() if mining else np.empty(shape, dtype=np.int64)
-        run.miner.last = world.broadcast(torch.from_numpy(negatives)).numpy()
-        progress.negatives = run.miner.last if state["epoch_is_mined"] else None
-    if state["ahead"] is not None:
-        run.miner.search_ahead(int(state["ahead"]), _searched(run, mining) if mining else None)
-    rewind = run.tracker.go_back if went_back else run.tracker.rewind
-    rewind(int(state["metrics_bytes"]))
-    return progress
-
-
-def _searched(run: Run, mining: Any) -> EmbeddedTexts:
-    """The embeddings that a background search was looking at; their pooled vectors were not needed and not kept."""
-    query, candidate = (
-        Vectors(rows, rows.new_empty(len(rows), 0)) for rows in (mining["ahead_query"], mining["ahead_candidate"])
-    )
-    return EmbeddedTexts.whole(run.dataset.splits["training"].text_ids, query, candidate)

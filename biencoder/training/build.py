@@ -1,0 +1,135 @@
+"""Puts the parts of a run together, as the plan says."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from biencoder.data import Forbidden
+from biencoder.data.token_cache import cached_tokens
+from biencoder.distributed.stop_requests import StopRequests
+from biencoder.distributed.world import World
+from biencoder.mining import Miner
+from biencoder.model.bi_encoder import BiEncoder, build_model
+from biencoder.model.folder import save_model
+from biencoder.tracking.channel import Channel
+from biencoder.tracking.names import Metrics
+from biencoder.tracking.terminal import Terminal
+from biencoder.tracking.tracker import open_tracker
+from biencoder.training.best_model import BestModel
+from biencoder.training.engine.engine import Engine
+from biencoder.training.evaluator import Evaluator
+from biencoder.training.loop import Trainer
+from biencoder.training.model_card import model_card
+from biencoder.training.model_folders import ModelFolders, Weights
+from biencoder.training.objective import Objective
+from biencoder.training.plan import Plan
+from biencoder.training.progress import Progress
+from biencoder.training.recovery.checkpoint import CheckpointFolder
+from biencoder.training.recovery.divergence import Divergence
+from biencoder.training.recovery.resume import Recovery
+from biencoder.training.step import Step
+from biencoder.training.window import Window
+
+
+def build(
+    plan: Plan,
+    world: World,
+    *,
+    checkpoints: CheckpointFolder,
+    stop: StopRequests,
+    terminal: Terminal,
+    facts: Mapping[str, Any],
+) -> Trainer:
+    """A trainer that stands before the first step. Every rank takes part.
+
+    Args:
+        facts: what Weights & Biases is to show of the run beside its configuration.
+    """
+    config, dataset = plan.config, plan.dataset
+    training, tokenizer = dataset.splits["training"], plan.pretrained.tokenizer
+    tokens = cached_tokens(dataset.texts, tokenizer, max_length=config.model.max_length, world=world)
+    model = build_model(config.model, plan.pretrained, seed=config.run.seed)
+    engine = Engine(model, config.train, plan.settings, world, plan.last_step)
+    same_N = world.on_main(lambda: near_copies(dataset.texts)) if config.mining.exclude_near_duplicates else None
+    forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
+    miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
+    tracker = world.together(
+        lambda: open_tracker(
+            config, plan.folder, facts, precision=plan.precision, show=terminal.alert, is_main=world.is_main
+        )
+    )
+    step = Step(
+        engine,
+        Objective(config.loss, world),
+        tokens,
+        training,
+        forbidden,
+        world,
+        micro_batch_size=config.train.micro_batch(world.size),
+        seed=config.run.seed,
+    )
+    evaluator = Evaluator(
+        engine,
+        dataset,
+        tokens,
+        world,
+        config.eval,
+        tracker,
+        terminal,
+        sharded=config.mining.sharded,
+        has_classifier=config.loss.classification_weight > 0,
+    )
+    models = ModelFolders(plan.folder, world, engine, model_writer(plan, model))
+    best = BestModel(models, tracker, metric=f"eval/{dataset.deciding_split}/{config.eval.metric}")
+    progress, window, divergence = Progress(), Window(world), Divergence(engine, training, config.train)
+    recovery = Recovery(
+        checkpoints,
+        config,
+        plan.identity,
+        world,
+        engine,
+        progress,
+        best,
+        [divergence, window, miner],
+        tracker,
+        stop,
+    )
+    return Trainer(
+        plan,
+        world,
+        step,
+        miner,
+        evaluator,
+        best,
+        models,
+        window,
+        divergence,
+        recovery,
+        progress,
+        stop,
+        tracker,
+        terminal,
+    )
+
+
+def model_writer(plan: Plan, model: BiEncoder) -> Callable[[Path, Weights, Metrics, int], None]:
+    """Writes a model of this run with its card into a folder, as `ModelFolders` wants it."""
+    config, dataset = plan.config, plan.dataset
+
+    def write(place: Path, weights: Weights, metrics: Metrics, step: int) -> None:
+        if not config.loss.classification_weight:  # what no loss has trained is no classifier
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
+        card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=step)) or ""
+        save_model(place, model, weights, plan.pretrained.tokenizer, config.model, card=card, clean=config.data.clean)
+
+    return write
+
+
+def near_copies(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """See `near_duplicates`, whose library takes half a second to import."""
+    from biencoder.data.near_duplicates import near_duplicates
+
+    return near_duplicates(texts)

@@ -1,0 +1,87 @@
+"""Embedding a split with the current weights, and measuring retrieval on every split."""
+
+import time
+from dataclasses import dataclass
+
+from biencoder.config import EvalConfig
+from biencoder.data import Dataset, Split
+from biencoder.data.tokens import TokenizedTexts
+from biencoder.distributed.world import World
+from biencoder.evaluation import SplitResult, evaluate_split
+from biencoder.model.bi_encoder import PairClassifier
+from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
+from biencoder.tracking.names import Metrics, examples
+from biencoder.tracking.terminal import Terminal
+from biencoder.tracking.tracker import Tracker
+from biencoder.training.engine.engine import Engine
+from biencoder.training.metrics import eval_metrics
+from biencoder.training.progress import Progress
+from biencoder.training.tables import examples_table
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    engine: Engine
+    dataset: Dataset
+    tokens: TokenizedTexts
+    world: World
+    config: EvalConfig
+    tracker: Tracker
+    terminal: Terminal
+    sharded: bool
+    """Whether every rank holds and searches its part of the embeddings."""
+    has_classifier: bool
+    """Whether a loss trains the pair classifier."""
+
+    def embed(self, split: Split) -> tuple[EmbeddedTexts | None, float]:
+        """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank
+        takes part."""
+        start = time.perf_counter()
+        self.terminal.start(f"embedding the {split.name} split", len(split.text_ids))
+        embedded = embed_texts(
+            self.engine.encode,
+            self.tokens,
+            split.text_ids,
+            self.world,
+            batch_tokens=self.config.batch_tokens_on(self.world.device.type),
+            sharded=self.sharded,
+            advance=self.terminal.advance,
+        )
+        self.terminal.end()
+        return embedded, time.perf_counter() - start
+
+    def measure(self, progress: Progress, training: EmbeddedTexts | None, *, when: str, zero_shot: bool = False) -> Metrics:
+        """Retrieval accuracy on every split, logged and shown. Every rank takes part.
+
+        Args:
+            training: embeddings of the training texts, which mining uses as well.
+            when: the name of this evaluation on the terminal.
+            zero_shot: measure the pretrained encoder itself: cosine of its pooled vectors, no classifier.
+        """
+        start = time.perf_counter()
+        classifier = self.engine.classifier_copy() if self.has_classifier and not zero_shot else None
+        results = []
+        for split in self.dataset.splits.values():
+            embedded = training if split.name == "training" else self.embed(split)[0]
+            self.world.doing(f"evaluating the {split.name} split")
+            results.append(self._rank(split, embedded, classifier, zero_shot=zero_shot))
+        metrics = eval_metrics(results) | {"eval/seconds": time.perf_counter() - start}
+        self.tracker.log("eval", **progress.at, metrics=metrics)
+        (deciding,) = (result for result in results if result.split == self.dataset.deciding_split)
+        table = examples_table(deciding.examples, self.dataset.texts)
+        self.tracker.table(examples(deciding.split), **progress.at, **table)
+        self.terminal.evaluation(when, metrics)
+        return metrics
+
+    def _rank(
+        self, split: Split, embedded: EmbeddedTexts | None, classifier: PairClassifier | None, *, zero_shot: bool
+    ) -> SplitResult:
+        def rank_all(holders: World) -> SplitResult:
+            assert embedded is not None
+            vectors = embedded.pooled_cosine() if zero_shot else embedded
+            limits = self.config
+            return evaluate_split(
+                split, vectors, classifier, top_k=limits.top_k, world=holders, max_queries=limits.max_queries
+            )
+
+        return self.world.on_holders(rank_all, sharded=self.sharded)

@@ -1,0 +1,60 @@
+"""What a step minimizes: the combined loss of each of its micro-batches, the in-batch contrastive loss over all of them.
+
+GradCache (Gao, Zhang, Han, Callan 2021) lives here: the contrastive loss needs the embeddings of the whole global batch
+before any micro-batch goes backward.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from biencoder.config import LossConfig
+from biencoder.distributed.world import World
+from biencoder.model.bi_encoder import Scores, TripletBatch
+from biencoder.training.contrastive import Pull, Targets, contrast
+from biencoder.training.loss import LossParts, combined_loss
+
+Score = Callable[[int], Scores]
+"""Scores the micro-batch of this number, with the same dropout however often it is asked."""
+
+
+class StepBatch(NamedTuple):
+    """What a rank works on in one step."""
+
+    micro_batches: list[TripletBatch]
+    targets: Targets | None
+    """Of the contrastive loss over the whole step; None where it has no weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    config: LossConfig
+    world: World
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether the texts of all samples of a step are candidates of each other's points."""
+        return self.config.contrastive_weight > 0
+
+    def losses(self, batch: StepBatch, score: Score) -> Iterator[LossParts]:
+        """The loss of each micro-batch, one after the other: go backward through one before asking for the next. Every rank
+        takes part."""
+        pulls, only_scores = self._contrast(batch, score)
+        for number, pull in enumerate(pulls):
+            yield combined_loss(only_scores or score(number), self.config, pull, num_chunks=len(pulls))
+
+    def _contrast(self, batch: StepBatch, score: Score) -> tuple[list[Pull | None], Scores | None]:
+        """The contrastive loss's gradient at the embeddings of each micro-batch, and the scores where there is only one.
+
+        The graphs of several micro-batches would not fit: these are scored without graph here, and again for their loss.
+        """
+        numbers = range(len(batch.micro_batches))
+        if batch.targets is None:
+            return [None for _ in numbers], None
+        alone = len(numbers) == 1
+        with nullcontext() if alone else torch.no_grad():
+            scores = [score(number) for number in numbers]
+        return list(contrast(scores, batch.targets, self.config, self.world)), scores[0] if alone else None

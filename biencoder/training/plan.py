@@ -1,0 +1,133 @@
+"""What a job will do, settled and checked before anything is built or written: one plan for train, preflight and doctor.
+
+    plan = make_plan(config, world)      # every rank takes part, and gets an equal plan
+
+`read_configuration`, `read_data` and `read_model` are its parts that need no other rank; preflight tries them one by one.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from biencoder.config import Config
+from biencoder.data import Dataset, load_dataset
+from biencoder.data.records import Findings
+from biencoder.distributed.world import World
+from biencoder.model.pretrained import Pretrained, load_pretrained
+from biencoder.model.vocabulary import check_corpus
+from biencoder.training.engine.engine import Settings, precision_of, read_settings
+from biencoder.training.engine.memory import check_mining_memory
+from biencoder.training.engine.precision import Precision, fast_precision
+from biencoder.training.recovery.out_of_memory import within_bound
+from biencoder.training.recovery.run_folder import run_folder
+from biencoder.training.same_input import check_same, configuration_facts, input_facts
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Equal on every rank."""
+
+    config: Config
+    """With a micro-batch that fits the GPU, as far as earlier starts have found out."""
+    requested: Config
+    """As the user gave it."""
+    folder: Path
+    """Of the run."""
+    settings: Settings
+    """Of DeepSpeed."""
+    fastest: Precision
+    """What rank 0's device computes fastest."""
+    dataset: Dataset
+    pretrained: Pretrained
+    mining: str
+    """One line on the memory that mining takes."""
+
+    @property
+    def precision(self) -> Precision:
+        return precision_of(self.settings)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What must be as it was when the run goes on from a checkpoint, beside the settings that are FIXED."""
+        return {"fingerprint": self.dataset.fingerprint, "precision": self.precision}
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one epoch."""
+        return steps_per_epoch(self.dataset, self.config)
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.config.train
+        steps = train.epochs * self.epoch_steps
+        return min(steps, train.max_steps) if train.max_steps else steps
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that the run begins."""
+        return math.ceil(self.last_step / self.epoch_steps)
+
+
+def make_plan(config: Config, world: World) -> Plan:
+    """Check and read all that a run needs. Every rank takes part.
+
+    Raises:
+        PeerError, ConfigError: on every rank, where a key, the data, the model or the memory does not allow the run, or
+            where two ranks do not work on the same.
+    """
+    check_same(world, configuration_facts(config))
+    world.together(lambda: config.check(world.size))
+    folder, requested = world.on_main(lambda: run_folder(config)), config
+    config = world.on_main(lambda: within_bound(folder, requested, world_size=world.size))
+    fastest = world.on_main(lambda: fast_precision(world.device))
+    settings = world.together(lambda: read_configuration(config, world.size, fastest=fastest))
+    dataset = world.together(lambda: read_data(config))
+    pretrained = world.together(lambda: read_model(config, dataset.texts, dataset.findings))
+    check_same(world, input_facts(dataset, pretrained, settings))
+    num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
+    mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
+    return Plan(config, requested, folder, settings, fastest, dataset, pretrained, mining)
+
+
+def read_configuration(config: Config, world_size: int, *, fastest: Precision) -> Settings:
+    """DeepSpeed's settings of this configuration.
+
+    Args:
+        fastest: the precision to take where the configuration leaves it open.
+
+    Raises:
+        ConfigError: two keys contradict each other, or DeepSpeed's file cannot be used.
+    """
+    config.check(world_size)
+    return read_settings(config, world_size, auto=fastest)
+
+
+def read_data(config: Config) -> Dataset:
+    """
+    Raises:
+        DataError: the corpus cannot be read.
+        ConfigError: it does not fill one global batch.
+    """
+    dataset = load_dataset(config.data.root, clean=config.data.clean)
+    config.check_data(len(dataset.splits["training"]))
+    return dataset
+
+
+def read_model(config: Config, texts: tuple[str, ...], findings: Findings) -> Pretrained:
+    """
+    Args:
+        texts: of the corpus.
+        findings: takes what the tokenizer finds odd in them.
+
+    Raises:
+        ModelError, DataError: the model cannot be loaded, or its tokenizer does not know the corpus's words.
+    """
+    pretrained = load_pretrained(config.model)
+    name = f"model.name {config.model.name}"
+    check_corpus(texts, pretrained.tokenizer, findings, root=config.data.root, name=name)
+    return pretrained
+
+
+def steps_per_epoch(dataset: Dataset, config: Config) -> int:
+    return len(dataset.splits["training"]) // config.train.global_batch_size
