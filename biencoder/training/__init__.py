@@ -1,10 +1,17 @@
-"""The training of a bi-encoder, from a configuration to the models that a run leaves: `loop.fit` is the place to begin.
+"""The training of a bi-encoder, from a configuration to the models that a run leaves.
 
-    loop        fit → run_epoch → train_step
-    engine      DeepSpeed behind four verbs, precision, what memory it takes
-    recovery    checkpoints, resume, the run folder and its lock
+    run         train: plan, build, start or resume, fit
+    plan        what a job will do, checked before anything is built; train, preflight and doctor share it
+    build       puts the parts of a run together
+    loop        fit → run_epoch → step.train
+    step, objective, loss, contrastive, sampler, prefetch      one optimizer step
+    evaluator, best_model, model_folders, model_card           what is measured and written between epochs
+    window, metrics, tables, opening                           what is recorded and shown
+    engine      DeepSpeed behind four verbs, precision, memory
+    recovery    checkpoints, resume, divergence, the run folder and its lock
     preflight   what can be known of a job before it trains
-    loss, contrastive, sampler, metrics, tables, model_card, opening, sweep
+    sweep       many runs
 
-Imports everything below; only the launcher imports it.
+It imports everything below it, and only the launcher imports it. It hands out `run.train`, `plan.make_plan` and
+`preflight.checks.preflight`.
 """

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from biencoder.data import Forbidden
 from biencoder.data.token_cache import cached_tokens
+from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.mining import Miner
@@ -17,7 +18,7 @@ from biencoder.model.folder import save_model
 from biencoder.tracking.channel import Channel
 from biencoder.tracking.names import Metrics
 from biencoder.tracking.terminal import Terminal
-from biencoder.tracking.tracker import open_tracker
+from biencoder.tracking.tracker import Tracker, open_tracker
 from biencoder.training.best_model import BestModel
 from biencoder.training.engine.engine import Engine
 from biencoder.training.evaluator import Evaluator
@@ -29,7 +30,7 @@ from biencoder.training.plan import Plan
 from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import CheckpointFolder
 from biencoder.training.recovery.divergence import Divergence
-from biencoder.training.recovery.resume import Recovery
+from biencoder.training.recovery.resume import Recovery, Stateful
 from biencoder.training.step import Step
 from biencoder.training.window import Window
 
@@ -61,19 +62,39 @@ def build(
             config, plan.folder, facts, precision=plan.precision, show=terminal.alert, is_main=world.is_main
         )
     )
-    step = Step(
+    step = make_step(plan, world, engine, tokens, forbidden)
+    evaluator = make_evaluator(plan, world, engine, tokens, tracker, terminal)
+    models = ModelFolders(plan.folder, world, engine, model_writer(plan, model))
+    best = BestModel(models, tracker, metric=f"eval/{dataset.deciding_split}/{config.eval.metric}")
+    progress, window, divergence = Progress(), Window(world), Divergence(engine, training, config.train)
+    owners: list[Stateful] = [divergence, window, miner]
+    recovery = Recovery(checkpoints, config, plan.identity, world, engine, progress, best, owners, tracker, stop)
+    return Trainer(
+        plan, world, step, miner, evaluator, best, models, window, divergence, recovery, progress, stop, tracker, terminal
+    )
+
+
+def make_step(plan: Plan, world: World, engine: Engine, tokens: TokenizedTexts, forbidden: Forbidden) -> Step:
+    config = plan.config
+    return Step(
         engine,
         Objective(config.loss, world),
         tokens,
-        training,
+        plan.dataset.splits["training"],
         forbidden,
         world,
         micro_batch_size=config.train.micro_batch(world.size),
         seed=config.run.seed,
     )
-    evaluator = Evaluator(
+
+
+def make_evaluator(
+    plan: Plan, world: World, engine: Engine, tokens: TokenizedTexts, tracker: Tracker, terminal: Terminal
+) -> Evaluator:
+    config = plan.config
+    return Evaluator(
         engine,
-        dataset,
+        plan.dataset,
         tokens,
         world,
         config.eval,
@@ -81,37 +102,6 @@ def build(
         terminal,
         sharded=config.mining.sharded,
         has_classifier=config.loss.classification_weight > 0,
-    )
-    models = ModelFolders(plan.folder, world, engine, model_writer(plan, model))
-    best = BestModel(models, tracker, metric=f"eval/{dataset.deciding_split}/{config.eval.metric}")
-    progress, window, divergence = Progress(), Window(world), Divergence(engine, training, config.train)
-    recovery = Recovery(
-        checkpoints,
-        config,
-        plan.identity,
-        world,
-        engine,
-        progress,
-        best,
-        [divergence, window, miner],
-        tracker,
-        stop,
-    )
-    return Trainer(
-        plan,
-        world,
-        step,
-        miner,
-        evaluator,
-        best,
-        models,
-        window,
-        divergence,
-        recovery,
-        progress,
-        stop,
-        tracker,
-        terminal,
     )
 
 

@@ -15,7 +15,7 @@ from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.tracking.console import shown
 from biencoder.training.plan import Plan
-from biencoder.training.preflight.judgements import Row
+from biencoder.training.preflight.judgements import CheckResult
 
 
 def findings_table(findings: Findings) -> list[RenderableType]:
@@ -54,16 +54,16 @@ def opening(plan: Plan, world: World, *, from_step: int | None) -> list[Renderab
 def closing_line(folder: Path, config: Config) -> str:
     """Where the model is, and what to do next."""
     best, last = folder / "model" / "best", folder / "model" / "last"
-    found = next((model for model in (best, last) if model.is_dir()), None)
-    if found is None:
+    model = next((folder for folder in (best, last) if folder.is_dir()), None)
+    if model is None:
         return f"Neither {best} nor {last} is there: the run has left no model"
     python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
-    command = [python, "launcher/search.py", "--model", str(found), "--data.root", config.data.root, "your argument"]
-    which = "The best model" if found == best else f"{best} is not there; the last model"
-    return f"{which} is in {found}. Try it: {shlex.join(command)}"
+    command = [python, "launcher/search.py", "--model", str(model), "--data.root", config.data.root, "your argument"]
+    which = "The best model" if model == best else f"{best} is not there; the last model"
+    return f"{which} is in {model}. Try it: {shlex.join(command)}"
 
 
-def checks_table(title: str, rows: Sequence[Row]) -> Table:
+def checks_table(title: str, rows: Sequence[CheckResult]) -> Table:
     """What checks have found, one row each."""
     colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

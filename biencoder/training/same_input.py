@@ -22,7 +22,7 @@ def check_same(world: World, facts: Mapping[str, str]) -> None:
     Raises:
         ConfigError: on every rank, if a fact differs between two; names it, its values, and the ranks that hold each.
     """
-    verdict, finding = judge_equal(world.all_gather_object(dict(facts)), world.hosts, found="")
+    verdict, finding = judge_equal(world.all_gather_object(dict(facts)), world.hosts, summary="")
     if verdict == "fail":
         raise ConfigError(
             f"the ranks do not work on the same: {finding}; start all with one command, in one folder, on the same files"

@@ -13,9 +13,9 @@ from biencoder.errors import ConfigError
 from biencoder.training.engine.memory import GIB
 from biencoder.training.preflight.checks import in_time, preflight, raise_failed
 from biencoder.training.preflight.judgements import (
+    CheckResult,
     Device,
     Memory,
-    Row,
     failures_by_rank,
     judge_bandwidth,
     judge_clocks,
@@ -39,11 +39,11 @@ def test_ranks_are_named_host_by_host() -> None:
 
 def test_a_version_that_differs_is_named_with_rank_and_host() -> None:
     same = {"torch": "2.13.0", "numpy": "2.4.6"}
-    assert judge_equal([same] * 4, HOSTS, found="all the same") == ("ok", "all the same")
-    verdict, finding = judge_equal([same, same, same, same | {"torch": "2.9.1"}], HOSTS, found="")
+    assert judge_equal([same] * 4, HOSTS, summary="all the same") == ("ok", "all the same")
+    verdict, finding = judge_equal([same, same, same, same | {"torch": "2.9.1"}], HOSTS, summary="")
     assert (verdict, finding) == ("fail", "torch is 2.13.0 on ranks 0-1 (a), rank 2 (b) and 2.9.1 on rank 3 (b)")
     old = same | {"torch": "2.9.1", "numpy": "1.26"}
-    verdict, finding = judge_equal([same, same, old, old], HOSTS, found="")
+    verdict, finding = judge_equal([same, same, old, old], HOSTS, summary="")
     assert finding.split("; ") == [
         "torch is 2.13.0 on ranks 0-1 (a) and 2.9.1 on ranks 2-3 (b)",
         "numpy is 2.4.6 on ranks 0-1 (a) and 1.26 on ranks 2-3 (b)",
@@ -129,10 +129,10 @@ def test_the_disk_must_hold_one_checkpoint_and_should_hold_all() -> None:
 
 
 def test_the_failed_checks_are_one_error() -> None:
-    fine, warned = Row("data", "ok", "24 pairs"), Row("clocks", "warn", "7 s")
+    fine, warned = CheckResult("data", "ok", "24 pairs"), CheckResult("clocks", "warn", "7 s")
     raise_failed([fine, warned])
     with pytest.raises(ConfigError, match=r"^2 of 4 checks failed: model \(none\); disk \(full\)$"):
-        raise_failed([fine, Row("model", "fail", "none"), warned, Row("disk", "fail", "full")])
+        raise_failed([fine, CheckResult("model", "fail", "none"), warned, CheckResult("disk", "fail", "full")])
 
 
 def test_an_exception_in_a_check_is_its_row_and_the_others_follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -216,8 +216,8 @@ class Engine:
 
     def _grad_norm(self) -> float:
         """Of the last step, which may have been before a state was loaded; NaN before the first."""
-        told = self._engine.get_global_grad_norm()
-        return float(told if told is not None else self._plain_norm if self._plain_norm is not None else math.nan)
+        norm = self._engine.get_global_grad_norm()
+        return float(norm if norm is not None else self._plain_norm if self._plain_norm is not None else math.nan)
 
     def classifier_copy(self) -> PairClassifier:
         """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""

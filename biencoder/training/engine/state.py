@@ -65,8 +65,8 @@ class EngineTensors:
         Raises:
             ModelError: the state holds other tensors than the model has; nothing was changed.
         """
-        given = state.model | state.optimizer if state else {}
-        saved = self._world.on_main(lambda: {name: tuple(tensor.shape) for name, tensor in given.items()})
+        tensors = state.model | state.optimizer if state else {}
+        saved = self._world.on_main(lambda: {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         self._check_complete(saved, has_moments=moment_steps > 0)
         self._make_moments(moment_steps)
         for name, parameter in self._model.named_parameters():
@@ -74,7 +74,7 @@ class EngineTensors:
                 full_name = f"{name}.{moment}" if moment else name
                 if full_name in saved:
                     shape = getattr(parameter, "ds_shape", parameter.shape)
-                    mine = given.get(full_name)
+                    mine = tensors.get(full_name)
                     whole = self._world.broadcast(torch.empty(shape) if mine is None else mine, source=0)
                     self._set_whole(parameter, moment, whole.to(parameter.device))
 

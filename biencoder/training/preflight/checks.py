@@ -45,10 +45,10 @@ from biencoder.training.engine.memory import (
 from biencoder.training.engine.precision import fast_precision
 from biencoder.training.plan import read_configuration, read_data, read_model
 from biencoder.training.preflight.judgements import (
+    CheckResult,
     Device,
     Judgement,
     Memory,
-    Row,
     failures_by_rank,
     judge_bandwidth,
     judge_clocks,
@@ -92,7 +92,7 @@ class _Checks:
     """The rows so far."""
 
     def __init__(self, world: World, *, limit_s: float) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[CheckResult] = []
         self.limit_s = limit_s
         self._world = world
 
@@ -112,15 +112,15 @@ class _Checks:
         return self.add(name, judge([fact for fact in facts if not isinstance(fact, _Failure)]))
 
     def add(self, name: str, judgement: Judgement) -> bool:
-        self.rows.append(Row(name, *judgement))
+        self.rows.append(CheckResult(name, *judgement))
         return judgement[0] != "fail"
 
 
-def preflight(config: Config, world: World) -> list[Row]:
+def preflight(config: Config, world: World) -> list[CheckResult]:
     """All checks; the rows are the same on every rank. Every rank takes part."""
     checks, hosts, job = _Checks(world, limit_s=config.distributed.timeout_s), world.hosts, _Job()
     checks.check("ranks", lambda: _device(world), lambda devices: judge_devices(devices, hosts))
-    checks.check("versions", _versions, lambda versions: judge_equal(versions, hosts, found=_shown(versions[0])))
+    checks.check("versions", _versions, lambda versions: judge_equal(versions, hosts, summary=_shown(versions[0])))
     _check_collectives(checks, world)
     checks.check("clocks", lambda: _clock(world), lambda clocks: judge_clocks(clocks, hosts), with_others=True)
     _check_shared_filesystem(checks, config, world)
@@ -132,7 +132,7 @@ def preflight(config: Config, world: World) -> list[Row]:
     return checks.rows
 
 
-def raise_failed(rows: Sequence[Row]) -> None:
+def raise_failed(rows: Sequence[CheckResult]) -> None:
     """Raise one ConfigError that lists the checks that failed, if any did."""
     failed = [f"{row.name} ({row.finding})" for row in rows if row.verdict == "fail"]
     if failed:
@@ -165,20 +165,18 @@ def _check_collectives(checks: _Checks, world: World) -> None:
 
 
 def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> None:
-    written: list[Path] = []  # on rank 0
+    word = world.on_main(lambda: secrets.token_hex(8))
 
-    def leave_word() -> tuple[Path, str]:
-        folder, word = _nearest_folder(config), secrets.token_hex(8)
-        file = folder / f".preflight-{word}"
-        written.append(file)
+    def write_word() -> Path:
+        file = _word_file(config, word)
         try:
             file.write_text(word, encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"{folder}, where run.dir would be, cannot be written: {error.strerror}") from None
-        return file, word
+            raise ConfigError(f"{file.parent}, where run.dir would be, cannot be written: {error.strerror}") from None
+        return file
 
     def look() -> tuple[Path, bool]:
-        file, word = world.on_main(lambda: in_time(leave_word, checks.limit_s))  # raises on all ranks or on none
+        file = world.on_main(lambda: in_time(write_word, checks.limit_s))  # raises on all ranks or on none
         return file.parent, in_time(lambda: _appears(file, word), checks.limit_s)
 
     def judge(seen: list[tuple[Path, bool]]) -> Judgement:
@@ -187,9 +185,9 @@ def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> N
     try:
         checks.check("shared filesystem", look, judge, with_others=True)
     finally:
-        for file in written:  # all ranks have looked: their facts are gathered
+        if world.is_main:  # all ranks have looked: their facts are gathered
             with contextlib.suppress(OSError, ConfigError):  # where it could not be written, it cannot be removed
-                in_time(file.unlink, checks.limit_s)
+                in_time(lambda: _word_file(config, word).unlink(), checks.limit_s)
 
 
 def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> bool:
@@ -225,9 +223,9 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
         return {"parameters": f"{job.num_parameters:,}", **digests}
 
     passed = [
-        checks.check("configuration", configuration, lambda facts: judge_equal(facts, world.hosts, found=steps())),
-        checks.check("data", data, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]))),
-        checks.check("model", model, lambda facts: judge_equal(facts, world.hosts, found=_shown(facts[0]) + job.notices)),
+        checks.check("configuration", configuration, lambda facts: judge_equal(facts, world.hosts, summary=steps())),
+        checks.check("data", data, lambda facts: judge_equal(facts, world.hosts, summary=_shown(facts[0]))),
+        checks.check("model", model, lambda facts: judge_equal(facts, world.hosts, summary=_shown(facts[0]) + job.notices)),
     ]
     return all(passed)
 
@@ -280,9 +278,9 @@ def _versions() -> dict[str, str]:
         "numpy": "numpy",
         "scikit-learn": "sklearn",
     }
-    found = {name: str(importlib.import_module(module).__version__) for name, module in modules.items()}
+    versions = {name: str(importlib.import_module(module).__version__) for name, module in modules.items()}
     others = {name: version(name) for name in ("deepspeed", "biencoder")}
-    return {"python": platform.python_version(), **found, **others, "code": _code()[:12]}
+    return {"python": platform.python_version(), **versions, **others, "code": _code()[:12]}
 
 
 def _code() -> str:
@@ -305,6 +303,10 @@ def _nearest_folder(config: Config) -> Path:
     """The deepest folder on the way to run.dir that is there, run.dir included."""
     folder = run_folder(config).absolute()
     return next(path for path in (folder, *folder.parents) if os.path.isdir(path))
+
+
+def _word_file(config: Config, word: str) -> Path:
+    return _nearest_folder(config) / f".preflight-{word}"
 
 
 def _appears(file: Path, word: str) -> bool:

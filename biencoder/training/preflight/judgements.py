@@ -17,7 +17,7 @@ MAX_CLOCK_OFFSET_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CheckResult:
     name: str
     verdict: Verdict
     finding: str
@@ -48,22 +48,22 @@ class Memory:
 def judge_devices(devices: Sequence[Device], hosts: Sequence[str]) -> Judgement:
     """Which ranks are where, on what; warns of GPUs that differ or stay unused."""
     num_hosts = len(set(hosts))
-    found = f"{len(hosts)} on {num_hosts} host{'s' if num_hosts > 1 else ''}"
+    finding = f"{len(hosts)} on {num_hosts} host{'s' if num_hosts > 1 else ''}"
     unused = {rank: device.unused_gpu for rank, device in enumerate(devices) if device.unused_gpu}
     if unused:
         build = next(iter(unused.values()))
-        found += f"; {name_ranks(unused, hosts)} on a machine with an NVIDIA driver that torch {build} does not use"
+        finding += f"; {name_ranks(unused, hosts)} on a machine with an NVIDIA driver that torch {build} does not use"
     kinds = dict.fromkeys((device.name, device.total_bytes) for device in devices)
     if len(kinds) > 1:
-        found += "; the devices differ, and the slowest sets the pace"
+        finding += "; the devices differ, and the slowest sets the pace"
     for name, total in kinds:
         ranks = [rank for rank, device in enumerate(devices) if (device.name, device.total_bytes) == (name, total)]
-        found += f"; {name_ranks(ranks, hosts)}: {name}" + (f" with {total / GIB:.1f} GiB" if total else "")
-    return ("warn" if unused or len(kinds) > 1 else "ok"), found
+        finding += f"; {name_ranks(ranks, hosts)}: {name}" + (f" with {total / GIB:.1f} GiB" if total else "")
+    return ("warn" if unused or len(kinds) > 1 else "ok"), finding
 
 
-def judge_equal(facts: Sequence[Mapping[str, str]], hosts: Sequence[str], *, found: str) -> Judgement:
-    """Fails where the ranks differ, and names each value with the ranks and hosts that hold it; else says `found`."""
+def judge_equal(facts: Sequence[Mapping[str, str]], hosts: Sequence[str], *, summary: str) -> Judgement:
+    """Fails where the ranks differ, and names each value with the ranks and hosts that hold it; else says `summary`."""
     differences = []
     for name in facts[0]:
         holders: dict[str, list[int]] = {}
@@ -72,7 +72,7 @@ def judge_equal(facts: Sequence[Mapping[str, str]], hosts: Sequence[str], *, fou
         if len(holders) > 1:
             held = [f"{value} on {name_ranks(ranks, hosts)}" for value, ranks in holders.items()]
             differences.append(f"{name} is {' and '.join(held)}")
-    return ("fail", "; ".join(differences)) if differences else ("ok", found)
+    return ("fail", "; ".join(differences)) if differences else ("ok", summary)
 
 
 def judge_round_trip(seconds: Sequence[tuple[float, float]], library: str) -> Judgement:
@@ -126,21 +126,21 @@ def judge_memory(
     tight = [rank for rank, memory in enumerate(memories) if memory.share_bytes < needed[rank]]
     full = [rank for rank, memory in enumerate(memories) if memory.gpu_bytes is not None and memory.gpu_bytes < state]
     least = min(range(len(memories)), key=lambda rank: memories[rank].share_bytes)
-    found = (
+    finding = (
         f"{memories[least].share_bytes / GIB:.1f} GiB free for {name_ranks([least], hosts)}, the least of all; mining "
         f"takes up to {mining / GIB:.1f} on {'each rank' if sharded else 'rank 0'}, weights and optimizer "
     )
     if on_gpu:
         free = min(memory.gpu_bytes or 0 for memory in memories)
-        found += f"{offloaded / GIB:.1f} on each rank's host and " if offloaded else ""
-        found += f"{state / GIB:.1f} on each GPU, where {free / GIB:.1f} are free; activations come on top"
+        finding += f"{offloaded / GIB:.1f} on each rank's host and " if offloaded else ""
+        finding += f"{state / GIB:.1f} on each GPU, where {free / GIB:.1f} are free; activations come on top"
     else:
-        found += f"{held / GIB:.1f} on each"
+        finding += f"{held / GIB:.1f} on each"
     if tight:
-        found += f"; tight on {name_ranks(tight, hosts)}"
+        finding += f"; tight on {name_ranks(tight, hosts)}"
     if full:
-        found += f"; the GPU is too small on {name_ranks(full, hosts)}"
-    return ("warn" if tight or full else "ok"), found
+        finding += f"; the GPU is too small on {name_ranks(full, hosts)}"
+    return ("warn" if tight or full else "ok"), finding
 
 
 def judge_disk(folder: Path, free: int, *, num_parameters: int, keep: int) -> Judgement:
@@ -150,8 +150,8 @@ def judge_disk(folder: Path, free: int, *, num_parameters: int, keep: int) -> Ju
     """
     models, checkpoint = 2 * 4 * num_parameters, 12 * num_parameters
     needed = models + (keep + 2) * checkpoint
-    found = f"{free / GIB:.1f} GiB free in {folder}; {keep + 2} checkpoints and two models take {needed / GIB:.1f}"
-    return ("fail" if free < models + checkpoint else "warn" if free < needed else "ok"), found
+    finding = f"{free / GIB:.1f} GiB free in {folder}; {keep + 2} checkpoints and two models take {needed / GIB:.1f}"
+    return ("fail" if free < models + checkpoint else "warn" if free < needed else "ok"), finding
 
 
 def name_ranks(ranks: Sequence[int] | Mapping[int, str], hosts: Sequence[str]) -> str:

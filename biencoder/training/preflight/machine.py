@@ -18,38 +18,38 @@ from biencoder.tracking.guards import Alert, Guards
 from biencoder.tracking.names import PROVENANCE, accuracy
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import RunRecord
-from biencoder.training.preflight.judgements import Row
+from biencoder.training.preflight.judgements import CheckResult
 
 _ANSWERS_WITHIN_S = 10
 
 
-def examine_machine() -> list[Row]:
+def examine_machine() -> list[CheckResult]:
     """What preflight does not look at, because a job without it may be sound: launchers, NCCL, Slurm, W&B."""
     return [_launchers(), _gpus(), _slurm(), _wandb()]
 
 
-def _launchers() -> Row:
+def _launchers() -> CheckResult:
     beside = str(Path(sys.executable).parent)
     missing = [name for name in ("torchrun", "deepspeed") if not (shutil.which(name, path=beside) or shutil.which(name))]
     if missing:
-        return Row(
+        return CheckResult(
             "launchers", "warn", f"{' and '.join(missing)} not found beside {sys.executable}: install the project there"
         )
-    return Row("launchers", "ok", f"torchrun and deepspeed in {beside}")
+    return CheckResult("launchers", "ok", f"torchrun and deepspeed in {beside}")
 
 
-def _gpus() -> Row:
+def _gpus() -> CheckResult:
     if not torch.cuda.is_available():
-        return Row("GPUs", "ok", "none that this PyTorch can use; ranks talk by gloo")
+        return CheckResult("GPUs", "ok", "none that this PyTorch can use; ranks talk by gloo")
     version = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return Row("GPUs", "ok", f"{torch.cuda.device_count()}; CUDA {torch.version.cuda}, NCCL {version}")
+    return CheckResult("GPUs", "ok", f"{torch.cuda.device_count()}; CUDA {torch.version.cuda}, NCCL {version}")
 
 
-def _slurm() -> Row:
+def _slurm() -> CheckResult:
     if not shutil.which("sbatch"):
-        return Row("slurm", "ok", "not on this machine; only slurm/*.sh need it")
+        return CheckResult("slurm", "ok", "not on this machine; only slurm/*.sh need it")
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             ["sinfo", "--noheader", "--format=%P %a %D nodes %t"],
             capture_output=True,
             text=True,
@@ -57,18 +57,18 @@ def _slurm() -> Row:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        return Row("slurm", "warn", f"sbatch is here, but sinfo fails: {' '.join(error.stderr.split())}")
+        return CheckResult("slurm", "warn", f"sbatch is here, but sinfo fails: {' '.join(error.stderr.split())}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Row("slurm", "warn", f"sbatch is here, but sinfo does not answer: {error}")
-    return Row("slurm", "ok", "; ".join(found.stdout.splitlines()))
+        return CheckResult("slurm", "warn", f"sbatch is here, but sinfo does not answer: {error}")
+    return CheckResult("slurm", "ok", "; ".join(answer.stdout.splitlines()))
 
 
-def _wandb() -> Row:
+def _wandb() -> CheckResult:
     import wandb
 
     if wandb.login(prompt=False):
-        return Row("W&B", "ok", f"wandb {wandb.__version__}, logged in: runs are sent while they train")
-    return Row(
+        return CheckResult("W&B", "ok", f"wandb {wandb.__version__}, logged in: runs are sent while they train")
+    return CheckResult(
         "W&B",
         "ok",
         f"wandb {wandb.__version__}, not logged in: runs are kept in run.dir, and `wandb sync` sends them later",
@@ -98,18 +98,19 @@ def diagnose(record: RunRecord) -> Diagnosis:
 
 def _summary(record: RunRecord) -> str:
     last = record.lines[-1] if record.lines else {"step": 0, "epoch": 0, "time": time.time()}
-    told = f"{record.folder}: {record.state} at step {last['step']}, epoch {last['epoch']}"
+    sentence = f"{record.folder}: {record.state} at step {last['step']}, epoch {last['epoch']}"
     if record.state == "unfinished":
-        told += f", silent for {_duration(time.time() - last['time'])}; the same command goes on from its last checkpoint"
+        sentence += (
+            f", silent for {_duration(time.time() - last['time'])}; the same command goes on from its last checkpoint"
+        )
     name, best, evaluations = accuracy(record.deciding_split, "embedding"), record.best, record.of("eval")
     if not evaluations:
-        return f"{told}; nothing was measured"
+        return f"{sentence}; nothing was measured"
     before = f"{from_json(evaluations[0][name]):.1%} before training"
     if best is None:
-        return f"{told}; accuracy@1 on {record.deciding_split} {before}"
-    return (
-        f"{told}; best accuracy@1 on {record.deciding_split} {from_json(best[name]):.1%} at step {best['step']}, {before}"
-    )
+        return f"{sentence}; accuracy@1 on {record.deciding_split} {before}"
+    value = f"{from_json(best[name]):.1%} at step {best['step']}"
+    return f"{sentence}; best accuracy@1 on {record.deciding_split} {value}, {before}"
 
 
 def _duration(seconds: float) -> str:

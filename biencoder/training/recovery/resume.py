@@ -189,15 +189,15 @@ def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: st
 
 def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
     """Each setting that this resume must not change and that has changed, with its old and new value."""
-    rules, told = resume_rules(), []
+    rules, sentences = resume_rules(), []
     for key, value in config.flat().items():
         if then.get(key) == value or rules[key] is OnResume.FREE:
             continue
         if rules[key] is OnResume.FIXED:
-            told.append(f"{key} was {then.get(key)!r} and is {value!r}")
+            sentences.append(f"{key} was {then.get(key)!r} and is {value!r}")
         elif not config.can_be_prolonged:
-            told.append(
+            sentences.append(
                 f"{key} was {then.get(key)!r} and is {value!r}, which train.schedule = {config.train.schedule} with "
                 f"train.warmup_ratio = {config.train.warmup_ratio:g} does not allow"
             )
-    return told
+    return sentences

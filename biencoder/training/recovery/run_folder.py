@@ -156,7 +156,7 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
 def _commit() -> str | None:
     """The code's git commit, with a + where files differ from it; None outside a checkout."""
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -165,4 +165,4 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return answer.stdout.strip()

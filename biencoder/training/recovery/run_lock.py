@@ -58,7 +58,7 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _LockFile:
     holder: Holder | None
     """None where the file cannot be understood."""
     touched_ns: int
@@ -81,20 +81,20 @@ class RunLock:
                 self._file.unlink()
 
     def _is_mine(self) -> bool:
-        found = _look(self._file)
-        return found is not None and found.holder == self._holder
+        lock = _look(self._file)
+        return lock is not None and lock.holder == self._holder
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
             with suppress(OSError):  # a file server that is away now is asked again
-                found = _look(self._file)
-                if found is None:
+                lock = _look(self._file)
+                if lock is None:
                     _place(self._file, self._holder)  # somebody has removed it by hand
-                elif found.holder is None or found.holder == self._holder:
+                elif lock.holder is None or lock.holder == self._holder:
                     os.utime(self._file)  # to the server's time
                 else:
                     self._lost(
-                        f"{self._file.parent} was taken over by {found.holder}, as this process had not been heard of"
+                        f"{self._file.parent} was taken over by {lock.holder}, as this process had not been heard of"
                     )
                     return
 
@@ -120,27 +120,27 @@ def take_lock(
 
 
 def _acquire(file: Path, holder: Holder, *, stale_s: float) -> None:
-    seen: _Found | None = None
+    seen: _LockFile | None = None
     while not _place(file, holder):
-        found = _look(file)
-        if found is None:
+        lock = _look(file)
+        if lock is None:
             continue
-        gone = found.holder.is_gone() if found.holder else None
-        age_s = (_server_time_ns(file.parent) - found.touched_ns) / 1e9
+        gone = lock.holder.is_gone() if lock.holder else None
+        age_s = (_server_time_ns(file.parent) - lock.touched_ns) / 1e9
         if gone or (gone is None and age_s > stale_s):
-            _remove(file, found)
+            _remove(file, lock)
             continue
-        if gone is False or (seen and seen != found):  # it lives: its file was touched while we looked
+        if gone is False or (seen and seen != lock):  # it lives: its file was touched while we looked
             raise ConfigError(
-                f"run.dir {file.parent} is in use by {found.holder or 'a process that has just started'}; wait for it, end "
+                f"run.dir {file.parent} is in use by {lock.holder or 'a process that has just started'}; wait for it, end "
                 "it, or choose another run.dir"
             )
         if seen is None:
             tell(
-                f"waiting for up to {stale_s - age_s:.0f} s: run.dir {file.parent} was in use by {found.holder} "
+                f"waiting for up to {stale_s - age_s:.0f} s: run.dir {file.parent} was in use by {lock.holder} "
                 f"{max(0.0, age_s):.0f} s ago"
             )
-        seen = found
+        seen = lock
         time.sleep(min(1.0, stale_s / 10))
 
 
@@ -171,30 +171,30 @@ def _write_new(file: Path, content: bytes) -> None:
         os.fsync(new.fileno())
 
 
-def _look(file: Path) -> _Found | None:
+def _look(file: Path) -> _LockFile | None:
     """What is there; it is opened, as NFS asks the server for a file's times only then."""
     try:
-        with file.open("rb") as lock:
-            content, touched_ns = lock.read(), os.fstat(lock.fileno()).st_mtime_ns
+        with file.open("rb") as stream:
+            content, touched_ns = stream.read(), os.fstat(stream.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
     try:
-        return _Found(Holder(**json.loads(content)), touched_ns)
+        return _LockFile(Holder(**json.loads(content)), touched_ns)
     except (ValueError, TypeError):
-        return _Found(None, touched_ns)
+        return _LockFile(None, touched_ns)
 
 
-def _remove(file: Path, found: _Found) -> None:
+def _remove(file: Path, lock: _LockFile) -> None:
     """Break a lock, and put it back should it be another one by now: of two that break it only one may succeed."""
     aside = file.with_name(f".lock-broken-{secrets.token_hex(8)}")
     with suppress(FileNotFoundError):
         os.rename(file, aside)
         now = _look(aside)
-        if now and now.holder != found.holder:
+        if now and now.holder != lock.holder:
             with suppress(OSError):
                 os.link(aside, file)
-        elif found.holder and found.holder.pid != os.getpid():
-            tell(f"warning: {file.parent} was left by {found.holder}, which is gone")
+        elif lock.holder and lock.holder.pid != os.getpid():
+            tell(f"warning: {file.parent} was left by {lock.holder}, which is gone")
         aside.unlink(missing_ok=True)
 
 
