@@ -39,7 +39,7 @@ from biencoder.mining import Miner
 from biencoder.model.bi_encoder import build_model
 from biencoder.model.folder import save_model
 from biencoder.model.pretrained import load_pretrained
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.engine.precision import fast_precision
 
 OUT = Path(__file__).parent / "results" / "encoding.json"
@@ -68,7 +68,7 @@ def main() -> None:
         pretrained = load_pretrained(config)
         model = build_model(config, pretrained, seed=0)
         save_model(Path(folder) / "model", model, model.state_dict(), pretrained.tokenizer, config, card="")
-        inference = Inference.load(f"{folder}/model")
+        inference = TrainedModel.load(f"{folder}/model")
         inference.model.to(dtype)
         peer = SentenceTransformer(f"{folder}/model", model_kwargs={"dtype": dtype})
     peer.max_seq_length = given.length

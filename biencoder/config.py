@@ -25,6 +25,10 @@ from pydantic.dataclasses import dataclass
 from biencoder.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+"""Where the packages are: a checkout, or the site-packages that a wheel was installed into."""
+_IN_WHEEL = Path(__file__).resolve().parent / "shipped"
+SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else PROJECT_ROOT
+"""Holds configs/, ds_configs/ and examples/."""
 
 _strict = ConfigDict(extra="forbid")
 
@@ -595,9 +599,9 @@ def user_path(path: str | Path) -> Path:
 
 
 def find_file(path: str) -> Path:
-    """A path as the user typed it: against the working folder first, then against the project's own folder."""
+    """A path as the user typed it: against the working folder first, then among the files of the project."""
     given = user_path(path)
-    shipped = PROJECT_ROOT / given
+    shipped = SHIPPED / given
     return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.evaluation.tables import agreements_table
     from biencoder.model.whole_folder import output_folder, whole_folder
     from biencoder.retrieval.onnx_model import FACTS, OnnxModel, need_packages, write_onnx
-    from biencoder.retrieval.trained_model import Inference
+    from biencoder.retrieval.trained_model import TrainedModel
     from biencoder.tracking.terminal import Terminal
 
     need_packages()
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     clean = cleans(arguments.clean, [arguments.model])
     dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
-    model = Inference.load(arguments.model)
+    model = TrainedModel.load(arguments.model)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))
 
     with whole_folder(folder) as fresh:

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.model.vocabulary import check_corpus
     from biencoder.model.whole_folder import output_folder
     from biencoder.retrieval.saved_index import FACTS, write_index
-    from biencoder.retrieval.trained_model import Inference
+    from biencoder.retrieval.trained_model import TrainedModel
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.opening import findings_table
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     model_folder = user_path(arguments.model).resolve()
     clean = cleans(arguments.clean, [str(model_folder)])
     texts, findings = load_texts(arguments.data_root, clean=clean)
-    model = Inference.load(str(model_folder))
+    model = TrainedModel.load(str(model_folder))
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))
     terminal.start(f"embedding {len(texts)} texts", len(texts))

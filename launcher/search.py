@@ -15,7 +15,7 @@ from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.retrieval.saved_index import SearchIndex
-    from biencoder.retrieval.trained_model import Inference
+    from biencoder.retrieval.trained_model import TrainedModel
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,26 +81,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def made_now(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     """Embed the whole corpus."""
     from biencoder.data import load_texts
     from biencoder.model.vocabulary import check_corpus
     from biencoder.retrieval.saved_index import SearchIndex
-    from biencoder.retrieval.trained_model import Inference
+    from biencoder.retrieval.trained_model import TrainedModel
 
     clean = cleans(arguments.clean, [arguments.model])
     texts, findings = load_texts(arguments.data_root, clean=clean)
-    model = Inference.load(arguments.model)
+    model = TrainedModel.load(arguments.model)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
 
 
-def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
+def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     """Map a saved index, once it is certain that it is of this model, and of this corpus if one was given."""
     from biencoder.data import load_texts
     from biencoder.model.folder import model_sha256
     from biencoder.retrieval.saved_index import check_texts, open_index, read_facts
-    from biencoder.retrieval.trained_model import Inference
+    from biencoder.retrieval.trained_model import TrainedModel
 
     folder = user_path(arguments.index)
     facts = read_facts(folder)
@@ -114,7 +114,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[Inference, SearchIndex]":
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
     index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
-    return Inference.load(str(model_folder)), index
+    return TrainedModel.load(str(model_folder)), index
 
 
 def command() -> None:

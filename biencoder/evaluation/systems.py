@@ -13,7 +13,7 @@ from biencoder.evaluation.comparison import System
 from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.retrieval.embedders import NamedModel
 from biencoder.retrieval.foreign_model import SentenceFolder
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 
 Ids = npt.NDArray[np.int64]
 
@@ -38,7 +38,7 @@ def zero_shot_systems(
     Raises:
         ModelError: an encoder is not to be had here.
     """
-    bases = [model.embedder.config for model in models if isinstance(model.embedder, Inference)]
+    bases = [model.embedder.config for model in models if isinstance(model.embedder, TrainedModel)]
     if name is not None:
         wanted = [ModelConfig(name=name, max_length=(bases or [ModelConfig()])[0].max_length, embedding_dim=0)]
     else:
@@ -48,7 +48,7 @@ def zero_shot_systems(
 
 def _zero_shot(config: ModelConfig, texts: Sequence[str], text_ids_N: Ids) -> System:
     try:
-        encoder = Inference.pretrained(config)
+        encoder = TrainedModel.pretrained(config)
     except ModelError as error:
         raise ModelError(f"no zero-shot row: {error}; --zero-shot NAME takes another encoder") from None
 

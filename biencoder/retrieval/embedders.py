@@ -12,7 +12,7 @@ from biencoder.config import user_path
 from biencoder.model.bi_encoder import PairClassifier
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.foreign_model import SentenceFolder
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 
 Ids = npt.NDArray[np.int64]
 
@@ -52,4 +52,4 @@ def load_models(folders: Sequence[str]) -> list[NamedModel]:
 
 def _load(folder: Path) -> Embedder:
     is_foreign = (folder / "modules.json").is_file() and not (folder / "biencoder.json").is_file()
-    return SentenceFolder.load(folder) if is_foreign else Inference.load(str(folder))
+    return SentenceFolder.load(folder) if is_foreign else TrainedModel.load(str(folder))

@@ -1,4 +1,11 @@
-"""A trained model in one process: embed texts, and search a corpus for the best counter-arguments of a text."""
+"""A trained model in one process: embed texts, and find the best counter-arguments of a text among others.
+
+    model = TrainedModel.load("runs/mine/model/best")
+    for hit in model.rank(["Cars should leave the city."], texts, top_k=3)[0]:
+        print(hit.distance, hit.text)
+
+N: texts, Q: queries, k: nearest texts of a query, U: texts of a batch, D: similarity embedding, H: hidden size.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from biencoder.config import EvalConfig, ModelConfig, user_path
 from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
-from biencoder.errors import DataError
+from biencoder.errors import DataError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
-from biencoder.model.folder import has_classifier, load_model
+from biencoder.model.folder import has_classifier, load_model, trained_on_clean_texts
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.nearest import Rows, nearest_allowed
@@ -23,15 +30,20 @@ from biencoder.retrieval.saved_index import SearchIndex
 
 
 class Hit(NamedTuple):
+    """A text that was found."""
+
     text: str
+    """As it was compared: cleaned, where the model was trained on cleaned texts."""
     distance: float
     """Euclidean distance of the similarity embeddings."""
     probability: float
     """Of the pair classifier that the text is a counter; NaN without one."""
+    row: int = -1
+    """Its position among the texts that were searched."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inference:
+class TrainedModel:
     model: BiEncoder
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
@@ -40,9 +52,11 @@ class Inference:
     """Whether the model's pair classifier was trained."""
     notices: tuple[str, ...] = ()
     """What of a pretrained model is not used, a sentence each."""
+    clean: bool = True
+    """Whether the texts that it was trained on were cleaned; `encode` and `rank` treat texts alike."""
 
     @classmethod
-    def load(cls, folder: str) -> "Inference":
+    def load(cls, folder: str) -> "TrainedModel":
         """Load an exported model onto the GPU if there is one.
 
         Raises:
@@ -50,10 +64,10 @@ class Inference:
         """
         device, path = _device(), user_path(folder)
         model, tokenizer, config = load_model(path)
-        return cls(model.to(device), tokenizer, config, device, has_classifier(path))
+        return cls(model.to(device), tokenizer, config, device, has_classifier(path), clean=trained_on_clean_texts(path))
 
     @classmethod
-    def pretrained(cls, config: ModelConfig) -> "Inference":
+    def pretrained(cls, config: ModelConfig) -> "TrainedModel":
         """An encoder as it is before training: its pooled vectors mean something, its embeddings and classifier nothing.
 
         Raises:
@@ -72,6 +86,50 @@ class Inference:
     def max_length(self) -> int:
         """Tokens at which texts are cut."""
         return self.config.max_length
+
+    def encode(self, texts: Sequence[str], *, side: Side = "query") -> npt.NDArray[np.float32]:
+        """Similarity embeddings (N, D): the nearer two are by Euclidean distance, the better the texts answer each other.
+
+        Args:
+            texts: as people wrote them; they are cleaned if those of the training were.
+            side: what the texts are, where a model treats queries and candidates differently.
+
+        Raises:
+            DataError: a text is empty, or nothing is left of it.
+        """
+        return self.embed_side(self._treated(texts), side).embedding.numpy()
+
+    def rank(
+        self, queries: Sequence[str], candidates: Sequence[str], *, top_k: int = 10, rerank: bool = False
+    ) -> list[list[Hit]]:
+        """For each query its nearest candidates, nearest first, without those that have its own text.
+
+        To search the same candidates often, embed them once: see `biencoder.retrieval.saved_index`.
+
+        Args:
+            queries, candidates: as people wrote them; they are cleaned if those of the training were.
+            top_k: candidates for each query; fewer are returned where there are not so many.
+            rerank: put these in the order of the pair classifier's probability, the highest first.
+
+        Raises:
+            DataError: a text is empty, or nothing is left of it.
+            ModelError: `rerank` needs a pair classifier, and the model has none.
+        """
+        if rerank and not self.has_classifier:
+            raise ModelError("the model has no pair classifier to re-rank with: its loss had no weight in training")
+        if not queries or not candidates:
+            return [[] for _ in queries]
+        texts = self._treated(candidates)
+        index = SearchIndex.in_memory(texts, self.embed_side(texts, "candidate"), clean=self.clean)
+        return self._search(self._treated(queries), index, top_k=top_k, rerank=rerank)
+
+    def _treated(self, texts: Sequence[str]) -> list[str]:
+        """The texts as those of the training were."""
+        treated = list(map(tidier(self.clean), texts))
+        if not all(treated):
+            number = next(number for number, text in enumerate(treated) if not text)
+            raise DataError(f"there is no text in number {number} of {len(texts)}: {texts[number][:80]!r}")
+        return treated
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
         return tokenize(texts, self.tokenizer, max_length=self.config.max_length)
@@ -120,24 +178,40 @@ class Inference:
             raise DataError(
                 f"there is no text in the query {given[:80]!r}" + (" once it is cleaned" if index.clean else "")
             )
-        vectors = self.embed_side([query], "query")
+        return self._search([query], index, top_k=top_k, rerank=rerank)[0]
 
-        def is_another(_: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
-            return np.array([[row >= 0 and index.text(row) != query for row in rows_k] for rows_k in rows_Qk.tolist()])
+    def _search(self, queries: Sequence[str], index: SearchIndex, *, top_k: int, rerank: bool) -> list[list[Hit]]:
+        """Args: queries: treated as the texts of the index were."""
+        vectors = self.embed_side(queries, "query")
 
-        rows_1k, distance_1k = nearest_allowed(
+        def is_another(queries_Q: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
+            return np.array(
+                [
+                    [row >= 0 and index.text(row) != queries[query] for row in rows_k]
+                    for query, rows_k in zip(queries_Q.tolist(), rows_Qk.tolist(), strict=True)
+                ]
+            )
+
+        rows_Qk, distance_Qk = nearest_allowed(
             index.index, index.embedding_ND, vectors.embedding.numpy(), is_another, count=top_k
         )
-        found_k = rows_1k[0] >= 0
-        rows_k, distance_k, probability_k = rows_1k[0][found_k], distance_1k[0][found_k], np.full(found_k.sum(), np.nan)
+        results = []
+        for query, (rows_k, distance_k) in enumerate(zip(rows_Qk, distance_Qk, strict=True)):
+            found_k = rows_k >= 0
+            asked = vectors.rows(torch.tensor([query]))
+            hits = self._hits(asked, index, rows_k[found_k], distance_k[found_k])
+            results.append(sorted(hits, key=lambda hit: -hit.probability) if rerank else hits)
+        return results
+
+    def _hits(self, query: Vectors, index: SearchIndex, rows_k: Rows, distance_k: npt.NDArray[np.float64]) -> list[Hit]:
+        probability_k = np.full(len(rows_k), np.nan)
         if self.classifier is not None and len(rows_k):
             candidates = Vectors(torch.from_numpy(index.embedding_ND[rows_k]), torch.from_numpy(index.pooled_NH[rows_k]))
-            probability_k = pair_probability(vectors, candidates, np.arange(len(rows_k))[None], self.classifier)[0]
-        hits = [
-            Hit(index.text(row), float(distance), float(probability))
+            probability_k = pair_probability(query, candidates, np.arange(len(rows_k))[None], self.classifier)[0]
+        return [
+            Hit(index.text(row), float(distance), float(probability), row)
             for row, distance, probability in zip(rows_k.tolist(), distance_k, probability_k, strict=True)
         ]
-        return sorted(hits, key=lambda hit: -hit.probability) if rerank else hits
 
 
 def encode_batches(

@@ -14,7 +14,7 @@ from biencoder.model.bi_encoder import BiEncoder, Side, Sides, build_model
 from biencoder.model.folder import load_model, save_model, trained_on_clean_texts
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.saved_index import SearchIndex
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
 
@@ -93,7 +93,7 @@ def test_a_classifier_that_was_not_trained_is_not_exported(tiny_bert: Path, tmp_
     without = {name: weight for name, weight in model.state_dict().items() if not name.startswith("classifier.")}
     for weights, trained in ((model.state_dict(), True), (without, False)):
         save_model(tmp_path / "model", model, weights, tokenizer, config, card="")
-        loaded = Inference.load(str(tmp_path / "model"))
+        loaded = TrainedModel.load(str(tmp_path / "model"))
         assert (tmp_path / "model/classifier.safetensors").exists() == trained
         assert (loaded.classifier is not None) == trained
         torch.testing.assert_close(loaded.model.query_tower.projection.weight, model.query_tower.projection.weight)
@@ -139,7 +139,7 @@ def test_a_damaged_model_gets_one_sentence(tiny_bert: Path, tmp_path: Path, dama
 
 def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp_path: Path) -> None:
     model = export(tiny_bert, tmp_path / "model")
-    inference = Inference.load(str(tmp_path / "model"))
+    inference = TrainedModel.load(str(tmp_path / "model"))
     index = SearchIndex.in_memory(TEXTS, inference.embed_side(TEXTS, "candidate"), clean=True)
     hits = inference.search(TEXTS[1], index, top_k=5)
     vectors = embeddings(model, tiny_bert)

@@ -19,7 +19,7 @@ from biencoder.evaluation.fidelity import check, compare
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.onnx_model import OnnxModel, need_packages, write_onnx
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 from tests.unit.test_export import export
 
 TEXTS = ["the quick fox", "taxes rise and fall with votes against a lazy dog " * 3, "a", "the dog argues against the fox"]
@@ -28,7 +28,7 @@ EVERY = np.arange(len(TEXTS))
 
 @dataclass(frozen=True)
 class Exported:
-    model: Inference
+    model: TrainedModel
     folder: Path
     sides: str
 
@@ -50,7 +50,7 @@ def exported(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path_factory: 
     export(tiny_bert, place / "model", **request.param)
     (place / "onnx").mkdir()
     write_onnx(place / "onnx", place / "model", int8=True)
-    return Exported(Inference.load(str(place / "model")), place / "onnx", request.param["sides"])
+    return Exported(TrainedModel.load(str(place / "model")), place / "onnx", request.param["sides"])
 
 
 def test_graphs_equal_the_model_on_both_sides(exported: Exported) -> None:

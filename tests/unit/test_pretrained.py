@@ -24,7 +24,7 @@ from biencoder.model.pretrained import Pretrained, load_pretrained, num_position
 from biencoder.model.vocabulary import check_corpus
 from biencoder.retrieval.embedders import load_models
 from biencoder.retrieval.embedding import plan_batches
-from biencoder.retrieval.trained_model import Inference
+from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.engine.state import EngineTensors
 from launcher import index, search
 from tests.unit.test_export import export
@@ -417,7 +417,7 @@ def test_no_batch_is_wider_than_the_encoder(folder: Path, tmp_path: Path, kind: 
     tokens = tokenize(texts, pretrained.tokenizer, max_length=limit)
     assert tokens.batch(np.arange(2)).input_ids_UL.shape == (2, limit)
     assert tokens.batch(np.array([1])).input_ids_UL.shape == (1, 8)
-    model = Inference.pretrained(ModelConfig(name=str(folder), max_length=limit, embedding_dim=0, pooling=pooling))  # type: ignore[arg-type]
+    model = TrainedModel.pretrained(ModelConfig(name=str(folder), max_length=limit, embedding_dim=0, pooling=pooling))  # type: ignore[arg-type]
     embedded = model.embed_texts(texts, np.arange(2))
     assert torch.isfinite(embedded.query.embedding).all()
     together = plan_batches(np.array([limit, limit]), 2 * limit, max_length=limit)  # what it takes is what is counted

@@ -26,7 +26,7 @@ from biencoder.retrieval.saved_index import (
     open_index,
     read_facts,
 )
-from biencoder.retrieval.trained_model import Hit, Inference
+from biencoder.retrieval.trained_model import Hit, TrainedModel
 from tests.unit.test_export import export
 
 WORDS = "fox dog taxes votes quick lazy brown argues point counter".split()
@@ -37,7 +37,7 @@ QUERIES = ["taxes rise", TEXTS[17], "a lazy   dog argues"]
 def write(
     folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: Kind = "flat", *, clean: bool = True
 ) -> Facts:
-    model = Inference.load(str(model_folder))
+    model = TrainedModel.load(str(model_folder))
     return search_index.write_index(
         folder,
         texts,
@@ -50,9 +50,9 @@ def write(
     )
 
 
-def opened(folder: Path) -> tuple[Inference, SearchIndex]:
+def opened(folder: Path) -> tuple[TrainedModel, SearchIndex]:
     facts = read_facts(folder)
-    return Inference.load(facts.model), open_index(folder, facts, model_sha256=model_sha256(Path(facts.model)))
+    return TrainedModel.load(facts.model), open_index(folder, facts, model_sha256=model_sha256(Path(facts.model)))
 
 
 def assert_same(found: list[Hit], expected: list[Hit]) -> None:
@@ -88,7 +88,7 @@ def test_a_saved_index_finds_what_one_in_memory_finds(
 
 def test_reranking_orders_the_nearest_by_probability(tiny_bert: Path, tmp_path: Path) -> None:
     export(tiny_bert, tmp_path / "model")
-    model = Inference.load(str(tmp_path / "model"))
+    model = TrainedModel.load(str(tmp_path / "model"))
     index = SearchIndex.in_memory(TEXTS, model.embed_side(TEXTS, "candidate"), clean=True)
     nearest, reranked = (model.search("taxes", index, top_k=8, rerank=rerank) for rerank in (False, True))
     assert sorted(reranked) == sorted(nearest)

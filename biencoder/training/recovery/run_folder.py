@@ -155,6 +155,8 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The code's git commit, with a + where files differ from it; None outside a checkout."""
+    if not (PROJECT_ROOT / "pyproject.toml").is_file():  # installed, perhaps within a checkout of something else
+        return None
     try:
         answer = subprocess.run(
             ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

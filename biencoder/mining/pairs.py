@@ -1,0 +1,141 @@
+"""Negatives for pairs of texts, in one process and without a run: what training mines before an epoch.
+
+    negatives = mine(points, counters, model)                         # a model embeds the texts
+    negatives = mine(points, counters, (points_PD, counters_PD))      # they have been embedded
+
+P: pairs, K: negatives of each, N: distinct texts, D: similarity embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from biencoder.config import MiningConfig
+from biencoder.data import Forbidden, Split
+from biencoder.data.cleaning import tidier
+from biencoder.data.records import Kind, Pair, Record
+from biencoder.distributed.world import World
+from biencoder.errors import ConfigError, DataError, PeerError
+from biencoder.mining.refresh import Miner
+from biencoder.model.bi_encoder import Side, Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
+
+Embeddings = npt.NDArray[np.float32]
+_KINDS: tuple[Kind, Kind] = ("point", "counter")
+_SIDES: tuple[Side, Side] = ("query", "candidate")
+
+
+class Encoder(Protocol):
+    """What embeds texts: a `TrainedModel`, or anything with this method."""
+
+    def encode(self, texts: Sequence[str], *, side: Side) -> Embeddings:
+        """Embeddings (N, D) of texts as queries or as candidates."""
+
+
+def mine(
+    points: Sequence[str],
+    counters: Sequence[str],
+    embeddings: Encoder | tuple[Embeddings, Embeddings],
+    *,
+    config: MiningConfig | None = None,
+    clean: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+) -> list[list[str]]:
+    """For each pair K texts, of all points and counters, that are hard to tell from its counter.
+
+    A point never gets its own text, nor a counter that it is paired with anywhere, however often these texts occur.
+
+    Args:
+        points, counters: the texts of pair p are points[p] and counters[p].
+        embeddings: a model that embeds the texts, or their embeddings: (P, D) of the points, (P, D) of the counters.
+        config: the settings under `mining`; by default the nearest text, with exact search, and no random ones.
+        clean: whether texts that are the same once they are cleaned count as the same.
+        seed, epoch: of the random draws, where `config` wants some.
+
+    Returns:
+        `config.negatives` texts for each pair, the nearest first.
+
+    Raises:
+        ConfigError: numbers of points, counters and embeddings differ, or `config` needs debates.
+        DataError: a text is empty, or a pair has no text that could be its negative.
+    """
+    config = config or MiningConfig(random_rate=0.0)
+    _check(config)
+    texts, split = _split(points, counters, clean=clean)
+    embedded = _by_vectors(split, *embeddings) if isinstance(embeddings, tuple) else _by_model(texts, embeddings)
+    forbidden = Forbidden.of(split, len(texts), same_N=_same(texts) if config.exclude_near_duplicates else None)
+    miner = Miner(split, forbidden, World.alone(), config, seed=seed, num_epochs=epoch + 1)
+    try:
+        negative_text_PK = miner.negatives(epoch, embedded).negative_text_PK
+    except PeerError as error:  # there is no other rank
+        raise DataError(str(error)) from None
+    return [[texts[text_id] for text_id in row] for row in negative_text_PK.tolist()]
+
+
+def _check(config: MiningConfig) -> None:
+    if config.focus != "corpus":
+        raise ConfigError(f"mining.focus is {config.focus}, but texts alone have no debates or themes")
+    if config.num_neighbours < config.range_min + config.negatives:
+        raise ConfigError(
+            f"mining.range_max {config.range_max} leaves fewer than mining.negatives {config.negatives} from "
+            f"mining.range_min {config.range_min} on"
+        )
+
+
+def _split(points: Sequence[str], counters: Sequence[str], *, clean: bool) -> tuple[list[str], Split]:
+    """The distinct texts as they were first given, and the pairs as ids of them."""
+    if len(points) != len(counters):
+        raise ConfigError(f"there are {len(points)} points but {len(counters)} counters")
+    if not points:
+        raise DataError("there is no pair to mine for")
+    tidy, text_ids = tidier(clean), dict[str, int]()
+    texts: list[str] = []
+    ids_P2 = np.empty((len(points), 2), dtype=np.int64)
+    records = [
+        [
+            Record("", "", "", str(row), kind, text, f"the {kind} in row {row}")
+            for kind, text in zip(_KINDS, pair, strict=True)
+        ]
+        for row, pair in enumerate(zip(points, counters, strict=True))
+    ]
+    for row, pair in enumerate(records):
+        for column, record in enumerate(pair):
+            key = tidy(record.text)
+            if not key:
+                raise DataError(f"{record.source} holds no text: {record.text[:80]!r}")
+            ids_P2[row, column] = text_ids.setdefault(key, len(texts))
+            texts += [record.text] * (len(text_ids) - len(texts))
+    return texts, Split("training", tuple(Pair(*pair) for pair in records), ids_P2[:, 0], ids_P2[:, 1])
+
+
+def _by_model(texts: Sequence[str], model: Encoder) -> EmbeddedTexts:
+    query, candidate = (_vectors(model.encode(texts, side=side)) for side in _SIDES)
+    return EmbeddedTexts.whole(np.arange(len(texts)), query, candidate)
+
+
+def _by_vectors(split: Split, points_PD: Embeddings, counters_PD: Embeddings) -> EmbeddedTexts:
+    """
+    Raises:
+        ConfigError: there is not one vector for each point and each counter, all of one length.
+    """
+    shapes = [np.shape(points_PD), np.shape(counters_PD)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != len(split):
+        raise ConfigError(f"vectors have the shapes {shapes[0]} and {shapes[1]}, expected ({len(split)}, D) twice")
+    text_ids_N, first_N = np.unique(np.concatenate([split.point_text_P, split.counter_text_P]), return_index=True)
+    vectors = _vectors(np.concatenate([points_PD, counters_PD])[first_N])
+    return EmbeddedTexts.whole(text_ids_N, vectors, vectors)
+
+
+def _vectors(embedding_ND: Embeddings) -> Vectors:
+    embedding = torch.from_numpy(np.ascontiguousarray(embedding_ND, dtype=np.float32))
+    return Vectors(embedding, embedding[:, :0])
+
+
+def _same(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    from biencoder.data.near_duplicates import near_duplicates  # its library takes half a second to import
+
+    return near_duplicates(texts)

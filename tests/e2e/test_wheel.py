@@ -1,0 +1,80 @@
+"""The package as others install it: a wheel, in an environment of its own, used in an empty folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import biencoder
+from biencoder.config import PROJECT_ROOT
+
+pytestmark = pytest.mark.e2e
+SOURCES = (
+    "biencoder",
+    "launcher",
+    "configs",
+    "ds_configs",
+    "examples",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "LICENSE",
+)
+
+
+def output(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an environment that holds the wheel, and finds its dependencies in the environment of the tests."""
+    tree = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        source = PROJECT_ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    output(*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", "dist", ".", cwd=tree)
+    (wheel,) = (tree / "dist").glob("*.whl")
+    environment = tree / "environment"
+    output(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tree)
+    python = environment / "bin" / "python"
+    output(*pip, "--python", python, "install", "--no-index", "--no-deps", wheel, cwd=tree)
+    # Last on the path: a package of the same name there is not found before the wheel's.
+    others = [path for path in sys.path if path.endswith("site-packages")] or [sysconfig.get_path("purelib")]
+    site = output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tree).strip()
+    (Path(site) / "zz-others.pth").write_text("".join(f"{path}\n" for path in others))
+    for name in SOURCES:  # nothing is read from where it was built
+        shutil.rmtree(tree / name, ignore_errors=True)
+    return environment
+
+
+def test_what_is_installed_trains_and_is_used_in_an_empty_folder(installed: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    code = "import biencoder, biencoder.config as c; print(biencoder.__version__, biencoder.__file__, c.SHIPPED, sep='\\n')"
+    version, file, shipped = output(installed / "bin/python", "-c", code, cwd=tmp_path).splitlines()
+    assert version == biencoder.__version__
+    assert Path(file).is_relative_to(installed)
+    assert (Path(file).parent / "py.typed").is_file()
+    for folder in ("configs", "ds_configs", "examples"):
+        files = {path.relative_to(PROJECT_ROOT) for path in (PROJECT_ROOT / folder).rglob("*") if path.is_file()}
+        held = {path.relative_to(shipped) for path in (Path(shipped) / folder).rglob("*") if path.is_file()}
+        assert held == {path for path in files if "__pycache__" not in path.parts}
+
+    train = [installed / "bin/biencoder-train", "--config", "configs/quickstart.toml", "--train.max_steps", "2"]
+    small = ["--model.name", tiny_bert, "--model.max_length", "32", "--run.dir", "run"]
+    assert "run/model/best" in output(*train, *small, cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    start, end = map(json.loads, (tmp_path / "run/run.jsonl").read_text().splitlines())
+    assert (start["commit"], end["step"]) == (None, 2)  # no checkout, wherever it is installed
+
+    search = [installed / "bin/biencoder-search", "--model", "run/model/best", "Cars should leave the city."]
+    assert "Cars should leave the city." in output(*search, cwd=tmp_path)
