@@ -70,7 +70,7 @@ def mine(
     forbidden = Forbidden.of(split, len(texts), same_N=_same(texts) if config.exclude_near_duplicates else None)
     miner = Miner(split, forbidden, World.alone(), config, seed=seed, num_epochs=epoch + 1)
     try:
-        negative_text_PK = miner.negatives(epoch, embedded).negative_text_PK
+        negative_text_PK = miner.mine(epoch, embedded).negative_text_PK
     except PeerError as error:  # there is no other rank
         raise DataError(str(error)) from None
     return [[texts[text_id] for text_id in row] for row in negative_text_PK.tolist()]
