@@ -2,7 +2,9 @@
 
 The public names, of which each is imported when it is first used:
 
-    model = TrainedModel.load("runs/mine/model/best")
+    config = load_config(file=Path("configs/quickstart.toml"), overrides={"train.epochs": "1"})
+    folder = train(config)                           # in this process, or as one of the ranks that torchrun has started
+    model = TrainedModel.load(folder / "model" / "best")
     embedding_ND = model.encode(texts)               # float32, one row for each text
     hits = model.rank(["a claim"], texts, top_k=3)   # for each query its nearest texts, nearest first
     negatives = mine(points, counters, model)        # for each pair the texts that are hard to tell from the counter
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from biencoder.errors import BiencoderError, ConfigError, DataError, ModelError
     from biencoder.mining.pairs import mine
     from biencoder.retrieval.trained_model import Hit, TrainedModel
+    from biencoder.training.in_process import train
 
 __all__ = [
     "BiencoderError",
@@ -38,6 +41,7 @@ __all__ = [
     "__version__",
     "load_config",
     "mine",
+    "train",
 ]
 
 _HOMES = {
@@ -50,6 +54,7 @@ _HOMES = {
     "TrainedModel": "retrieval.trained_model",
     "load_config": "config",
     "mine": "mining.pairs",
+    "train": "training.in_process",
 }
 
 

@@ -13,6 +13,7 @@ import difflib
 import json
 import math
 import os
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -29,6 +30,8 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _IN_WHEEL = Path(__file__).resolve().parent / "shipped"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else PROJECT_ROOT
 """Holds configs/, ds_configs/ and examples/."""
+IS_CHECKOUT = SHIPPED is PROJECT_ROOT
+"""Whether the program runs from its sources, and not from a wheel."""
 
 _strict = ConfigDict(extra="forbid")
 
@@ -603,6 +606,14 @@ def find_file(path: str) -> Path:
     given = user_path(path)
     shipped = SHIPPED / given
     return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
+
+
+def typed(command: str) -> list[str]:
+    """How a user starts a command: `python launcher/search.py` in a checkout, `biencoder-search` where it is installed."""
+    if not IS_CHECKOUT:
+        return [f"biencoder-{command}"]
+    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
+    return [python, f"launcher/{command}.py"]
 
 
 def nearest_key(name: str) -> str:

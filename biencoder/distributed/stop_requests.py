@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from typing import Self
 
 from biencoder.distributed.world import World
 from biencoder.errors import ExitCode, tell
@@ -28,13 +29,13 @@ class Agreement(IntEnum):
 
 
 class StopRequests:
-    """Listens for signals from its creation to `close`."""
+    """Listens for signals from its creation to `close`, or to the end of its `with` block."""
 
     def __init__(self, world: World, *, before_exit: Callable[[int], None]) -> None:
         """Args: before_exit: called with the exit code before this process ends at once."""
         self._world, self._before_exit = world, before_exit
         self._received: str | None = None
-        self._stepping = False
+        self._stepping = self._is_closed = False
         self._vote: Callable[[], int] | None = None
         self._wake, self._sleep = socket.socketpair()
         self._wake.setblocking(False)
@@ -65,7 +66,18 @@ class StopRequests:
         self._vote = self._world.all_reduce_max_async(wish)
         return answer
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._vote = None  # after an error another rank may not take part in it
+        self.close()
+
     def close(self) -> None:
+        """Give the signals back to who had them before. Every rank takes part."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._vote:
             self._vote()  # leave no collective behind
         signal.set_wakeup_fd(self._wakeup)

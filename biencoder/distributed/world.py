@@ -56,7 +56,7 @@ class World:
 
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank; if it fails on any, every rank raises that rank's error. Every rank takes part."""
-        result, failure = _attempt(work, self.rank)
+        result, failure = _attempt(work, self)
         if self.size == 1:
             if failure:
                 raise failure
@@ -72,7 +72,7 @@ class World:
         """Run `work` on rank 0 and hand its (small) result to every rank, or its error. Every rank takes part."""
         outcome: list[Any] = [None, None]
         if self.is_main:
-            outcome = list(_attempt(work, self.rank))
+            outcome = list(_attempt(work, self))
         if self.size > 1:
             dist.broadcast_object_list(outcome, src=0, group=self._control)
         result, failure = outcome
@@ -83,7 +83,7 @@ class World:
     def keep_on_main(self, work: Callable[[], T]) -> T | None:
         """Run `work` on rank 0 and keep its result there; None elsewhere. If it fails, every rank raises its error. Every
         rank takes part."""
-        result, failure = _attempt(work, self.rank) if self.is_main else (None, None)
+        result, failure = _attempt(work, self) if self.is_main else (None, None)
         self.on_main(lambda: _raise(failure))
         return result
 
@@ -206,15 +206,18 @@ class _AllGather(torch.autograd.Function):
         return summed.chunk(ctx.size)[ctx.rank], None, None
 
 
-def _attempt(work: Callable[[], T], rank: int) -> tuple[T | None, PeerError | None]:
+def _attempt(work: Callable[[], T], world: World) -> tuple[T | None, PeerError | None]:
+    """What `work` returns, or how it failed, for the other ranks; where there are none its own error is raised."""
     try:
         return work(), None
     except BiencoderError as error:
+        if world.size == 1:
+            raise
         return None, PeerError(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
         traceback.print_exc()
         sys.stderr.flush()
-        return None, PeerError(f"rank {rank}: {type(error).__name__}: {error}")
+        return None, PeerError(f"rank {world.rank}: {type(error).__name__}: {error}")
 
 
 def _raise(failure: PeerError | None) -> None:

@@ -18,7 +18,7 @@ from biencoder.data import Forbidden, Split
 from biencoder.data.cleaning import tidier
 from biencoder.data.records import Kind, Pair, Record
 from biencoder.distributed.world import World
-from biencoder.errors import ConfigError, DataError, PeerError
+from biencoder.errors import ConfigError, DataError
 from biencoder.mining.refresh import Miner
 from biencoder.model.bi_encoder import Side, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -69,10 +69,7 @@ def mine(
     embedded = _by_vectors(split, *embeddings) if isinstance(embeddings, tuple) else _by_model(texts, embeddings)
     forbidden = Forbidden.of(split, len(texts), same_N=_same(texts) if config.exclude_near_duplicates else None)
     miner = Miner(split, forbidden, World.alone(), config, seed=seed, num_epochs=epoch + 1)
-    try:
-        negative_text_PK = miner.mine(epoch, embedded).negative_text_PK
-    except PeerError as error:  # there is no other rank
-        raise DataError(str(error)) from None
+    negative_text_PK = miner.mine(epoch, embedded).negative_text_PK
     return [[texts[text_id] for text_id in row] for row in negative_text_PK.tolist()]
 
 

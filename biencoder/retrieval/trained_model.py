@@ -9,6 +9,7 @@ N: texts, Q: queries, k: nearest texts of a query, U: texts of a batch, D: simil
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ class TrainedModel:
     """Whether the texts that it was trained on were cleaned; `encode` and `rank` treat texts alike."""
 
     @classmethod
-    def load(cls, folder: str) -> "TrainedModel":
+    def load(cls, folder: str | Path) -> "TrainedModel":
         """Load an exported model onto the GPU if there is one.
 
         Raises:

@@ -1,5 +1,6 @@
 """The training of a bi-encoder, from a configuration to the models that a run leaves.
 
+    in_process  train for other programs
     run         train: plan, build, start or resume, fit
     plan        what a job will do, checked before anything is built; train, preflight and doctor share it
     build       puts the parts of a run together

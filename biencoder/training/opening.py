@@ -1,8 +1,6 @@
 """What a run says before its first step and after its last, and what checks have found: lines and tables."""
 
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from biencoder.config import Config
+from biencoder.config import Config, typed
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.tracking.console import shown
@@ -57,8 +55,7 @@ def closing_line(folder: Path, config: Config) -> str:
     model = next((folder for folder in (best, last) if folder.is_dir()), None)
     if model is None:
         return f"Neither {best} nor {last} is there: the run has left no model"
-    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
-    command = [python, "launcher/search.py", "--model", str(model), "--data.root", config.data.root, "your argument"]
+    command = [*typed("search"), "--model", str(model), "--data.root", config.data.root, "your argument"]
     which = "The best model" if model == best else f"{best} is not there; the last model"
     return f"{which} is in {model}. Try it: {shlex.join(command)}"
 

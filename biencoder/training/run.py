@@ -7,6 +7,7 @@ with join(config.distributed) as world:
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from biencoder.config import Config
@@ -28,8 +29,11 @@ from biencoder.training.recovery.run_folder import check_folder, finished_at, re
 from biencoder.training.recovery.run_lock import take_lock
 
 
-def train(config: Config, world: World) -> None:
+def train(config: Config, world: World) -> Path:
     """Plan, build, start or resume, fit. Nothing is written before all checks have passed. Every rank takes part.
+
+    Returns:
+        The run's folder.
 
     Raises:
         BiencoderError: on every rank; errors.py says what each kind means.
@@ -42,18 +46,19 @@ def train(config: Config, world: World) -> None:
         checkpoint, from_step = look_for_checkpoint(checkpoints, plan, world)
         if is_finished(plan, world, from_step):
             terminal.say(closing_line(plan.folder, plan.config))
-            return
+            return plan.folder
         facts = world.on_main(lambda: write_start(plan, world, from_step))
         ending = Ending(plan, world, checkpoints, at_end)
         world.before_end(ending)
-        stop = StopRequests(world, before_exit=ending)
-        terminal.show(*opening(plan, world, from_step=from_step))
-        trainer = build(plan, world, checkpoints=checkpoints, stop=stop, terminal=terminal, facts=facts)
-        start_or_resume(trainer, checkpoint, resume=from_step is not None)
-        del checkpoint  # it holds all weights and moments
-        with ending.written(trainer.tracker):
-            trainer.fit()
-        close(trainer)
+        with StopRequests(world, before_exit=ending) as stop:
+            terminal.show(*opening(plan, world, from_step=from_step))
+            trainer = build(plan, world, checkpoints=checkpoints, stop=stop, terminal=terminal, facts=facts)
+            start_or_resume(trainer, checkpoint, resume=from_step is not None)
+            del checkpoint  # it holds all weights and moments
+            with ending.written(trainer.tracker):
+                trainer.fit()
+            close(trainer)
+    return plan.folder
 
 
 def hold_folder(plan: Plan, world: World, at_end: ExitStack) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from biencoder.config import Config, find_file, nearest_key
+from biencoder.config import Config, find_file, nearest_key, typed
 from biencoder.errors import ConfigError
 from biencoder.rng import uniforms
 from biencoder.tracking.console import shown
@@ -218,7 +218,7 @@ def command_line(config: Config) -> str:
     """The command that trains with this configuration from anywhere: every setting that is not a default."""
     defaults = Config().flat()
     settings = {key: as_text(value) for key, value in config.flat().items() if value != defaults[key] and key != "run.dir"}
-    return shlex.join(["python", "launcher/train.py", *as_arguments(settings)])
+    return shlex.join([*typed("train"), *as_arguments(settings)])
 
 
 def ranking_table(rows: Sequence[Row]) -> Table:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from biencoder.config import typed
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.e2e.commands import records, run, small_run, wait_for
 from tests.ranks.launch import ROOT
@@ -60,7 +62,7 @@ def test_a_sweep_goes_on_grows_and_outlives_a_trial_that_fails(
     winner, loser = ranking(folder)
     assert (winner["run"], winner["state"], winner["step"]) == ("trial-000", "finished", "2")
     assert (loser["run"], loser["state"], loser["validation"]) == ("trial-001", f"failed: {why}", "")
-    assert longer.stdout.splitlines()[-1].startswith("The best one again: python launcher/train.py --data.root ")
+    assert longer.stdout.splitlines()[-1].startswith(f"The best one again: {shlex.join(typed('train'))} --data.root ")
 
 
 def test_a_signal_saves_the_running_trial_and_ends_the_sweep(

@@ -1,6 +1,7 @@
 """The package as others install it: a wheel, in an environment of its own, used in an empty folder."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,16 +66,20 @@ def test_what_is_installed_trains_and_is_used_in_an_empty_folder(installed: Path
     assert Path(file).is_relative_to(installed)
     assert (Path(file).parent / "py.typed").is_file()
     for folder in ("configs", "ds_configs", "examples"):
-        files = {path.relative_to(PROJECT_ROOT) for path in (PROJECT_ROOT / folder).rglob("*") if path.is_file()}
-        held = {path.relative_to(shipped) for path in (Path(shipped) / folder).rglob("*") if path.is_file()}
-        assert held == {path for path in files if "__pycache__" not in path.parts}
+        assert files(Path(shipped), folder) == files(PROJECT_ROOT, folder)
 
     train = [installed / "bin/biencoder-train", "--config", "configs/quickstart.toml", "--train.max_steps", "2"]
     small = ["--model.name", tiny_bert, "--model.max_length", "32", "--run.dir", "run"]
-    assert "run/model/best" in output(*train, *small, cwd=tmp_path)
+    *_, last = output(*train, *small, cwd=tmp_path).splitlines()
+    assert "Try it: biencoder-search --model run/model/best " in last
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
     start, end = map(json.loads, (tmp_path / "run/run.jsonl").read_text().splitlines())
     assert (start["commit"], end["step"]) == (None, 2)  # no checkout, wherever it is installed
 
-    search = [installed / "bin/biencoder-search", "--model", "run/model/best", "Cars should leave the city."]
-    assert "Cars should leave the city." in output(*search, cwd=tmp_path)
+    search = shlex.split(last.partition("Try it: ")[2])
+    assert "your argument" in output(installed / "bin" / search[0], *search[1:], cwd=tmp_path)
+
+
+def files(root: Path, folder: str) -> set[Path]:
+    paths = (path.relative_to(root) for path in (root / folder).rglob("*") if path.is_file())
+    return {path for path in paths if "__pycache__" not in path.parts}

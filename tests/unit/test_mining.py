@@ -13,7 +13,7 @@ import torch
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed.world import World
-from biencoder.errors import BiencoderError, DataError, PeerError
+from biencoder.errors import BiencoderError, DataError
 from biencoder.mining import Miner
 from biencoder.mining.audit import churn
 from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
@@ -140,7 +140,7 @@ def test_no_possible_negative_is_an_error_that_names_the_sample() -> None:
     forbidden = Forbidden.of(split, 2)
     with pytest.raises(DataError, match="somewhere has no possible negative"):
         random_negatives(np.array([0]), NOTHING[:1], split, forbidden, seed=0, epoch=0)
-    with pytest.raises(PeerError, match="somewhere has no possible negative"):
+    with pytest.raises(DataError, match="somewhere has no possible negative"):
         Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0), seed=0, num_epochs=1).mine(
             0, embed(np.eye(2, dtype=np.float32))
         )

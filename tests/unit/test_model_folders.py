@@ -9,7 +9,7 @@ import torch
 
 from biencoder.config import Config
 from biencoder.distributed.world import World
-from biencoder.errors import ModelError, PeerError
+from biencoder.errors import ModelError
 from biencoder.training.best_model import BestModel
 from biencoder.training.model_folders import ModelFolders, Weights
 
@@ -99,7 +99,7 @@ def test_at_the_end_models_that_cannot_be_written_are_an_error(models: Models) -
     models.disk.full = True
     models.measure(0.5)
     for write in (lambda: models.best.write(last_chance=True), lambda: models.folders.write_last({NAME: 0.5})):
-        with pytest.raises(PeerError, match="No space left on device; make room, and run the same command again") as error:
+        with pytest.raises(ModelError, match="No space left on device; make room, and run the same command again") as error:
             write()
         assert error.value.exit_code == 2
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import tomli_w
 import yaml
 from rich.console import Console
 
-from biencoder.config import Config, load_config
+from biencoder.config import Config, load_config, typed
 from biencoder.errors import ConfigError
 from biencoder.tracking.names import accuracy
 from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, read_sweep, write_ranking
@@ -274,7 +275,7 @@ def test_rank_prints_a_command_that_trains_the_winner_again(tmp_path: Path, caps
     assert "cannot be compared" in said
     config = load_config(file=winner / "config.toml")
     assert said.splitlines()[-1] == f"The best one again: {command_line(config)}"
-    assert command_line(config) == "python launcher/train.py --data.root 'a b' --model.normalize true"
+    assert command_line(config) == f"{shlex.join(typed('train'))} --data.root 'a b' --model.normalize true"
 
 
 def test_nothing_to_rank(tmp_path: Path) -> None:

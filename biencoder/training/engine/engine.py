@@ -290,7 +290,9 @@ def _import_deepspeed() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed  # noqa: TID251 - this folder knows DeepSpeed
     from deepspeed.ops import __compatible_ops__  # noqa: TID251 - this folder knows DeepSpeed
+    from deepspeed.utils import groups  # noqa: TID251 - this folder knows DeepSpeed
 
+    groups._release_process_group_references()  # those of an earlier run in this process have been destroyed
     __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
     deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed

@@ -24,7 +24,7 @@ import psutil
 import tomli_w
 
 from biencoder import environment
-from biencoder.config import PROJECT_ROOT, Config, user_path
+from biencoder.config import IS_CHECKOUT, PROJECT_ROOT, Config, user_path
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
 from biencoder.tracking.json_lines import append_json_line, read_json_lines
@@ -155,7 +155,7 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The code's git commit, with a + where files differ from it; None outside a checkout."""
-    if not (PROJECT_ROOT / "pyproject.toml").is_file():  # installed, perhaps within a checkout of something else
+    if not IS_CHECKOUT:  # git could find one of something else around it
         return None
     try:
         answer = subprocess.run(
