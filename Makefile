@@ -1,6 +1,8 @@
 # Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
+#   make check   what CI and a commit have to pass: format, lint, types, imports and all tests
 #   make train   train on the embedded corpus            make test       all tests
-#   make lint    format, lint and types                  make test-fast  those without several processes, within a minute
+#   make lint    format, lint, types and imports         make test-fast  those without several processes, within a minute
+#   make hooks   run the fast part before every commit   make coverage   what the unit tests do not reach
 #   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"
 # Settings go through ARGS:  make train ARGS="--train.epochs 1 --run.dir runs/first"
 
@@ -11,7 +13,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 # PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: train test test-fast lint format bench
+.PHONY: check train test test-fast lint format hooks coverage bench
+
+check: lint test
 
 train: .venv/run-ready
 	$(BIN)/python launcher/train.py --config configs/quickstart.toml $(ARGS)
@@ -28,6 +32,12 @@ lint: .venv/dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: .venv/dev-ready
+	$(BIN)/pre-commit install
+
+coverage: .venv/dev-ready
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 format: .venv/dev-ready
 	$(BIN)/ruff format .

@@ -75,7 +75,7 @@ def products(given: Scores) -> None:
     candidates = torch.cat([given.counter_BD, given.negative_BKD.flatten(0, 1), given.rival_BD])
     rows = 2**24 // len(candidates)
     block, to_candidates = torch.empty(rows, len(candidates)), torch.zeros_like(candidates)
-    for point in given.point_BD.split(rows):
+    for point in given.point_BD.split(rows):  # type: ignore[no-untyped-call]
         logits = torch.mm(point, candidates.T, out=block[: len(point)])
         logits @ candidates
         to_candidates.addmm_(logits.T, point)
@@ -91,7 +91,7 @@ def dense(given: Scores, wanted: Targets) -> None:
     left_out = torch.zeros(len(query), len(candidates), dtype=torch.bool)
     left_out[*wanted.left_out_2X] = True
     logits = (query @ candidates.T - candidates.square().sum(1) / 2) / TEMPERATURE
-    F.cross_entropy(logits.masked_fill(left_out, -torch.inf), wanted.own_S).backward()
+    F.cross_entropy(logits.masked_fill(left_out, -torch.inf), wanted.own_S).backward()  # type: ignore[no-untyped-call]
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:

@@ -103,28 +103,11 @@ def main() -> None:
         "peer, texts to negatives": their_negatives,
         "ours, texts to negatives": our_negatives,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    vectors = {}
-    for repeat in range(-1, given.repeats):
-        for name in list(work)[:: -1 if repeat % 2 else 1]:
-            start = time.perf_counter()
-            vectors[name] = work[name]()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    table = Table(title=f"embedding, MiniLM, {given.length} tokens, {precision}, {device.type}", box=None)
-    for column in ("", "texts", "s", "texts/s", "ratio", "largest difference"):
-        table.add_column(column, justify="right" if column else "left")
-    rows: dict[str, Any] = {}
-    kinds = {"texts as they stand": standing, "distinct texts": distinct, "texts to negatives": distinct}
-    for kind, some in kinds.items():
-        pair = {who: statistics.median(seconds[f"{who}, {kind}"]) for who in ("peer", "ours")}
-        times = ratio(seconds[f"peer, {kind}"], seconds[f"ours, {kind}"])
-        difference = (vectors["peer, distinct texts"] - vectors["ours, distinct texts"]).abs().max().item()
-        rows[kind] = {"texts": len(some), **pair, "ratio": times, "difference": difference}
-        for who, took in pair.items():
-            cells = (str(times), f"{difference:.1e}") if who == "ours" else ("", "")
-            table.add_row(f"{who}, {kind}", str(len(some)), f"{took:.1f}", f"{len(some) / took:.1f}", *cells)
-    Console(width=110).print(table)
+    seconds, results = timed(work, given.repeats)
+    difference = (results["peer, distinct texts"] - results["ours, distinct texts"]).abs().max().item()
+    counts = {"texts as they stand": len(standing), "distinct texts": len(distinct), "texts to negatives": len(distinct)}
+    rows = {kind: row_of(kind, count, seconds) | {"difference": difference} for kind, count in counts.items()}
+    show(rows, title=f"embedding, MiniLM, {given.length} tokens, {precision}, {device.type}")
     OUT.parent.mkdir(exist_ok=True)
     tokens = inference.tokenize([dataset.texts[i] for i in distinct]).lengths(np.arange(len(distinct)))
     setting: dict[str, Any] = {
@@ -135,6 +118,35 @@ def main() -> None:
     }
     setting["tokens_per_text"] = float(tokens.mean())
     OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+
+
+def timed(work: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each repeat of each work, after one that does not count, and its last result; the order alternates."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    results = {}
+    for repeat in range(-1, repeats):
+        for name in list(work)[:: -1 if repeat % 2 else 1]:
+            start = time.perf_counter()
+            results[name] = work[name]()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds, results
+
+
+def row_of(kind: str, num_texts: int, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    pair = {who: statistics.median(seconds[f"{who}, {kind}"]) for who in ("peer", "ours")}
+    return {"texts": num_texts, **pair, "ratio": ratio(seconds[f"peer, {kind}"], seconds[f"ours, {kind}"])}
+
+
+def show(rows: dict[str, dict[str, Any]], *, title: str) -> None:
+    table = Table(title=title, box=None)
+    for column in ("", "texts", "s", "texts/s", "ratio", "largest difference"):
+        table.add_column(column, justify="right" if column else "left")
+    for kind, row in rows.items():
+        for who in ("peer", "ours"):
+            took, cells = row[who], (str(row["ratio"]), f"{row['difference']:.1e}") if who == "ours" else ("", "")
+            table.add_row(f"{who}, {kind}", str(row["texts"]), f"{took:.1f}", f"{row['texts'] / took:.1f}", *cells)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

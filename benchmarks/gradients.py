@@ -10,6 +10,7 @@ difference over the norm of the fp32 gradient, of all weights and of norms, embe
 """
 
 import argparse
+import math
 import tempfile
 import time
 from contextlib import ExitStack
@@ -23,10 +24,11 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, BertModel
 
 import biencoder.training.engine.engine
-from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
+from biencoder.config import Config, DistributedConfig, LossConfig, ModelConfig, TrainConfig
 from biencoder.data import load_dataset
 from biencoder.data.tokens import tokenize
-from biencoder.distributed.world import World, world
+from biencoder.distributed.join import join
+from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import build_model
 from biencoder.model.pretrained import load_pretrained, locate
@@ -91,7 +93,9 @@ def gradient(
 
 
 def norm(parts: dict[str, torch.Tensor], kind: str) -> float:
-    return sum(float(part.double().square().sum()) for name, part in parts.items() if kind in ("all", kind_of(name))) ** 0.5
+    return math.sqrt(
+        sum(float(part.double().square().sum()) for name, part in parts.items() if kind in ("all", kind_of(name)))
+    )
 
 
 def main() -> None:
@@ -109,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if given.as_pytorch:
             stack.enter_context(mock.patch.object(biencoder.training.engine.engine, "sum_in_fp32", return_value=None))
-        ranks = stack.enter_context(world(timeout_s=600, control_timeout_s=600, silence_s=600))
+        ranks = stack.enter_context(join(DistributedConfig()))
         name = tiny(Path(folder)) if given.model == "tiny" else given.model
         exact, _ = gradient(given, ranks, name, "ds_configs/zero0_fp32.json", max(given.micro))
         for micro in given.micro:

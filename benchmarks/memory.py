@@ -48,9 +48,10 @@ def measure(ranks: World, file: str) -> tuple[float, float]:
     bert = BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
     gc.collect()
     before = _alive()
-    model = BiEncoder(ModelConfig(embedding_dim=64), [BertModel(bert, add_pooling_layer=False)], "mean")
+    encoder = BertModel(bert, add_pooling_layer=False)
+    model = BiEncoder(ModelConfig(embedding_dim=64), [encoder], "mean")
     parameters = sum(p.numel() for p in model.parameters())
-    last = model.towers[0].encoder.get_input_embeddings().weight
+    last = encoder.get_input_embeddings().weight  # type: ignore[no-untyped-call]
     train = TrainConfig(global_batch_size=4 * ranks.size, micro_batch_size=4)
     settings = read_settings(Config(train=train, deepspeed_config=file), ranks.size)
     engine = Engine(model, train, settings, ranks, 10)

@@ -135,7 +135,7 @@ class Precomputed:
     encode_query = encode_document
 
     def get_embedding_dimension(self) -> int:
-        return self._rows.shape[1]
+        return int(self._rows.shape[1])
 
     @staticmethod
     def similarity(queries: Any, texts: Any) -> torch.Tensor:

@@ -100,54 +100,64 @@ def rows_of(results: Results, case: str) -> list[dict[str, Any]]:
 
 def predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float, float]]:
     """(what, seconds predicted, seconds measured) of what no constant was taken from."""
-    if "epoch" in results:
-        growth = [row for row in results["epoch"]["growth"] if row["batch"] == 16]
-        tokens = {row["length"]: row["tokens_per_text"] for row in growth}
-        for row in growth:
-            job = Job(texts=32, pairs=16, ranks=1, batch=16, tokens=row["tokens_per_text"], encoder=MINILM)
-            yield f"a step of 16 triplets, {row['tokens_per_text']:.0f} tokens", epoch(job, machine)["steps"], row["step_s"]
-        for name, row in results["epoch"]["epochs"].items():
-            if "overlap" in name:
-                continue
-            job = Job(
-                texts=row["texts"],
-                pairs=row["pairs"],
-                ranks=1,
-                batch=16,
-                tokens=tokens[128],
-                encoder=MINILM,
-                other_texts=row["other_texts"],
-            )
-            parts, what = epoch(job, machine), f"an epoch of {row['pairs']:,} pairs"
-            yield f"{what}: embedding", epoch(replace(job, other_texts=0), machine)["embedding"], row["embedding_s"]
-            yield f"{what}: all of it", sum(parts.values()), row["epoch_s"]
-    if "training" in results:
-        rows, length = results["training"]["triplet"]["rows"], results["training"]["triplet"]["setting"]["length"]
-        weight_bytes = 4 if results["training"]["triplet"]["setting"]["precision"] == "fp32" else 2
-        sums_s = sum_seconds(weight_bytes * MINILM.parameters, 2, machine)
-        if "ours, 1 core" in rows and "ours, 2 ranks" in rows:
-            predicted = rows["ours, 1 core"]["step_s"] / 2 + sums_s
-            yield f"a step on two ranks of a core, up to {length} tokens", predicted, rows["ours, 2 ranks"]["step_s"]
-    if "mining" in results:
-        one_core = replace(machine, search_flops=machine.search_flops / 2)
-        wanted = [("faiss flat", row, 1, machine) for row in rows_of(results, "faiss flat")[2:]]
-        wanted += [("faiss flat", row, 2, one_core) for row in rows_of(results, "faiss flat, sharded")]
-        wanted += [("faiss ivf", row, 1, machine) for row in rows_of(results, "faiss ivf")]
-        for index, row, ranks, each in wanted:
-            job = Job(
-                texts=row["vectors"],
-                pairs=row["vectors"] // 2,
-                ranks=ranks,
-                batch=16,
-                tokens=128,
-                encoder=replace(MINILM, dimension=results["mining"]["dimension"]),
-                near_share=row["queries"] / (row["vectors"] / 2),
-                sharded=ranks > 1,
-            )
-            predicted = ivf_search_seconds(job, each) if index == "faiss ivf" else search_seconds(job, each)
-            where = "two ranks of a core" if ranks > 1 else "one rank"
-            what = f"{index}, {row['queries']:,} queries in {row['vectors']:,} texts, {where}"
-            yield what, predicted, row["build_s"] + row["search_s"]
+    parts = {"epoch": _epoch_predictions, "training": _training_predictions, "mining": _mining_predictions}
+    for part, predict in parts.items():
+        if part in results:
+            yield from predict(results, machine)
+
+
+def _epoch_predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float, float]]:
+    growth = [row for row in results["epoch"]["growth"] if row["batch"] == 16]
+    tokens = {row["length"]: row["tokens_per_text"] for row in growth}
+    for row in growth:
+        job = Job(texts=32, pairs=16, ranks=1, batch=16, tokens=row["tokens_per_text"], encoder=MINILM)
+        yield f"a step of 16 triplets, {row['tokens_per_text']:.0f} tokens", epoch(job, machine)["steps"], row["step_s"]
+    for name, row in results["epoch"]["epochs"].items():
+        if "overlap" in name:
+            continue
+        job = Job(
+            texts=row["texts"],
+            pairs=row["pairs"],
+            ranks=1,
+            batch=16,
+            tokens=tokens[128],
+            encoder=MINILM,
+            other_texts=row["other_texts"],
+        )
+        parts, what = epoch(job, machine), f"an epoch of {row['pairs']:,} pairs"
+        yield f"{what}: embedding", epoch(replace(job, other_texts=0), machine)["embedding"], row["embedding_s"]
+        yield f"{what}: all of it", sum(parts.values()), row["epoch_s"]
+
+
+def _training_predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float, float]]:
+    rows, length = results["training"]["triplet"]["rows"], results["training"]["triplet"]["setting"]["length"]
+    weight_bytes = 4 if results["training"]["triplet"]["setting"]["precision"] == "fp32" else 2
+    sums_s = sum_seconds(weight_bytes * MINILM.parameters, 2, machine)
+    if "ours, 1 core" in rows and "ours, 2 ranks" in rows:
+        predicted = rows["ours, 1 core"]["step_s"] / 2 + sums_s
+        yield f"a step on two ranks of a core, up to {length} tokens", predicted, rows["ours, 2 ranks"]["step_s"]
+
+
+def _mining_predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float, float]]:
+    one_core = replace(machine, search_flops=machine.search_flops / 2)
+    wanted = [("faiss flat", row, 1, machine) for row in rows_of(results, "faiss flat")[2:]]
+    wanted += [("faiss flat", row, 2, one_core) for row in rows_of(results, "faiss flat, sharded")]
+    wanted += [("faiss ivf", row, 1, machine) for row in rows_of(results, "faiss ivf")]
+    for index, row, ranks, each in wanted:
+        job = Job(
+            texts=row["vectors"],
+            pairs=row["vectors"] // 2,
+            ranks=ranks,
+            batch=16,
+            tokens=128,
+            encoder=replace(MINILM, dimension=results["mining"]["dimension"]),
+            near_share=row["queries"] / (row["vectors"] / 2),
+            sharded=ranks > 1,
+        )
+        predicted = ivf_search_seconds(job, each) if index == "faiss ivf" else search_seconds(job, each)
+        where = "two ranks of a core" if ranks > 1 else "one rank"
+        what = f"{index}, {row['queries']:,} queries in {row['vectors']:,} texts, {where}"
+        yield what, predicted, row["build_s"] + row["search_s"]
     if "parts" in results:
         for row in results["parts"]["evaluation"][2:]:
             yield (

@@ -67,10 +67,11 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     found: dict[str, list[float]] = {}
 
-    def measured(trainer: Trainer) -> None:
-        found.update(windows(trainer, pairs))
-        (trainer.plan.folder / "model" / "best").mkdir(parents=True)  # which a run leaves, and W&B is given
-        (trainer.plan.folder / "model" / "best" / "README.md").touch()
+    def measured(self: Trainer) -> None:
+        found.update(windows(self, pairs))
+        best = self.plan.folder / "model" / "best"
+        best.mkdir(parents=True)  # which a run leaves, and W&B is given
+        (best / "README.md").touch()
 
     Trainer.fit = measured  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:

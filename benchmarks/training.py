@@ -171,16 +171,16 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
     """What a step of the training loop takes by its own record, and the tokens of a text, without padding."""
     tokens: list[int] = []
 
-    def only_steps(trainer: Trainer) -> None:
-        split = trainer.step.split
+    def only_steps(self: Trainer) -> None:
+        split = self.step.split
         negative_text_PK, samples = work.negatives(split), work.samples(split)
         texts = [split.point_text_P[samples], split.counter_text_P[samples], negative_text_PK[samples]]
-        tokens.extend(trainer.step.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
-        while trainer.progress.step < WARM_UP + work.steps:
-            trainer.run_epoch(negative_text_PK)
+        tokens.extend(self.step.tokens.lengths(np.concatenate([ids.ravel() for ids in texts])))
+        while self.progress.step < WARM_UP + work.steps:
+            self.run_epoch(negative_text_PK)
 
     Trainer.fit = only_steps  # type: ignore[method-assign]
-    Recovery.save = lambda recovery: None  # type: ignore[method-assign]  # it would be written during the steps
+    Recovery.save = lambda self: None  # type: ignore[method-assign]  # it would be written during the steps
     if one_padding:
         Engine.pass_cost = math.inf  # type: ignore[assignment,method-assign]
     with tempfile.TemporaryDirectory() as folder:

@@ -67,19 +67,7 @@ def read_texts(path: Path) -> list[tuple[str, str]] | None:
 
 def _read_folder(root: Path, findings: Findings) -> Records:
     """The one layout that a folder holds; two at once, or two sources of one split, are the user's to sort out."""
-    debates: dict[str, list[Path]] = {}
-    tables: dict[str, list[Path]] = {}
-    for path in sorted(root.iterdir()):
-        split = _SPLIT_OF.get(path.name.split(".")[0].lower())
-        if split is None:
-            continue
-        if path.is_dir():
-            if "." not in path.name:
-                debates.setdefault(split, []).append(path)
-        elif path.suffix.lower() in SUFFIXES and path.stem.lower() in _SPLIT_OF:
-            tables.setdefault(split, []).append(path)
-        else:
-            findings.add("file of a split that is no table (ignored)", str(path))
+    debates, tables = _sources_of_splits(root, findings)
     if debates and tables:
         raise DataError(
             f"data.root {root} holds both folders ({_names(debates)}) and tables ({_names(tables)}); "
@@ -98,6 +86,24 @@ def _read_folder(root: Path, findings: Findings) -> Records:
         f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
         f"files train, validation, test ending in {', '.join(SUFFIXES)}"
     )
+
+
+def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """For each split its folders of debates, and its tables."""
+    debates: dict[str, list[Path]] = {}
+    tables: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()):
+        split = _SPLIT_OF.get(path.name.split(".")[0].lower())
+        if split is None:
+            continue
+        if path.is_dir():
+            if "." not in path.name:
+                debates.setdefault(split, []).append(path)
+        elif path.suffix.lower() in SUFFIXES and path.stem.lower() in _SPLIT_OF:
+            tables.setdefault(split, []).append(path)
+        else:
+            findings.add("file of a split that is no table (ignored)", str(path))
+    return debates, tables
 
 
 def _names(found: dict[str, list[Path]]) -> str:

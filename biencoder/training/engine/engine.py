@@ -51,7 +51,7 @@ class StepReport:
     """Seconds of this rank's forward passes since the last report."""
 
 
-def read_settings(config: Config, world_size: int, *, auto: Precision = "fp32") -> Settings:
+def read_settings(config: Config, world_size: int, *, auto: Precision = "fp32") -> Settings:  # noqa: C901, PLR0912 - refusals
     """The user's DeepSpeed JSON with our batch sizes and clipping filled in.
 
     Args:
