@@ -74,7 +74,7 @@ def main() -> None:
     from biencoder.training.engine.engine import _import_deepspeed
 
     _import_deepspeed()
-    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # type: ignore[no-untyped-call]  # 1,000 regular expressions, which transformers keeps
+    conversion_mapping.get_checkpoint_conversion_mapping("bert")  # 1,000 regular expressions, which transformers keeps
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
     if len(threads) > 1:
         raise RuntimeError(f"a process of several threads must not fork: {threads}")

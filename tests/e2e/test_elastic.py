@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,20 @@ def has_stepped(run_dir: Path, *, start: int) -> bool:
 
 
 @contextmanager
-def elastic(log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def elastic(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A run of two ranks under way, which torchrun may start again three times; what is left of it at the end is killed."""
-    command = [BIN / "torchrun", "--standalone", "--nproc_per_node=2", "--max-restarts=3", "launcher/train.py", *arguments]
+    command = [
+        str(BIN / "torchrun"),
+        "--standalone",
+        "--nproc_per_node=2",
+        "--max-restarts=3",
+        "launcher/train.py",
+        *arguments,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, text=True
         )
     try:
         yield process
@@ -72,6 +80,10 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_uninterrupted(
     assert story(run_dir) == story(tmp_path / "straight")
 
 
+def ended_or_stepped(process: subprocess.Popen[str], run_dir: Path, start: int) -> bool:
+    return process.poll() is not None or has_stepped(run_dir, start=start)
+
+
 def test_a_run_that_dies_again_and_again_is_given_up_with_a_sentence(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
@@ -79,7 +91,7 @@ def test_a_run_that_dies_again_and_again_is_given_up_with_a_sentence(
     # 150 steps to the end of the first epoch, where the first checkpoint would be.
     with elastic(log, *small_run(tiny_bert, corpus, run_dir, train__global_batch_size=2)) as process:
         for start in (1, 2, 3):
-            wait_for(lambda start=start: process.poll() is not None or has_stepped(run_dir, start=start))
+            wait_for(partial(ended_or_stepped, process, run_dir, start))
             assert process.poll() is None, log.read_text()
             os.kill(workers_of(process)[1], signal.SIGKILL)
         assert process.wait(120) == 1

@@ -60,6 +60,7 @@ def stop_at(run_dir: Path, step: int, *command: str, by: int, rank: int = 0, **h
         assert process.poll() is None, process.communicate()[1]
         os.kill(workers_of(process)[rank] if "launcher" in how else process.pid, by)
         _, err = process.communicate(timeout=60)
+        assert process.returncode is not None
         return process.returncode, err
 
 

@@ -131,8 +131,8 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
         assert other[0] == negatives, name
         for mine, theirs in zip(losses, other[1], strict=True):
             assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-5), name
-        for mine, theirs in zip(evaluations, other[2], strict=True):
-            assert theirs == pytest.approx(mine, abs=1e-3), name  # ranks are equal, the classifier's probabilities nearly
+        for ours, others in zip(evaluations, other[2], strict=True):
+            assert others == pytest.approx(ours, abs=1e-3), name  # ranks are equal, the classifier's probabilities nearly
 
 
 def test_contrastive_learning_alone_needs_no_negatives_and_ends_when_nothing_gets_better(

@@ -68,8 +68,14 @@ def test_what_is_installed_trains_and_is_used_in_an_empty_folder(installed: Path
     for folder in ("configs", "ds_configs", "examples"):
         assert files(Path(shipped), folder) == files(PROJECT_ROOT, folder)
 
-    train = [installed / "bin/biencoder-train", "--config", "configs/quickstart.toml", "--train.max_steps", "2"]
-    small = ["--model.name", tiny_bert, "--model.max_length", "32", "--run.dir", "run"]
+    train: list[str | Path] = [
+        installed / "bin/biencoder-train",
+        "--config",
+        "configs/quickstart.toml",
+        "--train.max_steps",
+        "2",
+    ]
+    small: list[str | Path] = ["--model.name", tiny_bert, "--model.max_length", "32", "--run.dir", "run"]
     *_, last = output(*train, *small, cwd=tmp_path).splitlines()
     assert "Try it: biencoder-search --model run/model/best " in last
     assert {path.name for path in tmp_path.iterdir()} == {"run"}

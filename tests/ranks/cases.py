@@ -7,9 +7,10 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,15 @@ def collectives() -> None:
         print(found)
 
     _in_world(work)
+
+
+def spoilt_backward(backward: Any, loss: torch.Tensor) -> None:
+    backward(loss * float("nan"))
+
+
+def slow_work() -> str:
+    time.sleep(8)
+    return "mined"
 
 
 def one_fails_together(rank: int, kind: str) -> None:
@@ -138,7 +148,7 @@ def one_stops_answering(rank: int) -> None:
 def main_works_longer_than_the_training_limit() -> None:
     def work(ranks: World) -> None:
         ranks.all_reduce_mean(torch.zeros(1))
-        print(ranks.on_main(lambda: time.sleep(8) or "mined"))
+        print(ranks.on_main(slow_work))
 
     _in_world(work, timeout_s=3)
 
@@ -221,7 +231,7 @@ def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
             if ranks.is_main:
                 assert embedded is not None
                 assert weights is not None
-                assert torch.equal(classifier.layers[-1].weight, weights["classifier.layers.0.weight"])
+                assert torch.equal(cast(Any, classifier.layers[-1]).weight, weights["classifier.layers.0.weight"])
                 found[file] = {
                     "losses": losses,
                     "norms": [report.grad_norm for report in reports],
@@ -242,7 +252,7 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
         return torch.optim.SGD(model.parameters(), lr=1.0)
 
     def work(ranks: World) -> None:
-        biencoder.training.engine.engine.build_optimizer = sgd
+        cast(Any, biencoder.training.engine.engine).build_optimizer = sgd
         _let_any_cpu_compute_fp16()
         found = {}
         for file in files:
@@ -326,7 +336,7 @@ def sharded_search(mining: dict[str, Any], out: str) -> None:
         rows[split.counter_text_P] = rows[:150] + 2 * torch.eye(6)[torch.arange(150) % 6]  # near, so that some are found
         torch.manual_seed(0)
         classifier = PairClassifier(ModelConfig(), embedding_dim=6, hidden=8)
-        torch.nn.init.normal_(classifier.layers[-1].weight, std=0.1)  # far from saturating the softmax
+        torch.nn.init.normal_(cast(Any, classifier.layers[-1]).weight, std=0.1)  # far from saturating the softmax
         holder_M = (rng.random(300) ** 2 * (ranks.size - 1)).astype(np.int32)
         held = np.flatnonzero(holder_M == ranks.rank)
         mine = everything.rows(torch.from_numpy(held))
@@ -463,7 +473,7 @@ def a_step_without_finite_gradient(tiny_bert: str, files: list[str], out: str) -
             before, lr = engine.state(), engine.report().lr
             backward = engine.backward
             if ranks.rank == ranks.size - 1:
-                engine.backward = lambda loss, backward=backward: backward(loss * float("nan"))  # type: ignore[method-assign]
+                engine.backward = partial(spoilt_backward, backward)  # type: ignore[method-assign]
             train_steps(engine, ranks, setup, range(3, 4))
             engine.backward = backward  # type: ignore[method-assign]
             after, skipped = engine.state(), engine.skipped_steps
@@ -511,30 +521,30 @@ def poisoned_run(arguments: list[str], poisoned: list[int], healed_by_lr: float,
     from biencoder.training.recovery.checkpoint import CheckpointFolder
     from launcher import train
 
-    clean = objective.combined_loss
+    clean = combined_loss
     steps, failing, write = iter(range(10**6)), set(unwritable), CheckpointFolder._write
 
-    def fail(folder: CheckpointFolder, checkpoint: Any, also_keep: int) -> None:
+    def fail(self: CheckpointFolder, checkpoint: Any, also_keep: int) -> None:
         if checkpoint.step in failing:
             failing.remove(checkpoint.step)
             time.sleep(2)
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, checkpoint, also_keep)
+        write(self, checkpoint, also_keep)
 
     CheckpointFolder._write = fail  # type: ignore[method-assign]
 
     def command(argv: Sequence[str]) -> None:
         fit = Trainer.fit
 
-        def watched(trainer: Trainer) -> None:
+        def watched(self: Trainer) -> None:
             def poison(*scores: Any, **more: Any) -> Any:
                 loss = clean(*scores, **more)
-                step, world = next(steps), trainer.world
-                bad = step in poisoned and trainer.step.engine.lr_factor > healed_by_lr and world.rank == world.size - 1
+                step, world = next(steps), self.world
+                bad = step in poisoned and self.step.engine.lr_factor > healed_by_lr and world.rank == world.size - 1
                 return loss._replace(total=loss.total * float("nan")) if bad else loss
 
-            objective.combined_loss = poison
-            fit(trainer)
+            cast(Any, objective).combined_loss = poison
+            fit(self)
 
         Trainer.fit = watched  # type: ignore[method-assign]
         train.main(argv)
@@ -554,10 +564,10 @@ def run_on_a_small_gpu(arguments: list[str], room: int) -> None:
 
     score = Engine.score
 
-    def limited(engine: Engine, batch: Any) -> Any:
-        if len(batch.point_row_B) > room and engine._world.rank == engine._world.size - 1:
+    def limited(self: Engine, batch: Any) -> Any:
+        if len(batch.point_row_B) > room and self._world.rank == self._world.size - 1:
             raise torch.OutOfMemoryError("out of memory. Tried to allocate much")
-        return score(engine, batch)
+        return score(self, batch)
 
     Engine.score = limited  # type: ignore[method-assign]
     sys.argv = ["train.py", *arguments]
@@ -585,14 +595,19 @@ def stopped_where_an_epoch_ends(arguments: list[str]) -> None:
 
     leave = Trainer._leave_epoch
 
-    def slow(trainer: Trainer, *, whole: bool) -> None:
-        if trainer.world.is_main:
-            checkpoints = trainer.recovery._checkpoints
+    def slow(self: Trainer, *, whole: bool) -> None:
+        if self.world.is_main:
+            checkpoints: Any = self.recovery._checkpoints
             write = checkpoints.write
-            checkpoints.write = lambda *parts, **more: (time.sleep(4), write(*parts, **more))  # type: ignore[method-assign]
+
+            def late(*parts: Any, **more: Any) -> None:
+                time.sleep(4)
+                write(*parts, **more)
+
+            checkpoints.write = late
         else:
             os.kill(os.getpid(), signal.SIGTERM)
-        leave(trainer, whole=whole)
+        leave(self, whole=whole)
 
     Trainer._leave_epoch = slow  # type: ignore[method-assign]
     sys.argv = ["train.py", *arguments]
@@ -604,10 +619,10 @@ def timed_checkpoints(epoch_steps: int) -> None:
 
     def work(ranks: World) -> None:
         now = [0.0]
-        resume.time = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)  # type: ignore[attr-defined]
+        cast(Any, resume).time = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
         progress, saved = Progress(), []
         stop = StopRequests(ranks, before_exit=lambda exit_code: None)
-        recovery = resume.Recovery(
+        recovery = cast(Any, resume.Recovery)(
             SimpleNamespace(failed=lambda: None),
             Config(checkpoint=CheckpointConfig(every_minutes=2)),
             {},
@@ -643,13 +658,13 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
     if trouble == "fp16":
         _let_any_cpu_compute_fp16()
     if trouble == "slow data":
-        quick = step_module.triplet_batch
+        quick = triplet_batch
 
         def slow(*inputs: Any, **more: Any) -> Any:
             time.sleep(0.1)
             return quick(*inputs, **more)
 
-        step_module.triplet_batch = slow
+        cast(Any, step_module).triplet_batch = slow
     sys.argv = ["train.py", *arguments]
     run(train.main)
 
@@ -679,15 +694,15 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
         return torch.optim.SGD(model.parameters(), lr=1.0)
 
     def work(ranks: World) -> None:
-        biencoder.training.engine.engine.build_optimizer = sgd
+        cast(Any, biencoder.training.engine.engine).build_optimizer = sgd
         if ranks.size > 1:
             biencoder.training.contrastive._BLOCK_BYTES = 1  # every point is a block
-        gradients = {}
+        gradients: dict[str, Any] = {}
         for file in files:
             for micro in sorted({BATCH // ranks.size, 1, 2}):
                 model, tokens, split, negatives = training_setup(tiny_bert)
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
-                weights = {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}
+                weights: Any = {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}
                 config = Config(train=train, deepspeed_config=file, loss=LossConfig(**weights))
                 settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
                 engine = Engine(model, train, settings, ranks, STEPS)

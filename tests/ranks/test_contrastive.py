@@ -1,6 +1,7 @@
 """The contrastive loss and its gradient depend on the global batch alone: not on ranks, micro-batches or ZeRO stage."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ FILES = [f"ds_configs/zero{stage}_fp32.json" for stage in range(4)]
 def plain_gradient(tiny_bert: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """Of the same batch on one process, written from scratch: every text alone, every candidate by hand."""
     model, tokens, split, negatives = cases.training_setup(str(tiny_bert))
-    tower, samples = model.towers[0], cases.samples_of(0)
+    tower: Any = model.towers[0]
+    samples = cases.samples_of(0)
 
     def encode(text: int) -> torch.Tensor:
         ids = torch.tensor(tokens.flat_T[tokens.offsets_N1[text] : tokens.offsets_N1[text + 1]])[None].long()
@@ -36,7 +38,7 @@ def plain_gradient(tiny_bert: Path) -> tuple[float, dict[str, torch.Tensor]]:
     there = [loss(p, c, [t for t in candidates if t not in (p, c)]) for p, c in zip(points, counters, strict=True)]
     back = [loss(c, p, [t for t in points if t != p]) for p, c in zip(points, counters, strict=True)]
     total = (torch.stack(there).mean() + torch.stack(back).mean()) / 2
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     return total.item(), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
 
 

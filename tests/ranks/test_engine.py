@@ -17,7 +17,8 @@ FILES = sorted(str(path) for path in Path("ds_configs").glob("zero*_*[0-9]*.json
 def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]:
     """The same 20 steps on one process: no engine, no batch, no loss of ours; losses, gradient norms, embeddings."""
     model, tokens, split, negatives = cases.training_setup(str(tiny_bert))
-    bert, W, linear = model.towers[0].encoder, model.towers[0].projection.weight, model.classifier.layers[-1]
+    tower: Any = model.towers[0]
+    bert, W, linear = tower.encoder, tower.projection.weight, model.classifier.layers[-1]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     triplet, cross_entropy = torch.nn.TripletMarginLoss(margin=1.0), torch.nn.CrossEntropyLoss()
 

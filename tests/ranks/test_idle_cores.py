@@ -30,9 +30,9 @@ with join(DistributedConfig(timeout_s=60, control_timeout_s=60, silence_s=60)) a
 @pytest.mark.parametrize("own", [False, True])
 def test_rank_0_takes_the_cores_that_torchrun_has_kept_from_it(own: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    command = [BIN / "torchrun", "--nproc_per_node=2", f"--master_port={free_port()}", "--no-python"]
+    command = [str(BIN / "torchrun"), "--nproc_per_node=2", f"--master_port={free_port()}", "--no-python"]
     done = subprocess.run(
-        [*command, BIN / "python", "-c", CODE],
+        [*command, str(BIN / "python"), "-c", CODE],
         cwd=ROOT,
         env=environment | ({"OMP_NUM_THREADS": "1"} if own else {}),
         capture_output=True,

@@ -56,8 +56,8 @@ def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tm
     ends, _ = run_ranks("overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads(out.read_text())
-    for file, hysteresis in files.items():
-        rows = found[file]
+    for path, hysteresis in files.items():
+        rows = found[path]
         applied = skipped = 0
         for i, row in enumerate(rows):
             assert row["lr"] == pytest.approx(1e-3 * (applied + 1) / 12), (file, i)  # warming up with applied updates only

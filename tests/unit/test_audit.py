@@ -24,7 +24,7 @@ def embed(values: npt.ArrayLike) -> EmbeddedTexts:
 
 def audited(values: npt.ArrayLike, points: list[int], counters: list[int], negatives: list[int]) -> Audit:
     split = Split("training", (None,) * len(points), np.array(points), np.array(counters))  # type: ignore[arg-type]
-    return audit(split, np.array(negatives)[:, None], Forbidden.of(split, len(values)), embed(values), ALONE)
+    return audit(split, np.array(negatives)[:, None], Forbidden.of(split, len(np.asarray(values))), embed(values), ALONE)
 
 
 def test_hardness_is_the_counter_s_distance_less_the_negative_s() -> None:

@@ -62,7 +62,7 @@ def record(run_dir: Path, run: Any = None, *, guards: Any = None, report: Any = 
     recorder.rewind(0)
     for step in (1, 2):
         at = {"step": step, "epoch": 0}
-        recorder.log("step", **at, metrics={"train/loss": 0.5})  # type: ignore[arg-type]
+        recorder.log("step", **at, metrics={"train/loss": 0.5})
         recorder.histogram("mine/hardness", **at, edges=[0.0, 1.0], counts=[3])
         recorder.table("mine/closest", **at, columns=["text"], rows=[["a"]])
         recorder.event("negatives", **at, detail="x")

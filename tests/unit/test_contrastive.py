@@ -1,7 +1,7 @@
 """The contrastive loss: what counts as a wrong answer, its value, and its gradient by way of the embeddings."""
 
 import tracemalloc
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -100,17 +100,17 @@ def test_chunks_get_the_gradient_of_the_whole_loss(
     pulls = contrast(chunks, wanted, config, World.alone())
     parts = [combined_loss(chunk, config, pull, num_chunks=2) for chunk, pull in zip(chunks, pulls, strict=True)]
     (sum(part.total for part in parts) / 2).backward()  # type: ignore[union-attr]  # an engine averages over the chunks
-    leaves = [part for chunk in chunks for part in chunk]
+    leaves: list[Any] = [part for chunk in chunks for part in chunk]
     found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
 
     for leaf in leaves:
         leaf.grad = None
-    point, counter, negative, _, _, rival = (
-        torch.cat(pair)
-        for pair in zip(*chunks, strict=True)  # type: ignore[arg-type]
-    )
+    point, counter, negative, _, _, rival = (torch.cat(pair) for pair in cast(Any, zip(*chunks, strict=True)))
     plain = combined_loss(
-        Scores(point, counter, negative, *(torch.cat([c[i] for c in chunks]) for i in (3, 4)), None), config
+        Scores(
+            *cast(Any, [point, counter, negative, *(torch.cat([cast(Any, c[i]) for c in chunks]) for i in (3, 4)), None])
+        ),
+        config,
     )
     candidate = torch.cat([counter, negative.flatten(0, 1), rival])
     loss = dense(point, candidate, wanted.own_S, wanted.left_out_2X, 0.5)
@@ -136,8 +136,8 @@ def test_blocks_give_the_loss_and_gradient_of_the_whole(
     pairs = {(int(i), int(j)) for i, j in rng.integers(0, (100, 400), (900, 2)) if j != i + 50 and i % 10}
     results = []
     for loss_of, dtype in ((dense, torch.float64), (dense, torch.float32), (cross_entropy, torch.float32)):
-        leaves = [part.to(dtype).requires_grad_() for part in (query, candidate)]
-        loss = loss_of(*leaves, own, torch.tensor(sorted(pairs)).T, 0.05)
+        leaves: list[Any] = [part.to(dtype).requires_grad_() for part in (query, candidate)]
+        loss = cast(Any, loss_of)(*leaves, own, torch.tensor(sorted(pairs)).T, 0.05)
         (3 * loss).backward()
         results.append([loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
     exact, plain, blocks = results

@@ -107,7 +107,7 @@ def test_same_text_is_one_id_and_is_counted(write_corpus: WriteCorpus) -> None:
     copy = {(split, "other", "d", *rest): text for (split, _, _, *rest), text in TWO.items()}
     across = {("validation", *rest): text for (_, *rest), text in TWO.items()}
     same = {("training", "t", "d", "pro", 9, kind): "both the same" for kind in ("point", "counter")}
-    dataset = load_dataset(str(write_corpus(TWO | copy | across | same)), clean=True)  # type: ignore[arg-type]
+    dataset = load_dataset(str(write_corpus(TWO | copy | across | same)), clean=True)
     assert len(dataset.texts) == 4
     assert len(dataset.splits["training"]) == 4
     counts = dataset.findings.counts

@@ -14,9 +14,10 @@ from biencoder.data import Split
 from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split, protocol
 from biencoder.evaluation.metrics import calibration_error, query_metrics, ranking_metrics
-from biencoder.evaluation.protocol import HeldCandidates, nearest_candidates, pair_probability
+from biencoder.evaluation.protocol import HeldCandidates, nearest_candidates
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.reranking import pair_probability
 
 
 def make_split(points: list[int], counters: list[int]) -> Split:
@@ -85,11 +86,13 @@ def test_metrics_make_no_object_for_each_entry_of_the_lists() -> None:
 
 def test_calibration_error_by_hand() -> None:
     # Of ten at 0.9 nine are right: calibrated. Of ten at 0.3, in another bin, eight are: off by 0.5, in half of all.
-    probability = np.repeat(np.float32([0.9, 0.3]), 10)
+    probability = np.repeat(np.array([0.9, 0.3], dtype=np.float32), 10)
     right = np.array([True] * 9 + [False] + [True] * 8 + [False] * 2)
     assert calibration_error(probability[:10], right[:10]) == pytest.approx(0, abs=1e-6)
     assert calibration_error(probability, right) == pytest.approx(0.25)
-    assert calibration_error(np.float32([1.0, 1.0]), np.array([False, False])) == 1.0  # the last bin has its upper edge
+    assert (
+        calibration_error(np.ones(2, dtype=np.float32), np.array([False, False])) == 1.0
+    )  # the last bin has its upper edge
 
 
 def test_the_point_itself_is_no_candidate_but_other_points_are() -> None:

@@ -29,7 +29,7 @@ def test_the_embedded_corpus() -> None:
     assert len({theme for _, theme, _ in debates}) >= 6
     assert set(debates.values()) == {6}
     assert len({topic for _, _, topic in debates}) == len(debates)
-    splits_of_theme = defaultdict(Counter)
+    splits_of_theme: dict[str, Counter[str]] = defaultdict(Counter)
     for split, theme, _ in debates:
         splits_of_theme[theme][split] += 1
     assert all(split_counts == {"training": 4, "validation": 1, "test": 1} for split_counts in splits_of_theme.values())

@@ -44,7 +44,8 @@ def test_every_public_name_is_there_and_only_its_use_imports_torch() -> None:
 
 def test_texts_are_encoded_as_in_training(model: TrainedModel) -> None:
     embedding_ND = model.encode(TEXTS)
-    assert (embedding_ND.shape, embedding_ND.dtype) == ((6, 16), np.float32)
+    assert embedding_ND.shape == (6, 16)
+    assert embedding_ND.dtype == np.dtype(np.float32)
     np.testing.assert_allclose(model.encode(["  the   quick fox [3]"]), embedding_ND[:1], atol=1e-6)  # cleaned
     with pytest.raises(DataError, match="there is no text in number 1 of 2: ' '"):
         model.encode(["a", " "])

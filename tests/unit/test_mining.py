@@ -282,7 +282,7 @@ def test_several_negatives_are_distinct_and_the_nearest_of_their_window() -> Non
     ],
     ids=["absolute", "relative", "share"],
 )
-def test_near_negatives_keep_their_distance(bound: dict[str, float], least: Any) -> None:
+def test_near_negatives_keep_their_distance(bound: dict[str, Any], least: Any) -> None:
     vectors_ND = vectors("gaussian", size=60)
     vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     split = split_of(list(range(30)), list(range(30, 60)))
@@ -316,7 +316,8 @@ def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
 
     # Debate 0 has pairs 0 to 9, debate 1 pairs 10 to 18, debate 2 pair 19 alone: it has no negative to offer.
     topics = ["0"] * 10 + ["1"] * 9 + ["2"]
-    split = Split("training", tuple(AnyPair(topic) for topic in topics), np.arange(20), np.arange(20, 40))  # type: ignore[arg-type]
+    pairs: Any = tuple(AnyPair(topic) for topic in topics)
+    split = Split("training", pairs, np.arange(20), np.arange(20, 40))
     config = MiningConfig(random_rate=0, focus="debates")
     vectors_ND = vectors("gaussian", size=40)
     found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).mine(0, embed(vectors_ND))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_loss_is_the_sum_of_pytorchs_own_losses() -> None:
 def test_loss_and_gradient_are_finite_when_all_vectors_are_equal(dtype: torch.dtype) -> None:
     vectors = [torch.full(shape, 200.0, dtype=dtype, requires_grad=True) for shape in ((3, 5), (3, 5), (3, 2, 5))]
     logits = torch.zeros(3, 2, dtype=dtype), torch.zeros(3, 2, 2, dtype=dtype)
-    parts = combined_loss(Scores(*vectors, *logits, None), LossConfig())
+    parts = combined_loss(Scores(*cast(Any, [*vectors, *logits, None])), LossConfig())
     parts.total.backward()
     assert all(torch.isfinite(part).all() and part.dtype == torch.float32 for part in parts)
     assert all(torch.isfinite(v.grad).all() for v in vectors if v.grad is not None)
@@ -87,7 +87,8 @@ def test_pooling_ignores_padding(tiny_bert: Path, pooling: str) -> None:
     together = model(tokens.batch(np.array([0, 3]))).query
     alone = model(tokens.batch(np.array([0]))).query
     torch.testing.assert_close(together.pooled[:1], alone.pooled, rtol=1e-5, atol=1e-6)
-    states = model.towers[0].encoder(**as_inputs(tokens.batch(np.array([0]))))
+    tower: Any = model.towers[0]
+    states = tower.encoder(**as_inputs(tokens.batch(np.array([0]))))
     length = tokens.lengths(np.array(0))
     expected = {
         "cls": states.last_hidden_state[:, 0],
@@ -104,7 +105,7 @@ def as_inputs(tokens: Tokens) -> dict[str, torch.Tensor]:
 def test_embeddings_are_projected_and_normalised_where_configured(tiny_bert: Path) -> None:
     model, tokens = make(tiny_bert)
     vectors = model(tokens.batch(np.arange(5))).query
-    torch.testing.assert_close(vectors.embedding, vectors.pooled @ model.towers[0].projection.weight.T)
+    torch.testing.assert_close(vectors.embedding, vectors.pooled @ cast(Any, model.towers[0]).projection.weight.T)
     unit, tokens = make(tiny_bert, normalize=True)
     torch.testing.assert_close(unit(tokens.batch(np.arange(5))).query.embedding.norm(dim=1), torch.ones(5))
 
@@ -159,7 +160,7 @@ def test_length_groups_are_the_cheapest_of_all_cuts() -> None:
 
         def cost(cuts: tuple[int, ...], widths: Any = widths, pass_cost: float = pass_cost) -> float:
             edges = (0, *cuts, 9)
-            return sum(widths[a] * (b - a) + pass_cost for a, b in itertools.pairwise(edges))
+            return float(sum(widths[a] * (b - a) + pass_cost for a, b in itertools.pairwise(edges)))
 
         found = cost(tuple(np.cumsum([len(group) for group in groups])[:-1].tolist()))
         cheapest = min(cost(cuts) for n in range(9) for cuts in itertools.combinations(range(1, 9), n))
@@ -191,7 +192,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_bert: Path, sides: str)
         model.train()
         torch.manual_seed(7)
         sum(vectors.embedding.square().sum() for vectors in model(tokens.batch(np.arange(5)))).backward()
-        layers = [tower.encoder.encoder.layer[0] for tower in model.towers]
+        layers = [cast(Any, tower).encoder.encoder.layer[0] for tower in model.towers]
         assert [layer.gradient_checkpointing for layer in layers] == [checkpointing] * len(layers)
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert len(gradients[0]) > 20
@@ -200,7 +201,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_bert: Path, sides: str)
 
 def test_dropout_is_what_the_configuration_says(tiny_bert: Path) -> None:
     model, _ = make(tiny_bert, dropout=0.3, attention_dropout=0.05)
-    settings = model.towers[0].encoder.config
+    settings = cast(Any, model.towers[0]).encoder.config
     assert (settings.hidden_dropout_prob, settings.attention_probs_dropout_prob) == (0.3, 0.05)
 
 

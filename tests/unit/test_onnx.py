@@ -116,7 +116,8 @@ def test_agreement_is_the_worse_of_the_two_sides(monkeypatch: pytest.MonkeyPatch
     split = Split("test", (None,) * 2, np.array([0, 3]), np.array([1, 6]))  # type: ignore[arg-type]
     texts = [str(i) for i in range(8)]
     same, moved = compare({"first": OnALine(), "second": OnALine(0.25)}, texts, np.arange(8), split)
-    assert (same.name, same.largest_difference, same.least_cosine) == ("first", 0.0, pytest.approx(1))
+    assert (same.name, same.largest_difference) == ("first", 0.0)
+    assert same.least_cosine == pytest.approx(1)
     assert moved.largest_difference == 0.25
     cosines = [(x * x + 1.25) / np.hypot(x, 1) / np.hypot(x, 1.25) for x in range(8)]
     assert moved.mean_cosine == pytest.approx(np.mean(cosines), rel=1e-6)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers.utils import hub
 
 from biencoder.config import ModelConfig
 from biencoder.data.records import Findings
@@ -107,8 +107,8 @@ def test_weights_that_a_trained_model_lacks_are_named(tiny_bert: Path, tmp_path:
         export(tiny_bert, ours, pooling="mean", sides=sides)
         rewrite(ours / place, change)
         without_our_files(ours, theirs)
-        assert str(ours) in sentence_of(lambda ours=ours: load_model(ours))
-        said = sentence_of(lambda theirs=theirs: load_models([str(theirs)]))
+        assert str(ours) in sentence_of(partial(load_model, ours))
+        said = sentence_of(partial(load_models, [str(theirs)]))
         assert str(theirs) in said
         assert sentence in said
 
@@ -128,7 +128,14 @@ def test_two_loads_of_one_folder_are_equal(folder: Path) -> None:
 
 
 def test_an_architecture_without_pooler_is_pooled_by_the_mean(folder: Path) -> None:
-    settings = {"vocab_size": 93, "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 64}
+    settings: Any = {
+        "vocab_size": 93,
+        "dim": 32,
+        "n_layers": 1,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        "max_position_embeddings": 64,
+    }
     transformers.DistilBertModel(transformers.DistilBertConfig(**settings)).save_pretrained(folder)
     assert load(folder).pooling == "mean"
 
@@ -150,12 +157,13 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_bert: Path) -> None:
     moments = {f"{name}.{moment}": shape for name, shape in whole.items() for moment in ("exp_avg", "exp_avg_sq")}
     tensors._check_complete(whole, has_moments=False)
     tensors._check_complete(whole | moments, has_moments=True)
-    for saved, said in (
+    cases: tuple[tuple[dict[str, tuple[int, ...]], str], ...] = (
         ({"weight": (3, 2)}, "bias is absent there and (3,) here"),
         (whole | {"weight": (3, 4)}, "weight is (3, 4) there and (3, 2) here"),
         (whole | {"scale": (1,)}, "scale is (1,) there and absent here"),
-    ):
-        assert said in sentence_of(lambda saved=saved: tensors._check_complete(saved, has_moments=False))
+    )
+    for saved, said in cases:
+        assert said in sentence_of(partial(tensors._check_complete, saved, has_moments=False))
     assert "bias.exp_avg is absent" in sentence_of(lambda: tensors._check_complete(whole, has_moments=True))
 
 
@@ -373,7 +381,7 @@ def test_a_model_of_the_hub_states_its_pooling_too(folder: Path, tmp_path: Path,
     shutil.copytree(folder, cached / "snapshots" / "abc")
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("abc")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     assert load("someone/encoder").pooling == "mean"
     (cached / "snapshots/abc/modules.json").unlink()
     shutil.rmtree(cached / "snapshots/abc/1_Pooling")
@@ -387,7 +395,7 @@ def test_a_model_of_the_hub_states_its_pooling_too(folder: Path, tmp_path: Path,
 
 def roberta(folder: Path) -> Path:
     """A RoBERTa of 60 rows of positions, of which it uses 58."""
-    settings = {
+    settings: Any = {
         "vocab_size": 93,
         "hidden_size": 32,
         "num_hidden_layers": 1,

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from biencoder.errors import ConfigError
-from biencoder.training.recovery import run_lock
 from biencoder.training.recovery.run_lock import NAME, Holder, take_lock
 from tests.processes import ROOT
 
@@ -161,7 +160,7 @@ def test_it_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def link(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(run_lock.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     lock = take_lock(tmp_path, lost=never)
     with holder(tmp_path) as other:
         assert said(other) == "refused"

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def test_uniforms_are_uniform_and_independent_of_company() -> None:
 
 
 def test_streams_differ_by_every_part_of_their_name() -> None:
-    names = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", 0), (0, "a", 0, 0)]
+    names: list[tuple[Any, ...]] = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 1), (0, "a", 0), (0, "a", 0, 0)]
     assert len({stream_seed(*name) for name in names}) == len(names)
     assert sorted(permutation(seed=0, purpose="p", epoch=0, size=9)) == list(range(9))
 

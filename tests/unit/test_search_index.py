@@ -16,9 +16,9 @@ from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.folder import model_sha256
 from biencoder.retrieval import saved_index as search_index
+from biencoder.retrieval.faiss_index import FlatIndex
 from biencoder.retrieval.saved_index import (
     Facts,
-    FlatIndex,
     Kind,
     SearchIndex,
     build_compact,
@@ -235,4 +235,4 @@ def test_compact_indexes_find_nearly_everything_in_clusters(kind: Kind) -> None:
     centres = torch.randn(100, 32, generator=generator)
     vectors_ND = (centres.repeat(30, 1) + 0.7 * torch.randn(3000, 32, generator=generator)).numpy()
     index = search_index.CompactIndex(build_compact(vectors_ND, kind))
-    assert search_index.measured_recall(index, vectors_ND, vectors_ND[:100] + 0.01) > 0.97
+    assert search_index.measured_recall(index, vectors_ND, vectors_ND[:100] + np.float32(0.01)) > 0.97

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -108,11 +108,12 @@ def test_an_error_comes_in_its_items_place() -> None:
 def test_a_slower_starter_leaves_the_whole_cache_that_others_have_mapped(
     tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mapped, real = [], token_cache.tokenize
+    mapped: list[Any] = []
+    real = cast(Any, token_cache).tokenize
 
     def overtaken(*args: Any, **options: Any) -> TokenizedTexts:
         """Another process starts, finishes and goes on to train while this one still works."""
-        made = real(*args, **options)
+        made: TokenizedTexts = real(*args, **options)
         monkeypatch.setattr(token_cache, "tokenize", real)
         tokens_of(tiny_bert)
         (entry,) = cache.iterdir()
@@ -134,7 +135,7 @@ def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
     tokens_of(tiny_bert)
     (entry,) = cache.iterdir()
     (entry / "flat.npy").write_bytes(b"")
-    real, inodes = Path.rename, []
+    real, inodes = Path.rename, list[int]()
 
     def overtaken(path: Path, target: Path) -> Path:
         """Another process mends the damaged one after this one has looked at it."""
