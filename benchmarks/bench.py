@@ -259,7 +259,7 @@ PARTS = (
     Part("encoding", encoding_rows, "--length 128 --repeats 2", "--repeats 5"),
     Part("mining", mining_rows, "--sizes 5000 50000 --repeats 1 --hnsw-up-to 5000 --balltree-queries 200", ""),
     Part("epoch", epoch_rows, "--parts 1", "--parts 4 2 1"),
-    Part("memory", memory_rows, "--files ds_configs/zero1_bf16.json", ""),
+    Part("memory", memory_rows, "--modes zero1_bf16", ""),
     Part("parts", no_rows, "--texts 20000 100000 --ranked 2000 5000 10000", ""),
     *([Part("gpu", gpu_rows, "--repeats 1", "")] if torch.cuda.is_available() else []),
 )

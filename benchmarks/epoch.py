@@ -61,7 +61,7 @@ def start_up() -> dict[str, float]:
             seconds_of(
                 "-c",
                 "import biencoder.training.loop, biencoder.tracking.tracker; "
-                "biencoder.training.engine.engine._import_deepspeed()",
+                "biencoder.training.engine.settings.import_deepspeed()",
             )
             for _ in range(3)
         ),
@@ -107,7 +107,7 @@ def epoch(data: str, every: int, precision: Precision, *, overlap: bool) -> dict
         lines = run(
             f"{folder}/run", "--config", "configs/triplets.toml", "--data.root", folder, "--data.clean", "false",
             "--train.epochs", "2", "--mining.overlap", str(overlap).lower(),
-            "--deepspeed_config", f"ds_configs/zero1_{precision}.json",
+            "--train.precision", precision,
         )  # fmt: skip
     (mine,), (evaluation,) = (lines_of(lines, kind, epoch=1) for kind in ("mine", "eval"))
     ends = [lines_of(lines, "step", epoch=number)[-1] for number in (0, 1)]

@@ -32,7 +32,9 @@ from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import build_model
 from biencoder.model.pretrained import load_pretrained, locate
-from biencoder.training.engine.engine import Engine, read_settings
+from biencoder.training.engine.engine import Engine
+from biencoder.training.engine.precision import Precision
+from biencoder.training.engine.settings import read_settings
 from biencoder.training.loss import combined_loss
 
 KINDS = ("norms", "embeddings", "other")
@@ -54,7 +56,7 @@ def kind_of(name: str) -> str:
 
 
 def gradient(
-    given: argparse.Namespace, ranks: World, model_name: str, file: str, micro: int
+    given: argparse.Namespace, ranks: World, model_name: str, stage: int, precision: Precision, micro: int
 ) -> tuple[dict[str, torch.Tensor], float]:
     """A tenth of each weight's gradient, and the seconds of a step after the first."""
     config = ModelConfig(name=model_name, max_length=given.length, dropout=0.0, embedding_dim=0, pooling="mean")
@@ -66,8 +68,10 @@ def gradient(
     model = build_model(config, pretrained, seed=0)
     for parameter in model.parameters():
         parameter.data.copy_(parameter.data.bfloat16())
-    train = TrainConfig(global_batch_size=given.samples, micro_batch_size=micro, clip_norm=0)
-    engine = Engine(model, train, read_settings(Config(train=train, deepspeed_config=file), 1), ranks, 2)
+    train = TrainConfig(global_batch_size=given.samples, micro_batch_size=micro, clip_norm=0, precision=precision)
+    engine = Engine(
+        model, train, read_settings(Config(train=train, deepspeed_config=f"ds_configs/zero{stage}.json"), 1), ranks, 2
+    )
 
     def step() -> None:
         for part in samples.reshape(-1, micro):
@@ -104,10 +108,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--micro", type=int, nargs="+", default=[4, 16, 64, 256])
-    parser.add_argument("--file", default="ds_configs/zero1_bf16.json")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16")
     parser.add_argument("--as-pytorch", action="store_true")
     given = parser.parse_args()
-    table = Table(title=f"{given.model}, {given.samples} triplets, {given.file}", box=None)
+    table = Table(title=f"{given.model}, {given.samples} triplets, {given.precision}", box=None)
     for column in ("micro-batch", "all", *KINDS, "seconds a step"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -115,9 +119,9 @@ def main() -> None:
             stack.enter_context(mock.patch.object(biencoder.training.engine.engine, "sum_in_fp32", return_value=None))
         ranks = stack.enter_context(join(DistributedConfig()))
         name = tiny(Path(folder)) if given.model == "tiny" else given.model
-        exact, _ = gradient(given, ranks, name, "ds_configs/zero0_fp32.json", max(given.micro))
+        exact, _ = gradient(given, ranks, name, 0, "fp32", max(given.micro))
         for micro in given.micro:
-            found, seconds = gradient(given, ranks, name, given.file, micro)
+            found, seconds = gradient(given, ranks, name, 1, given.precision, micro)
             wrong = {key: found[key] - exact[key] for key in exact}
             shares = (f"{norm(wrong, kind) / norm(exact, kind):.2%}" for kind in ("all", *KINDS))
             table.add_row(str(micro), *shares, f"{seconds:.2f}")

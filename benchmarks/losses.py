@@ -68,6 +68,7 @@ def record(objective: str, ranks: int, model: str) -> list[dict[str, object]]:
         "train.micro_batch_size": 2,
         "train.lr": 1e-4,
         "train.log_every": 1,
+        "train.precision": "fp32",
         "tracking.wandb": "disabled",
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -27,11 +27,14 @@ from biencoder.data.tokens import Tokens
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import BiEncoder, TripletBatch
-from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
+from biencoder.training.engine.engine import Engine
 from biencoder.training.engine.memory import bucket_bytes, offloaded_bytes, state_bytes
+from biencoder.training.engine.settings import Settings, import_deepspeed, read_settings
 from biencoder.training.loss import combined_loss
 
 RANKS, MORE_RANKS = (1, 2, 4), (8, 64)
+MODES = """zero0_fp32 zero0_bf16 zero1_fp32 zero1_bf16 zero1_fp16 zero2_fp32 zero2_bf16 zero2_fp16 zero2_offload_bf16
+zero2_offload_fp16 zero3_fp32 zero3_bf16 zero3_fp16 zero3_offload_bf16""".split()
 OUT = Path(__file__).parent / "results" / "memory.json"
 
 
@@ -42,9 +45,18 @@ def computed(settings: dict[str, Any], ranks: int) -> tuple[float, float]:
     return device, offloaded_bytes(settings, million, num_ranks=ranks) / million
 
 
-def measure(ranks: World, file: str) -> tuple[float, float]:
+def settings_of(mode: str) -> Settings:
+    """As far as `computed` needs them."""
+    file, precision = mode.rsplit("_", 1)
+    settings: Settings = json.loads(find_file(f"ds_configs/{file}.json").read_text())
+    for other in ("bf16", "fp16"):
+        settings[other]["enabled"] = other == precision
+    return settings
+
+
+def measure(ranks: World, mode: str) -> tuple[float, float]:
     """Bytes per parameter alive in this process between backward pass and update, and during the backward pass."""
-    _import_deepspeed().get_accelerator().is_fp16_supported = lambda: True
+    import_deepspeed().get_accelerator().is_fp16_supported = lambda: True
     bert = BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
     gc.collect()
     before = _alive()
@@ -52,8 +64,9 @@ def measure(ranks: World, file: str) -> tuple[float, float]:
     model = BiEncoder(ModelConfig(embedding_dim=64), [encoder], "mean")
     parameters = sum(p.numel() for p in model.parameters())
     last = encoder.get_input_embeddings().weight  # type: ignore[no-untyped-call]
-    train = TrainConfig(global_batch_size=4 * ranks.size, micro_batch_size=4)
-    settings = read_settings(Config(train=train, deepspeed_config=file), ranks.size)
+    file, precision = mode.rsplit("_", 1)
+    train = TrainConfig(global_batch_size=4 * ranks.size, micro_batch_size=4, precision=precision)
+    settings = read_settings(Config(train=train, deepspeed_config=f"ds_configs/{file}.json"), ranks.size)
     engine = Engine(model, train, settings, ranks, 10)
     during: list[int] = []
     for step in range(2):  # the moments come to life in the first step
@@ -87,26 +100,26 @@ def _alive() -> int:
     return sum(storages.values())
 
 
-def worker(files: list[str]) -> None:
+def worker(modes: list[str]) -> None:
     with join(DistributedConfig(timeout_s=300, control_timeout_s=300, silence_s=300)) as ranks:
         found = {}
-        for file in files:
-            each = ranks.all_gather_object(measure(ranks, file))
-            found[file] = [max(column) for column in zip(*each, strict=True)]
+        for mode in modes:
+            each = ranks.all_gather_object(measure(ranks, mode))
+            found[mode] = [max(column) for column in zip(*each, strict=True)]
         if ranks.is_main:
             print(json.dumps(found), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", nargs="+", default=sorted(str(p) for p in Path("ds_configs").glob("zero*_*[0-9]*.json")))
+    parser.add_argument("--modes", nargs="+", default=MODES, help="DeepSpeed file and precision, as in zero2_offload_bf16")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(arguments.files)
+        worker(arguments.modes)
         return
     measured = {
-        size: run_ranks(__file__, ["--worker", "--files", *arguments.files], size=size, threads=1) for size in RANKS
+        size: run_ranks(__file__, ["--worker", "--modes", *arguments.modes], size=size, threads=1) for size in RANKS
     }
     table = Table(title="bytes per parameter and rank: computed / before the update / during the backward pass", box=None)
     table.add_column("file")
@@ -114,20 +127,20 @@ def main() -> None:
     for size in (*RANKS, *MORE_RANKS):
         table.add_column(f"{size} rank{'s' * (size > 1)}", justify="right")
     rows = json.loads(OUT.read_text()) if OUT.exists() else {}
-    for file in arguments.files:
-        settings = json.loads(find_file(file).read_text())
+    for mode in arguments.modes:
+        settings = settings_of(mode)
         expected = {size: computed(settings, size) for size in (*RANKS, *MORE_RANKS)}
         cells = []
         for size, (device, host) in expected.items():
             cell = f"{device:.1f} + {host:.1f}" if host else f"{device:.1f}"
-            cells.append(" / ".join([cell, *(f"{found:.1f}" for found in measured.get(size, {}).get(file, ()))]))
-        table.add_row(Path(file).stem, f"{bucket_bytes(settings) / 1e6:.0f}", *cells)
-        rows[Path(file).stem] = {
+            cells.append(" / ".join([cell, *(f"{found:.1f}" for found in measured.get(size, {}).get(mode, ()))]))
+        table.add_row(mode, f"{bucket_bytes(settings) / 1e6:.0f}", *cells)
+        rows[mode] = {
             "bucket_bytes": bucket_bytes(settings),
             "computed_device": {size: device for size, (device, _) in expected.items()},
             "computed_host": {size: host for size, (_, host) in expected.items()},
-            "before_update": {size: measured[size][file][0] for size in RANKS},
-            "during_backward": {size: measured[size][file][1] for size in RANKS},
+            "before_update": {size: measured[size][mode][0] for size in RANKS},
+            "during_backward": {size: measured[size][mode][1] for size in RANKS},
         }
     Console(width=132).print(table)
     OUT.parent.mkdir(exist_ok=True)

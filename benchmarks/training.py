@@ -188,7 +188,7 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
             f"""--config configs/triplets.toml --data.root {work.data} --run.dir {folder}/run --tracking.wandb disabled
             --tracking.report false --model.name {work.model} --model.pooling mean --model.max_length {work.length}
             --train.global_batch_size {work.batch} --train.epochs 1000 --train.max_steps {WARM_UP + work.steps}
-            --train.log_every {WARM_UP} --deepspeed_config ds_configs/zero1_{work.precision}.json""".split()
+            --train.log_every {WARM_UP} --train.precision {work.precision}""".split()
             + (CONTRASTIVE if work.loss == "contrastive" else [])
             + settings
         )

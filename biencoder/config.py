@@ -33,7 +33,7 @@ SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else PROJECT_ROOT
 IS_CHECKOUT = SHIPPED is PROJECT_ROOT
 """Whether the program runs from its sources, and not from a wheel."""
 
-_strict = ConfigDict(extra="forbid")
+_strict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class OnResume(Enum):
@@ -49,207 +49,103 @@ FREE, FIXED, LENGTH = OnResume
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class DataConfig:
-    root: Annotated[
-        str,
-        FREE,
-        Field(
-            description="Corpus: a folder in the ArguAna layout, a folder with train/validation/test files, or one "
-            "JSONL/CSV/Parquet file of pairs."
-        ),
-    ] = "examples/debates"
-    clean: Annotated[
-        bool, FIXED, Field(description="Resolve HTML entities, drop footnote marks and trailing reference lists.")
-    ] = True
+    root: Annotated[str, FREE] = "examples/debates"
+    """Corpus: a folder in the ArguAna layout, a folder with train/validation/test files, or one JSONL/CSV/Parquet file of
+    pairs."""
+    clean: Annotated[bool, FIXED] = True
+    """Resolve HTML entities, drop footnote marks and trailing reference lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class ModelConfig:
-    name: Annotated[
-        str,
-        FIXED,
-        Field(
-            description="Pretrained encoder: a folder, a Hugging Face name, or `minilm` for the one that a Python "
-            "package carries (needs no network)."
-        ),
-    ] = "bert-base-uncased"
-    max_length: Annotated[int, FIXED, Field(ge=8, le=8192, description="Longest text, in tokens; the rest is cut.")] = 256
-    dropout: Annotated[
-        float,
-        FIXED,
-        Field(
-            ge=0,
-            lt=1,
-            description="Dropout of the encoder's hidden states, a probability. Above 0 the masks and the losses depend on "
-            "the number of ranks and on the micro-batch.",
-        ),
-    ] = 0.1
-    attention_dropout: Annotated[
-        float,
-        FIXED,
-        Field(ge=0, lt=1, description="Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."),
-    ] = 0.0
-    pooling: Annotated[
-        Literal["auto", "cls", "pooler", "mean"],
-        FIXED,
-        Field(
-            description="How token vectors become one vector. auto: what the model states "
-            "(sentence-transformers models do), else BERT's pooler, or the mean where no pooler was saved."
-        ),
-    ] = "auto"
-    embedding_dim: Annotated[
-        int, FIXED, Field(ge=0, le=8192, description="Size of the similarity embedding; 0: the encoder's hidden size.")
-    ] = 128
-    normalize: Annotated[
-        bool, FIXED, Field(description="Scale similarity embeddings to length 1, so that distances lie in 0..2.")
-    ] = False
-    classifier_features: Annotated[
-        Literal["both", "embedding", "pooled"],
-        FIXED,
-        Field(description="What the pair classifier sees: similarity embeddings, pooled vectors, or both."),
-    ] = "both"
-    classifier_norm: Annotated[
-        bool, FIXED, Field(description="LayerNorm and ReLU before the pair classifier's linear layer.")
-    ] = False
-    sides: Annotated[
-        Literal["shared", "heads", "encoders"],
-        FIXED,
-        Field(
-            description="What queries (points) and candidates have of their own. shared: nothing; heads: a projection "
-            "each, over one encoder; encoders: all, from the same start."
-        ),
-    ] = "shared"
-    gradient_checkpointing: Annotated[
-        bool,
-        FIXED,
-        Field(description="Compute each layer's activations again in the backward pass: less memory, a third more time."),
-    ] = False
-    freeze_encoder: Annotated[bool, FIXED, Field(description="Train only the projection and the pair classifier.")] = False
+    name: Annotated[str, FIXED] = "bert-base-uncased"
+    """Pretrained encoder: a folder, a Hugging Face name, or `minilm` for the one that a Python package carries (needs no
+    network)."""
+    max_length: Annotated[int, FIXED, Field(ge=8, le=8192)] = 256
+    """Longest text, in tokens; the rest is cut."""
+    dropout: Annotated[float, FIXED, Field(ge=0, lt=1)] = 0.1
+    """Dropout of the encoder's hidden states, a probability. Above 0 the masks and the losses depend on the number of ranks
+    and on the micro-batch."""
+    attention_dropout: Annotated[float, FIXED, Field(ge=0, lt=1)] = 0.0
+    """Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."""
+    pooling: Annotated[Literal["auto", "cls", "pooler", "mean"], FIXED] = "auto"
+    """How token vectors become one vector. auto: what the model states (sentence-transformers models do), else BERT's
+    pooler, or the mean where no pooler was saved."""
+    embedding_dim: Annotated[int, FIXED, Field(ge=0, le=8192)] = 128
+    """Size of the similarity embedding; 0: the encoder's hidden size."""
+    normalize: Annotated[bool, FIXED] = False
+    """Scale similarity embeddings to length 1, so that distances lie in 0..2."""
+    classifier_features: Annotated[Literal["both", "embedding", "pooled"], FIXED] = "both"
+    """What the pair classifier sees: similarity embeddings, pooled vectors, or both."""
+    classifier_norm: Annotated[bool, FIXED] = False
+    """LayerNorm and ReLU before the pair classifier's linear layer."""
+    sides: Annotated[Literal["shared", "heads", "encoders"], FIXED] = "shared"
+    """What queries (points) and candidates have of their own. shared: nothing; heads: a projection each, over one encoder;
+    encoders: all, from the same start."""
+    gradient_checkpointing: Annotated[bool, FIXED] = False
+    """Compute each layer's activations again in the backward pass: less memory, a third more time."""
+    freeze_encoder: Annotated[bool, FIXED] = False
+    """Train only the projection and the pair classifier."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class LossConfig:
-    margin: Annotated[
-        float, FIXED, Field(gt=0, le=100, description="Margin of the triplet loss, a Euclidean distance.")
-    ] = 1.0
-    triplet_weight: Annotated[float, FIXED, Field(ge=0, description="Weight of the triplet loss.")] = 1.0
-    classification_weight: Annotated[
-        float, FIXED, Field(ge=0, description="Weight of the pair classifier's two cross-entropies.")
-    ] = 1.0
-    contrastive_weight: Annotated[
-        float,
-        FIXED,
-        Field(ge=0, description="Weight of the in-batch contrastive loss (InfoNCE) over the whole global batch; 0: none."),
-    ] = 0.0
-    temperature: Annotated[
-        float,
-        FIXED,
-        Field(gt=0, le=10, description="Of the contrastive loss: what half the squared distances are divided by."),
-    ] = 0.05
-    symmetric: Annotated[
-        bool, FIXED, Field(description="Let the contrastive loss also ask of every counter which point it answers.")
-    ] = False
+    margin: Annotated[float, FIXED, Field(gt=0, le=100)] = 1.0
+    """Margin of the triplet loss, a Euclidean distance."""
+    triplet_weight: Annotated[float, FIXED, Field(ge=0)] = 1.0
+    """Weight of the triplet loss."""
+    classification_weight: Annotated[float, FIXED, Field(ge=0)] = 1.0
+    """Weight of the pair classifier's two cross-entropies."""
+    contrastive_weight: Annotated[float, FIXED, Field(ge=0)] = 0.0
+    """Weight of the in-batch contrastive loss (InfoNCE) over the whole global batch; 0: none."""
+    temperature: Annotated[float, FIXED, Field(gt=0, le=10)] = 0.05
+    """Of the contrastive loss: what half the squared distances are divided by."""
+    symmetric: Annotated[bool, FIXED] = False
+    """Let the contrastive loss also ask of every counter which point it answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class MiningConfig:
-    index: Annotated[
-        Literal["balltree", "faiss"],
-        FIXED,
-        Field(description="Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."),
-    ] = "faiss"
-    negatives: Annotated[
-        int,
-        FIXED,
-        Field(ge=0, le=64, description="Negatives of each sample; 0: none are mined (contrastive loss alone)."),
-    ] = 1
-    random_rate: Annotated[
-        float, FIXED, Field(ge=0, le=1, description="Share of negatives drawn at random in epoch 0; the rest are nearest.")
-    ] = 0.8
-    random_rate_decay: Annotated[
-        float, FIXED, Field(ge=0, le=1, description="Subtracted from random_rate after every epoch, down to 0.")
-    ] = 0.02
-    exclude_near_duplicates: Annotated[
-        bool,
-        FIXED,
-        Field(
-            description="Let texts that share half of their word triples count as one, so that none is a negative of "
-            "another or of its points. Finding them takes 0.4 ms a text when a run starts."
-        ),
-    ] = False
-    focus: Annotated[
-        Literal["corpus", "themes", "debates"],
-        FIXED,
-        Field(description="Where near negatives come from: anywhere, or the theme or the debate of their sample alone."),
-    ] = "corpus"
-    range_min: Annotated[
-        int,
-        FIXED,
-        Field(ge=0, le=10_000, description="Leave out so many of the nearest texts, the likeliest to be right answers."),
-    ] = 0
-    range_max: Annotated[
-        int,
-        FIXED,
-        Field(
-            ge=0,
-            le=10_000,
-            description="Draw the near negatives at random from the range_min-th to the range_max-th nearest; 0: take the "
-            "nearest from range_min on.",
-        ),
-    ] = 0
-    absolute_margin: Annotated[
-        float,
-        FIXED,
-        Field(ge=0, description="Near negatives must be so much farther from the point than its own counter; 0: no bound."),
-    ] = 0.0
-    relative_margin: Annotated[
-        float,
-        FIXED,
-        Field(ge=0, description="The same as a share of the counter's distance: 0.05 is 5 % farther; 0: no bound."),
-    ] = 0.0
-    positive_share: Annotated[
-        float,
-        FIXED,
-        Field(
-            ge=0,
-            le=1,
-            description="Near negatives' cosine may be at most this share of the own counter's, 0.95 say (needs "
-            "model.normalize); 0: no bound.",
-        ),
-    ] = 0.0
-    faiss_kind: Annotated[
-        Literal["flat", "ivf", "hnsw"],
-        FIXED,
-        Field(description="flat: exact. ivf, hnsw: approximate and faster on large corpora; their recall is reported."),
-    ] = "flat"
-    ivf_probes: Annotated[
-        int, FIXED, Field(ge=1, description="Cells that an ivf search visits, of about 4 sqrt(texts).")
-    ] = 32
-    hnsw_ef: Annotated[int, FIXED, Field(ge=8, description="Size of the candidate list of an hnsw search.")] = 64
-    placement: Annotated[
-        Literal["rank0", "sharded"],
-        FREE,
-        Field(
-            description="rank0: rank 0 holds all embeddings and searches. sharded: every rank holds and searches its part, "
-            "with the same result where the index is exact; for corpora that rank 0 cannot hold or search in time."
-        ),
-    ] = "rank0"
-    overlap: Annotated[
-        bool,
-        FIXED,
-        Field(
-            description="Search for the next epoch's negatives in the background of this one, on rank 0; they come from "
-            "embeddings that are one epoch older. Needs placement rank0."
-        ),
-    ] = False
-    memory_gib: Annotated[
-        float,
-        FREE,
-        Field(
-            ge=0,
-            description="Most that embeddings and index may take on one rank, in GiB; a run that needs more is refused "
-            "before it starts. 0: what is free.",
-        ),
-    ] = 0.0
+    index: Annotated[Literal["balltree", "faiss"], FIXED] = "faiss"
+    """Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."""
+    negatives: Annotated[int, FIXED, Field(ge=0, le=64)] = 1
+    """Negatives of each sample; 0: none are mined (contrastive loss alone)."""
+    random_rate: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.8
+    """Share of negatives drawn at random in epoch 0; the rest are nearest."""
+    random_rate_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.02
+    """Subtracted from random_rate after every epoch, down to 0."""
+    exclude_near_duplicates: Annotated[bool, FIXED] = False
+    """Let texts that share half of their word triples count as one, so that none is a negative of another or of its points.
+    Finding them takes 0.4 ms a text when a run starts."""
+    focus: Annotated[Literal["corpus", "themes", "debates"], FIXED] = "corpus"
+    """Where near negatives come from: anywhere, or the theme or the debate of their sample alone."""
+    range_min: Annotated[int, FIXED, Field(ge=0, le=10_000)] = 0
+    """Leave out so many of the nearest texts, the likeliest to be right answers."""
+    range_max: Annotated[int, FIXED, Field(ge=0, le=10_000)] = 0
+    """Draw the near negatives at random from the range_min-th to the range_max-th nearest; 0: take the nearest from
+    range_min on."""
+    absolute_margin: Annotated[float, FIXED, Field(ge=0)] = 0.0
+    """Near negatives must be so much farther from the point than its own counter; 0: no bound."""
+    relative_margin: Annotated[float, FIXED, Field(ge=0)] = 0.0
+    """The same as a share of the counter's distance: 0.05 is 5 % farther; 0: no bound."""
+    positive_share: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.0
+    """Near negatives' cosine may be at most this share of the own counter's, 0.95 say (needs model.normalize); 0: no
+    bound."""
+    faiss_kind: Annotated[Literal["flat", "ivf", "hnsw"], FIXED] = "flat"
+    """flat: exact. ivf, hnsw: approximate and faster on large corpora; their recall is reported."""
+    ivf_probes: Annotated[int, FIXED, Field(ge=1)] = 32
+    """Cells that an ivf search visits, of about 4 sqrt(texts)."""
+    hnsw_ef: Annotated[int, FIXED, Field(ge=8)] = 64
+    """Size of the candidate list of an hnsw search."""
+    placement: Annotated[Literal["rank0", "sharded"], FREE] = "rank0"
+    """rank0: rank 0 holds all embeddings and searches. sharded: every rank holds and searches its part, with the same
+    result where the index is exact; for corpora that rank 0 cannot hold or search in time."""
+    overlap: Annotated[bool, FIXED] = False
+    """Search for the next epoch's negatives in the background of this one, on rank 0; they come from embeddings that are
+    one epoch older. Needs placement rank0."""
+    memory_gib: Annotated[float, FREE, Field(ge=0)] = 0.0
+    """Most that embeddings and index may take on one rank, in GiB; a run that needs more is refused before it starts. 0:
+    what is free."""
 
     @property
     def num_neighbours(self) -> int:
@@ -277,7 +173,8 @@ class MiningConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class EvalConfig:
-    every_epochs: Annotated[int, FIXED, Field(ge=1, description="Measure retrieval after every so many epochs.")] = 1
+    every_epochs: Annotated[int, FIXED, Field(ge=1)] = 1
+    """Measure retrieval after every so many epochs."""
     metric: Annotated[
         Literal[
             "embedding/accuracy@1",
@@ -288,30 +185,16 @@ class EvalConfig:
             "rerank/accuracy@1_text",
         ],
         FIXED,
-        Field(description="Which metric on validation (on training without one) says which model is the best."),
     ] = "embedding/accuracy@1"
-    patience: Annotated[
-        int, FIXED, Field(ge=0, description="Stop after so many evaluations in a row that found no better model; 0: never.")
-    ] = 0
-    top_k: Annotated[
-        int, FIXED, Field(ge=1, le=1000, description="Candidates that the pair classifier re-ranks for each query.")
-    ] = 10
-    max_queries: Annotated[
-        int,
-        FIXED,
-        Field(
-            ge=0,
-            description="Take so many points of a split as queries, evenly spread, if it has more; 0: all of them.",
-        ),
-    ] = 10_000
-    batch_tokens: Annotated[
-        int,
-        FIXED,
-        Field(
-            ge=0,
-            description="Tokens, with padding, in one forward while texts are embedded; 0: 4096 on CPUs, 32768 on GPUs.",
-        ),
-    ] = 0
+    """Which metric on validation (on training without one) says which model is the best."""
+    patience: Annotated[int, FIXED, Field(ge=0)] = 0
+    """Stop after so many evaluations in a row that found no better model; 0: never."""
+    top_k: Annotated[int, FIXED, Field(ge=1, le=1000)] = 10
+    """Candidates that the pair classifier re-ranks for each query."""
+    max_queries: Annotated[int, FIXED, Field(ge=0)] = 10_000
+    """Take so many points of a split as queries, evenly spread, if it has more; 0: all of them."""
+    batch_tokens: Annotated[int, FIXED, Field(ge=0)] = 0
+    """Tokens, with padding, in one forward while texts are embedded; 0: 4096 on CPUs, 32768 on GPUs."""
 
     def batch_tokens_on(self, device_type: str) -> int:
         return self.batch_tokens or (4096 if device_type == "cpu" else 32768)
@@ -319,72 +202,46 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class TrainConfig:
-    epochs: Annotated[int, LENGTH, Field(ge=1, description="Passes over the training triplets.")] = 10
-    max_steps: Annotated[
-        int, LENGTH, Field(ge=0, description="Stop after so many optimizer steps, whatever the epoch; 0: no limit.")
-    ] = 0
-    global_batch_size: Annotated[
-        int, FIXED, Field(ge=1, description="Triplets in one optimizer step, summed over ranks and accumulation.")
-    ] = 8
-    micro_batch_size: Annotated[
-        int,
-        FREE,
-        Field(
-            ge=0,
-            description="Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the "
-            "whole global batch all the same (GradCache), for one more forward where it takes several. Without dropout the "
-            "losses do not depend on it.",
-        ),
-    ] = 0
-    batches: Annotated[
-        Literal["shuffled", "debates", "themes"],
-        FIXED,
-        Field(description="What a global batch is made of: any samples, or as far as possible whole debates or themes."),
-    ] = "shuffled"
-    optimizer: Annotated[
-        Literal["adam", "adamw"], FIXED, Field(description="adam: as in the reference; adamw: decoupled weight decay.")
-    ] = "adam"
-    lr: Annotated[float, FIXED, Field(gt=0, le=10, description="Peak learning rate at a batch of 8, see lr_scaling.")] = (
-        3e-6
-    )
-    lr_scaling: Annotated[
-        Literal["linear", "sqrt", "none"],
-        FIXED,
-        Field(description="How lr grows with global_batch_size / 8; none: lr is used as it stands."),
-    ] = "linear"
-    schedule: Annotated[
-        Literal["constant", "linear", "cosine"], FIXED, Field(description="Decay of the learning rate after warm-up.")
-    ] = "constant"
-    warmup_ratio: Annotated[
-        float, FIXED, Field(ge=0, le=1, description="Share of all steps in which the learning rate rises from 0.")
-    ] = 0.0
-    head_lr_factor: Annotated[
-        float,
-        FIXED,
-        Field(gt=0, le=1000, description="Learning rate of projections and pair classifier, as a multiple of lr."),
-    ] = 1.0
-    layer_decay: Annotated[
-        float,
-        FIXED,
-        Field(gt=0, le=1, description="Each layer of the encoder has this multiple of the learning rate of the one above."),
-    ] = 1.0
-    weight_decay: Annotated[float, FIXED, Field(ge=0, le=1, description="Weight decay (not on biases and LayerNorms).")] = (
-        0.0
-    )
-    clip_norm: Annotated[
-        float, FIXED, Field(ge=0, description="Largest global gradient norm; larger gradients are scaled down. 0: off.")
-    ] = 1.0
-    max_skipped: Annotated[
-        int,
-        FREE,
-        Field(
-            ge=1,
-            description="Steps in a row that may be skipped because their gradient was not finite; then the run goes back "
-            "to its last checkpoint with half the learning rate, at most max_rollbacks times.",
-        ),
-    ] = 10
-    max_rollbacks: Annotated[int, FREE, Field(ge=0, description="How often a run may go back before it stops.")] = 2
-    log_every: Annotated[int, FREE, Field(ge=1, description="Write step metrics every so many optimizer steps.")] = 10
+    epochs: Annotated[int, LENGTH, Field(ge=1)] = 10
+    """Passes over the training triplets."""
+    max_steps: Annotated[int, LENGTH, Field(ge=0)] = 0
+    """Stop after so many optimizer steps, whatever the epoch; 0: no limit."""
+    global_batch_size: Annotated[int, FIXED, Field(ge=1)] = 8
+    """Triplets in one optimizer step, summed over ranks and accumulation."""
+    micro_batch_size: Annotated[int, FREE, Field(ge=0)] = 0
+    """Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the whole global batch
+    all the same (GradCache), for one more forward where it takes several. Without dropout the losses do not depend on
+    it."""
+    batches: Annotated[Literal["shuffled", "debates", "themes"], FIXED] = "shuffled"
+    """What a global batch is made of: any samples, or as far as possible whole debates or themes."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], FREE] = "auto"
+    """What weights and activations are computed in. auto: what the DeepSpeed file enables, else what this machine computes
+    fastest of bf16, fp16 (on GPUs) and fp32. A resume keeps the precision of its checkpoint, or is refused."""
+    optimizer: Annotated[Literal["adam", "adamw"], FIXED] = "adam"
+    """adam: as in the reference; adamw: decoupled weight decay."""
+    lr: Annotated[float, FIXED, Field(gt=0, le=10)] = 3e-6
+    """Peak learning rate at a batch of 8, see lr_scaling."""
+    lr_scaling: Annotated[Literal["linear", "sqrt", "none"], FIXED] = "linear"
+    """How lr grows with global_batch_size / 8; none: lr is used as it stands."""
+    schedule: Annotated[Literal["constant", "linear", "cosine"], FIXED] = "constant"
+    """Decay of the learning rate after warm-up."""
+    warmup_ratio: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.0
+    """Share of all steps in which the learning rate rises from 0."""
+    head_lr_factor: Annotated[float, FIXED, Field(gt=0, le=1000)] = 1.0
+    """Learning rate of projections and pair classifier, as a multiple of lr."""
+    layer_decay: Annotated[float, FIXED, Field(gt=0, le=1)] = 1.0
+    """Each layer of the encoder has this multiple of the learning rate of the one above."""
+    weight_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.0
+    """Weight decay (not on biases and LayerNorms)."""
+    clip_norm: Annotated[float, FIXED, Field(ge=0)] = 1.0
+    """Largest global gradient norm; larger gradients are scaled down. 0: off."""
+    max_skipped: Annotated[int, FREE, Field(ge=1)] = 10
+    """Steps in a row that may be skipped because their gradient was not finite; then the run goes back to its last
+    checkpoint with half the learning rate, at most max_rollbacks times."""
+    max_rollbacks: Annotated[int, FREE, Field(ge=0)] = 2
+    """How often a run may go back before it stops."""
+    log_every: Annotated[int, FREE, Field(ge=1)] = 10
+    """Write step metrics every so many optimizer steps."""
 
     @property
     def peak_lr(self) -> float:
@@ -403,71 +260,44 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class CheckpointConfig:
-    every_steps: Annotated[
-        int,
-        FREE,
-        Field(ge=0, description="Save a checkpoint after every so many steps; 0: by time and at epoch ends only."),
-    ] = 0
-    every_minutes: Annotated[
-        float,
-        FREE,
-        Field(ge=0, description="Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only."),
-    ] = 30.0
-    keep: Annotated[
-        int, FREE, Field(ge=1, description="Checkpoints to keep, the newest ones; the best is kept besides.")
-    ] = 2
+    every_steps: Annotated[int, FREE, Field(ge=0)] = 0
+    """Save a checkpoint after every so many steps; 0: by time and at epoch ends only."""
+    every_minutes: Annotated[float, FREE, Field(ge=0)] = 30.0
+    """Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only."""
+    keep: Annotated[int, FREE, Field(ge=1)] = 2
+    """Checkpoints to keep, the newest ones; the best is kept besides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class RunConfig:
-    dir: Annotated[
-        str,
-        FREE,
-        Field(
-            description="Folder of this run; empty: runs/<date>-<time>-<host>-<process>. If it holds a run, see run.resume."
-        ),
-    ] = ""
-    resume: Annotated[
-        Literal["auto", "never"],
-        FREE,
-        Field(description="auto: go on from the newest whole checkpoint in run.dir, if there is one. never: refuse."),
-    ] = "auto"
-    seed: Annotated[int, FIXED, Field(ge=0, lt=2**32, description="Seed of every random stream.")] = 0
+    dir: Annotated[str, FREE] = ""
+    """Folder of this run; empty: runs/<date>-<time>-<host>-<process>. If it holds a run, see run.resume."""
+    resume: Annotated[Literal["auto", "never"], FREE] = "auto"
+    """auto: go on from the newest whole checkpoint in run.dir, if there is one. never: refuse."""
+    seed: Annotated[int, FIXED, Field(ge=0, lt=2**32)] = 0
+    """Seed of every random stream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class TrackingConfig:
-    wandb: Annotated[
-        Literal["auto", "online", "offline", "disabled"],
-        FREE,
-        Field(description="Weights & Biases; auto: online if you are logged in, else offline in run.dir."),
-    ] = "auto"
-    project: Annotated[str, FREE, Field(min_length=1, description="Weights & Biases project.")] = (
-        "counter-argument-retrieval"
-    )
-    guards: Annotated[
-        bool,
-        FREE,
-        Field(description="Health guards: say what goes wrong while training, and what to try (docs/health.md)."),
-    ] = True
-    report: Annotated[
-        bool,
-        FREE,
-        Field(description="Keep report.html in run.dir up to date: at most every three minutes, and at the end."),
-    ] = True
+    wandb: Annotated[Literal["auto", "online", "offline", "disabled"], FREE] = "auto"
+    """Weights & Biases; auto: online if you are logged in, else offline in run.dir."""
+    project: Annotated[str, FREE, Field(min_length=1)] = "counter-argument-retrieval"
+    """Weights & Biases project."""
+    guards: Annotated[bool, FREE] = True
+    """Health guards: say what goes wrong while training, and what to try (docs/health.md)."""
+    report: Annotated[bool, FREE] = True
+    """Keep report.html in run.dir up to date: at most every three minutes, and at the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class DistributedConfig:
-    timeout_s: Annotated[
-        float, FREE, Field(gt=0, description="Seconds after which a collective of the training step counts as hung.")
-    ] = 600.0
-    control_timeout_s: Annotated[
-        float, FREE, Field(gt=0, description="Seconds that the ranks wait for rank 0 to mine, evaluate or save.")
-    ] = 86400.0
-    silence_s: Annotated[
-        float, FREE, Field(gt=5, description="Seconds without a heartbeat after which a rank is given up, and named.")
-    ] = 120.0
+    timeout_s: Annotated[float, FREE, Field(gt=0)] = 600.0
+    """Seconds after which a collective of the training step counts as hung."""
+    control_timeout_s: Annotated[float, FREE, Field(gt=0)] = 86400.0
+    """Seconds that the ranks wait for rank 0 to mine, evaluate or save."""
+    silence_s: Annotated[float, FREE, Field(gt=5)] = 120.0
+    """Seconds without a heartbeat after which a rank is given up, and named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
@@ -482,11 +312,9 @@ class Config:
     run: RunConfig = Field(default_factory=RunConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
-    deepspeed_config: Annotated[
-        str,
-        FREE,
-        Field(description="DeepSpeed's own JSON: ZeRO stage and precision; batch sizes and clipping stay `auto`."),
-    ] = "ds_configs/zero1_fp32.json"
+    deepspeed_config: Annotated[str, FREE] = "ds_configs/zero1.json"
+    """DeepSpeed's own JSON: ZeRO stage, offload, buckets. Batch sizes, clipping and precision belong to train.*: they are
+    left out or stay `auto`."""
 
     def check(self, world_size: int) -> None:
         """Raise one ConfigError that lists every contradiction between keys, for this number of ranks."""
@@ -577,7 +405,8 @@ def describe() -> dict[str, tuple[str, str, Any]]:
             if "$ref" in field:
                 yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[1]], f"{prefix}{name}.")
             else:
-                yield prefix + name, (field["description"], _allowed(field), defaults[prefix + name])
+                description = " ".join(field["description"].split())
+                yield prefix + name, (description, _allowed(field), defaults[prefix + name])
 
     return dict(walk(schema, ""))
 

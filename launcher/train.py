@@ -2,7 +2,7 @@
 
 python launcher/train.py --config configs/quickstart.toml
 torchrun --nproc_per_node=2 launcher/train.py --config configs/quickstart.toml --train.lr 1e-5
-deepspeed launcher/train.py --deepspeed_config ds_configs/zero2_bf16.json --data.root DIR
+deepspeed launcher/train.py --deepspeed_config ds_configs/zero2.json --train.precision bf16 --data.root DIR
 With --preflight added, the same command checks the job instead of running it.
 """
 

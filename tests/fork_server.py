@@ -71,9 +71,9 @@ def main() -> None:
         importlib.import_module(name)
     from transformers import conversion_mapping
 
-    from biencoder.training.engine.engine import _import_deepspeed
+    from biencoder.training.engine.settings import import_deepspeed
 
-    _import_deepspeed()
+    import_deepspeed()
     conversion_mapping.get_checkpoint_conversion_mapping("bert")  # 1,000 regular expressions, which transformers keeps
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
     if len(threads) > 1:

@@ -34,7 +34,7 @@ def opening(plan: Plan, world: World, *, from_step: int | None) -> list[Renderab
     config, dataset, train = plan.config, plan.dataset, plan.config.train
     pairs = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     micro, accumulation = train.micro_batch(world.size), train.accumulation(world.size)
-    slow = f"Beware: this machine computes {plan.precision} slower than fp32; take ds_configs/zero1_auto.json"
+    slow = f"Beware: this machine computes {plan.precision} slower than fp32; take train.precision auto"
     return [
         *findings_table(dataset.findings),
         *([slow] if plan.precision != "fp32" and plan.fastest == "fp32" else []),

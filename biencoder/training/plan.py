@@ -15,9 +15,9 @@ from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.model.pretrained import Pretrained, load_pretrained
 from biencoder.model.vocabulary import check_corpus
-from biencoder.training.engine.engine import Settings, precision_of, read_settings
 from biencoder.training.engine.memory import check_mining_memory
 from biencoder.training.engine.precision import Precision, fast_precision
+from biencoder.training.engine.settings import Settings, precision_of, read_settings
 from biencoder.training.recovery.out_of_memory import within_bound
 from biencoder.training.recovery.run_folder import run_folder
 from biencoder.training.same_input import check_same, configuration_facts, input_facts
@@ -100,7 +100,7 @@ def read_configuration(config: Config, world_size: int, *, fastest: Precision) -
         ConfigError: two keys contradict each other, or DeepSpeed's file cannot be used.
     """
     config.check(world_size)
-    return read_settings(config, world_size, auto=fastest)
+    return read_settings(config, world_size, fastest=fastest)
 
 
 def read_data(config: Config) -> Dataset:

@@ -12,7 +12,7 @@ from biencoder.data import Dataset
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
 from biencoder.model.pretrained import Pretrained
-from biencoder.training.engine.engine import Settings
+from biencoder.training.engine.settings import Settings
 from biencoder.training.preflight.judgements import judge_equal
 
 

@@ -128,6 +128,7 @@ def small_run(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) ->
         "train.global_batch_size": 8,
         "train.lr": 1e-3,
         "train.log_every": 1,
+        "train.precision": "fp32",
         "mining.random_rate": 0.5,
         "tracking.report": "false",
         **{name.replace("__", "."): value for name, value in overrides.items()},

@@ -71,7 +71,7 @@ CONTRASTIVE = {
     "model__sides": "heads",
     "train__batches": "debates",
     "train__micro_batch_size": 4,
-    "deepspeed_config": "ds_configs/zero3_fp32.json",
+    "deepspeed_config": "ds_configs/zero3.json",
 }
 
 

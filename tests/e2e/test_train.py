@@ -232,7 +232,7 @@ def spoilt(name: str, corpus: Path, tmp_path: Path) -> dict[str, Any]:
             return {"data__root": foreign}
         case "stage 0 fp16":
             (tmp_path / "ds.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 0}}')
-            return {"deepspeed_config": tmp_path / "ds.json"}
+            return {"deepspeed_config": tmp_path / "ds.json", "train__precision": "auto"}
         case "two owners":
             (tmp_path / "ds.json").write_text('{"train_batch_size": 999}')
             return {"deepspeed_config": tmp_path / "ds.json"}
@@ -249,7 +249,7 @@ SENTENCES = {
     "big batch": "is more than the 12 training pairs",
     "no model": "no-model does not exist",
     "unknown words": "are unknown to the tokenizer of model.name",
-    "stage 0 fp16": "fp16 with ZeRO stage 0",
+    "stage 0 fp16": "ZeRO stage 0, where DeepSpeed in fp16",
     "two owners": "sets train_batch_size to 999, but train.global_batch_size makes it 8",
 }
 

@@ -34,7 +34,8 @@ from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
 from biencoder.training import objective
 from biencoder.training import step as step_module
-from biencoder.training.engine.engine import Engine, _import_deepspeed, read_settings
+from biencoder.training.engine.engine import Engine
+from biencoder.training.engine.settings import import_deepspeed, read_settings
 from biencoder.training.engine.state import EngineState
 from biencoder.training.loop import Trainer
 from biencoder.training.loss import combined_loss
@@ -42,6 +43,7 @@ from biencoder.training.progress import Progress
 from biencoder.training.recovery import resume
 from biencoder.training.sampler import shares
 from launcher.entry import run
+from tests.modes import in_mode
 
 
 def _in_world(work: object, *, timeout_s: float = 60, silence_s: float = 6) -> None:
@@ -155,7 +157,7 @@ def main_works_longer_than_the_training_limit() -> None:
 
 def _let_any_cpu_compute_fp16() -> None:
     """DeepSpeed refuses fp16 on CPUs without instructions for it; PyTorch computes it on all, if slowly."""
-    accelerator = _import_deepspeed().get_accelerator()
+    accelerator = import_deepspeed().get_accelerator()
     if accelerator.device_name() == "cpu":
         accelerator.is_fp16_supported = lambda: True
 
@@ -180,8 +182,8 @@ def samples_of(step: int) -> npt.NDArray[np.int64]:
     return (np.arange(BATCH) * 5 + step) % 12
 
 
-def engine_for(model: BiEncoder, settings_file: str, ranks: World, train: TrainConfig) -> Engine:
-    config = Config(train=train, deepspeed_config=settings_file)
+def engine_for(model: BiEncoder, mode: str, ranks: World, train: TrainConfig) -> Engine:
+    config = in_mode(Config(train=train), mode)
     return Engine(model, train, read_settings(config, ranks.size), ranks, STEPS)
 
 
@@ -264,7 +266,7 @@ def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:
                 lr=1.0,
                 lr_scaling="none",
             )
-            config = Config(train=train, deepspeed_config=file)
+            config = in_mode(Config(train=train), file)
             settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
             engine = Engine(model, train, settings, ranks, STEPS)
             before = engine.weights()
@@ -418,10 +420,10 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
             engine.load_state(state)  # back, in an engine that has moved on
             again = train_steps(engine, ranks, setup, AFTER)
             if state:
-                save_file(state.model, Path(folder) / f"{Path(file).stem}.model")
-                save_file(state.optimizer, Path(folder) / f"{Path(file).stem}.optimizer")
+                save_file(state.model, Path(folder) / f"{file.replace(' ', '_')}.model")
+                save_file(state.optimizer, Path(folder) / f"{file.replace(' ', '_')}.optimizer")
                 found = {"scalars": state.scalars, "straight": straight, "resumed": resumed, "again": again}
-                (Path(folder) / f"{Path(file).stem}.json").write_text(json.dumps(found))
+                (Path(folder) / f"{file.replace(' ', '_')}.json").write_text(json.dumps(found))
 
     _in_world(work, silence_s=120)
 
@@ -432,7 +434,7 @@ def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
     def work(ranks: World) -> None:
         _let_any_cpu_compute_fp16()
         for file in files:
-            stem = Path(folder) / Path(file).stem
+            stem = Path(folder) / file.replace(" ", "_")
             setup = training_setup(tiny_bert)
             engine = engine_for(setup[0], file, ranks, _warming_up(ranks))
             state = None
@@ -703,7 +705,7 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
                 model, tokens, split, negatives = training_setup(tiny_bert)
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
                 weights: Any = {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}
-                config = Config(train=train, deepspeed_config=file, loss=LossConfig(**weights))
+                config = in_mode(Config(train=train, loss=LossConfig(**weights)), file)
                 settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
                 engine = Engine(model, train, settings, ranks, STEPS)
                 before = engine.weights()
@@ -727,7 +729,7 @@ def losses_by_dropout(tiny_bert: str, out: str) -> None:
             for micro in (BATCH // ranks.size, BATCH // ranks.size, 1):
                 model, tokens, split, negatives = training_setup(tiny_bert, dropout=dropout)
                 config = Config(train=TrainConfig(global_batch_size=BATCH, micro_batch_size=micro))
-                engine = engine_for(model, "ds_configs/zero1_fp32.json", ranks, config.train)
+                engine = engine_for(model, "zero1 fp32", ranks, config.train)
                 parts = first_step(engine, config, ranks, tokens, split, negatives)
                 losses.setdefault(str(dropout), []).append(ranks.all_reduce_mean(parts)[0].item())
         if ranks.is_main:

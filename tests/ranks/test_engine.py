@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.modes import MODES
 from tests.ranks import cases
 from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
-FILES = sorted(str(path) for path in Path("ds_configs").glob("zero*_*[0-9]*.json"))
 
 
 def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]:
@@ -53,12 +53,12 @@ def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]
 
 def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
     ends, _ = run_ranks(
-        "stages_and_precisions", 2, timeout_s=400, tiny_bert=str(tiny_bert), files=FILES, out=str(tmp_path / "out.json")
+        "stages_and_precisions", 2, timeout_s=400, tiny_bert=str(tiny_bert), files=MODES, out=str(tmp_path / "out.json")
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     losses, norms, embeddings = plain_loop(tiny_bert)
-    assert len(found) == len(FILES) >= 14
+    assert len(found) == len(MODES) >= 14
     for file, run in found.items():
         if "fp32" in file:
             # Sums in another order: 2e-7 relative was seen over the 20 steps, and a wrong sample or scale makes 1e-2.
@@ -80,20 +80,20 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_ber
 
 def test_the_applied_update_is_the_clipped_gradient(tiny_bert: Path, tmp_path: Path) -> None:
     ends, _ = run_ranks(
-        "clipped_updates", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=FILES, out=str(tmp_path / "out.json")
+        "clipped_updates", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(tmp_path / "out.json")
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     for file, run in json.loads((tmp_path / "out.json").read_text()).items():
         assert run["norm"] > 1.0, file
         assert run["coef"] == pytest.approx(0.1 / run["norm"]), file
-        precision = Path(file).stem.split("_")[1]
+        precision = file.split()[1]
         # bf16 weights near 1 cannot express every small step, so their update is rounded.
         assert run["moved"] == pytest.approx(0.1, rel={"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}[precision]), file
 
 
 def test_in_bf16_the_gradient_of_many_tokens_is_near_that_in_fp32(tiny_bert: Path, tmp_path: Path) -> None:
     """PyTorch sums the gradients of norms and embeddings over all tokens in bf16 on CPUs."""
-    files = ["ds_configs/zero0_fp32.json", *(f"ds_configs/zero{stage}_bf16.json" for stage in range(4))]
+    files = ["zero0 fp32", *(f"zero{stage} bf16" for stage in range(4))]
     ends, _ = run_ranks(
         "gradients_of_many_tokens", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(tmp_path / "out.json")
     )

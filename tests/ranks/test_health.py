@@ -51,7 +51,7 @@ TROUBLES = {
     "texts that differ in capitals": Trouble("close negatives", "remove near-duplicates"),
     "slow data": Trouble("data stall", "more CPU cores", injected="slow data"),
     "a loss scale that doubles every second step": Trouble(
-        "fp16 overflow", "zero1_bf16", {"train__epochs": 20}, injected="fp16"
+        "fp16 overflow", "train.precision bf16", {"train__epochs": 20, "train__precision": "auto"}, injected="fp16"
     ),
 }
 
@@ -66,7 +66,7 @@ def test_a_trouble_is_named_with_advice(tiny_bert: Path, write_corpus: WriteCorp
         case "texts that differ in capitals":
             arguments |= {(s, "shout", d, c, n, k): t.upper() for (s, _, d, c, n, k), t in arguments.items()}
         case "a loss scale that doubles every second step":
-            file = tmp_path / "zero1_fp16.json"
+            file = tmp_path / "fp16.json"
             fp16 = {"enabled": True, "initial_scale_power": 24, "loss_scale_window": 2, "hysteresis": 1}
             file.write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 1}}))
             settings["deepspeed_config"] = file

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.modes import MODES
 from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
-FILES = sorted(str(path) for path in Path("ds_configs").glob("zero*_*[0-9]*.json"))
 
 
 def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks(tiny_bert: Path, tmp_path: Path) -> None:
-    arguments = {"tiny_bert": str(tiny_bert), "files": FILES, "folder": str(tmp_path), "timeout_s": 400}
+    arguments = {"tiny_bert": str(tiny_bert), "files": MODES, "folder": str(tmp_path), "timeout_s": 400}
     for case, size in (("save_and_go_on", 2), ("go_on_elsewhere", 1), ("go_on_elsewhere", 4)):
         ends, _ = run_ranks(case, size, **arguments)  # type: ignore[arg-type]
         assert [end.code for end in ends] == [0] * size, (case, size, ends[0].stderr[-3000:], ends[-1].stderr[-3000:])
-    for file in FILES:
-        name = Path(file).stem
+    for mode in MODES:
+        name = mode.replace(" ", "_")
         found = json.loads((tmp_path / f"{name}.json").read_text())
         straight = found["straight"]
         assert found["resumed"] == straight, name
@@ -36,7 +36,7 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
 def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ends, _ = run_ranks(
-        "a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=FILES, out=str(out)
+        "a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(out)
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     for file, (same, skipped, steps, applied, lr) in json.loads(out.read_text()).items():
@@ -47,11 +47,11 @@ def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(
 def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tmp_path: Path) -> None:
     files = {}
     for stage, hysteresis in ((1, 1), (2, 1), (3, 1), (1, 2)):
-        settings = json.loads(Path(f"ds_configs/zero{stage}_fp16.json").read_text())
+        settings = json.loads(Path(f"ds_configs/zero{stage}.json").read_text())
         settings["fp16"] |= {"initial_scale_power": 24, "hysteresis": hysteresis}
         file = tmp_path / f"zero{stage}_{hysteresis}.json"
         file.write_text(json.dumps(settings))
-        files[str(file)] = hysteresis
+        files[f"{file} fp16"] = hysteresis
     out = tmp_path / "out.json"
     ends, _ = run_ranks("overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]

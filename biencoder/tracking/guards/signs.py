@@ -73,10 +73,9 @@ def fp16_overflow(history: History) -> Finding | None:
     recent = sum(step > first for step in history.skipped)
     if recent < OVERFLOWS:
         return None
-    bf16 = history.config.deepspeed_config.replace("fp16", "bf16")
     return Finding(
         f"{recent} of the last 100 steps overflowed in fp16; {OVERFLOWS} or more mean that no loss scale fits",
-        any_of(history.setting("deepspeed_config", bf16) + " where the GPU has bf16", history.lower_lr(3)),
+        any_of(history.setting("train.precision", "bf16") + " where the GPU has bf16", history.lower_lr(3)),
     )
 
 

@@ -1,13 +1,6 @@
-"""The DeepSpeed engine behind four verbs: call it, `backward`, `step`, and read `report`. Nothing else imports deepspeed.
+"""The DeepSpeed engine behind four verbs: call it, `backward`, `step`, and read `report`."""
 
-ZeRO stage and precision come from the user's DeepSpeed JSON; batch sizes, accumulation and clipping from ours, and a JSON
-that says otherwise is refused, so that every number has one owner.
-"""
-
-import json
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,19 +8,15 @@ from typing import Any
 
 import torch
 
-from biencoder import environment
-from biencoder.config import Config, TrainConfig, find_file
+from biencoder.config import TrainConfig
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.world import World
-from biencoder.errors import ConfigError
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.optim import build_optimizer, schedule
-from biencoder.training.engine.precision import Precision
+from biencoder.training.engine.settings import Settings, import_deepspeed, precision_of
 from biencoder.training.engine.state import EngineState, EngineTensors
 from biencoder.training.engine.stopwatch import Stopwatch
-
-Settings = dict[str, Any]
 
 _PASS_COST = {"cpu": 100.0, "cuda": 5000.0}
 """Tokens that train in the time of one further pass's overhead. cpu: measured with MiniLM; cuda: estimated from the number
@@ -51,74 +40,11 @@ class StepReport:
     """Seconds of this rank's forward passes since the last report."""
 
 
-def read_settings(config: Config, world_size: int, *, auto: Precision = "fp32") -> Settings:  # noqa: C901, PLR0912 - refusals
-    """The user's DeepSpeed JSON with our batch sizes and clipping filled in.
-
-    Args:
-        auto: the precision to take where the JSON leaves it open (`"enabled": "auto"`), the same on all ranks.
-
-    Raises:
-        ConfigError: the file is missing or no JSON, sets what another key owns, or asks for what does not work.
-    """
-    path = find_file(config.deepspeed_config)
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"deepspeed_config {config.deepspeed_config} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"deepspeed_config {config.deepspeed_config} is not valid JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"deepspeed_config {config.deepspeed_config} must hold a JSON object")
-    train = config.train
-    owned = {
-        "train_batch_size": ("train.global_batch_size", train.global_batch_size),
-        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", train.micro_batch(world_size)),
-        "gradient_accumulation_steps": ("train.micro_batch_size", train.accumulation(world_size)),
-        "gradient_clipping": ("train.clip_norm", train.clip_norm),
-    }
-    for key, (owner, value) in owned.items():
-        if settings.get(key, "auto") not in ("auto", value):
-            raise ConfigError(
-                f"deepspeed_config {config.deepspeed_config} sets {key} to {settings[key]}, but {owner} makes it {value}; "
-                'write "auto" there'
-            )
-        settings[key] = value
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise ConfigError(f"deepspeed_config {config.deepspeed_config} sets {key}, which train.* decides; remove it")
-    for precision in ("bf16", "fp16"):
-        if settings.get(precision, {}).get("enabled") == "auto":
-            settings[precision]["enabled"] = precision == auto
-    zero = settings.setdefault("zero_optimization", {"stage": 0})
-    if settings.get("fp16", {}).get("enabled") and zero.get("stage", 0) == 0:
-        raise ConfigError(
-            f"deepspeed_config {config.deepspeed_config} asks for fp16 with ZeRO stage 0, where DeepSpeed applies updates "
-            "divided by the loss scale; use stage 1 (same memory for one rank) or bf16"
-        )
-    device = _import_deepspeed().get_accelerator()
-    for precision, supported in (("fp16", device.is_fp16_supported), ("bf16", device.is_bf16_supported)):
-        if settings.get(precision, {}).get("enabled") and not supported():
-            raise ConfigError(
-                f"deepspeed_config {config.deepspeed_config} asks for {precision}, which this machine's "
-                f"{device.device_name()} does not compute; take a file with another precision, say "
-                f"ds_configs/zero{zero.get('stage', 0)}_fp32.json"
-            )
-    if "offload_optimizer" in zero:
-        settings["zero_force_ds_cpu_optimizer"] = False  # our torch optimizer runs on the CPU as well
-    return settings
-
-
-def precision_of(settings: Settings) -> Precision:
-    return (
-        "fp16" if settings.get("fp16", {}).get("enabled") else "bf16" if settings.get("bf16", {}).get("enabled") else "fp32"
-    )
-
-
 class Engine:
     """A model under DeepSpeed. Calls, `backward` and `step` are collective: every rank makes them equally often."""
 
     def __init__(self, model: BiEncoder, config: TrainConfig, settings: Settings, world: World, total_steps: int) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.model = model
         self.device = world.device
         self.lr_factor = 1.0
@@ -269,7 +195,7 @@ class Engine:
         if self._stage < 3:
             return nullcontext()
         self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
-        return _import_deepspeed().zero.GatheredParameters(list(module.parameters()))
+        return import_deepspeed().zero.GatheredParameters(list(module.parameters()))
 
 
 @contextmanager
@@ -280,19 +206,3 @@ def _without_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         del optimizer.step
-
-
-def _import_deepspeed() -> Any:
-    """Import DeepSpeed without its chatter, and without the C++ compilation that it would start on a CPU."""
-    if not torch.cuda.is_available():
-        environment.set_default("DS_ACCELERATOR", "cpu")
-    # DeepSpeed 0.19 calls collectives by names that newer PyTorch renames; both work.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed  # noqa: TID251 - this folder knows DeepSpeed
-    from deepspeed.ops import __compatible_ops__  # noqa: TID251 - this folder knows DeepSpeed
-    from deepspeed.utils import groups  # noqa: TID251 - this folder knows DeepSpeed
-
-    groups._release_process_group_references()  # those of an earlier run in this process have been destroyed
-    __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    return deepspeed

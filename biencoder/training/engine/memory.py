@@ -10,7 +10,7 @@ import psutil
 from biencoder.config import Config
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
-from biencoder.training.engine.engine import Settings, precision_of
+from biencoder.training.engine.settings import Settings, precision_of
 
 GIB = 2**30
 _WORKING_BYTES = GIB // 2

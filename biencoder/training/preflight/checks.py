@@ -33,7 +33,6 @@ from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
 from biencoder.model.bi_encoder import build_model
-from biencoder.training.engine.engine import Settings, precision_of
 from biencoder.training.engine.memory import (
     available_bytes,
     bucket_bytes,
@@ -43,6 +42,7 @@ from biencoder.training.engine.memory import (
     state_bytes,
 )
 from biencoder.training.engine.precision import fast_precision
+from biencoder.training.engine.settings import Settings, precision_of
 from biencoder.training.plan import read_configuration, read_data, read_model
 from biencoder.training.preflight.judgements import (
     CheckResult,
