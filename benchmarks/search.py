@@ -40,13 +40,13 @@ from rich.table import Table
 
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.nearest import Rows, nearest_allowed
-from biencoder.retrieval.saved_index import KINDS, Kind, measured_recall, open_index, read_facts, write_index
+from biencoder.retrieval.saved_index import KINDS, IndexKind, measured_recall, open_index, read_facts, write_index
 
 TOP_K = 10
 MIB = 2**20
 
 
-def build(folder: Path, kind: Kind, size: int, dimension: int) -> dict[str, Any]:
+def build(folder: Path, kind: IndexKind, size: int, dimension: int) -> dict[str, Any]:
     """Write the folder."""
     rows = torch.from_numpy(clustered(size, dimension, np.arange(size // BLOCK)))
 
@@ -94,7 +94,7 @@ def search(folder: Path, size: int, dimension: int, queries: int) -> dict[str, A
     return found | {"recall": measured_recall(opened.index, opened.embedding_ND, queries_QD)}
 
 
-def run_case(kind: Kind, size: int, dimension: int, queries: int) -> dict[str, Any]:
+def run_case(kind: IndexKind, size: int, dimension: int, queries: int) -> dict[str, Any]:
     row: dict[str, Any] = {"kind": kind, "vectors": size, "dimension": dimension}
     with tempfile.TemporaryDirectory() as place:
         shape = ["--sizes", str(size), "--dimension", str(dimension), "--queries", str(queries), "--kinds", kind]

@@ -25,6 +25,8 @@ from pydantic.dataclasses import dataclass
 
 from biencoder.errors import ConfigError
 
+SPLITS = ("training", "validation", "test")
+"""Parts of a corpus, in the order in which they are shown."""
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 """Where the packages are: a checkout, or the site-packages that a wheel was installed into."""
 _IN_WHEEL = Path(__file__).resolve().parent / "shipped"

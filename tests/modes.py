@@ -2,8 +2,10 @@
 
 from biencoder.config import Config
 
-MODES = """zero0 fp32, zero0 bf16, zero1 fp32, zero1 bf16, zero1 fp16, zero2 fp32, zero2 bf16, zero2 fp16, zero2_offload bf16,
-zero2_offload fp16, zero3 fp32, zero3 bf16, zero3 fp16, zero3_offload bf16""".replace("\n", " ").split(", ")
+MODES = """zero0 fp32, zero0 bf16, zero1 fp32, zero1 bf16, zero1 fp16, zero2 fp32, zero2 bf16, zero2 fp16,
+zero2_offload bf16, zero2_offload fp16, zero3 fp32, zero3 bf16, zero3 fp16, zero3_offload bf16""".replace("\n", " ").split(
+    ", "
+)
 
 
 def settings_of(mode: str) -> tuple[str, str]:

@@ -8,8 +8,8 @@ Whatever its format, a corpus becomes a `Dataset`: every distinct text once, and
 Two arguments with the same text share one id, so "the same text" is an integer comparison everywhere after this.
 """
 
-from biencoder.data.dataset import SPLITS, Dataset, Split, load_dataset, load_texts
+from biencoder.data.dataset import Dataset, Split, load_dataset, load_texts
 from biencoder.data.forbidden import Forbidden
 from biencoder.data.members import Members
 
-__all__ = ["SPLITS", "Dataset", "Forbidden", "Members", "Split", "load_dataset", "load_texts"]
+__all__ = ["Dataset", "Forbidden", "Members", "Split", "load_dataset", "load_texts"]

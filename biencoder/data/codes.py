@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-Ids = npt.NDArray[np.int64]
+from biencoder.data.ids import Ids
 
 
 def found_in(sorted_codes: Ids, wanted: Ids) -> npt.NDArray[np.bool_]:

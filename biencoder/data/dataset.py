@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from biencoder.config import find_file
+from biencoder.config import SPLITS, find_file
 from biencoder.data.cleaning import tidier
 from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, pair_up
 from biencoder.errors import DataError
-
-SPLITS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from biencoder.data.codes import found_in, spelled_out
 from biencoder.data.dataset import Split
-
-Ids = npt.NDArray[np.int64]
+from biencoder.data.ids import Ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 from scipy.cluster.hierarchy import DisjointSet
 
-Ids = npt.NDArray[np.int64]
+from biencoder.data.ids import Ids
 
 _LEAST_SHARED = 0.5
 _WORDS = 3

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
-from biencoder.data.records import Findings, Kind, Record
+from biencoder.data.records import Findings, Record, Role
 from biencoder.data.tables import SUFFIXES, Table, encodable, listed, read_table, regular_file
 from biencoder.errors import DataError
 
@@ -122,7 +122,7 @@ def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
         theme, debate, stance, _ = parts
         if not encodable(theme + debate):
             raise DataError(f"the name of {str(path.parent)!a} is not UTF-8; rename the folder")
-        kind: Kind = "point" if match["kind"] == "point" else "counter"
+        kind: Role = "point" if match["kind"] == "point" else "counter"
         yield Record(theme, debate, stance, match["number"], kind, _read_text(path), str(path))
 
 
@@ -174,7 +174,7 @@ def _read_pairs(table: Table, split: str) -> Iterable[tuple[str, Record]]:
             raise DataError(f"{row.source}: split is {told!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
         names = {key: row.name(key) for key in ("domain", "topic", "stance")}
         utterance_id = row.name("id") or f"{number:09d}"
-        for kind in get_args(Kind):
+        for kind in get_args(Role):
             yield (
                 name,
                 Record(**names, utterance_id=utterance_id, kind=kind, text=row.text(kind), source=row.source, row=number),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["point", "counter"]
+Role = Literal["point", "counter"]
 _Place = tuple[int, str, str, str, str]
 
 
@@ -18,7 +18,7 @@ class Record:
     topic: str
     stance: str
     utterance_id: str
-    kind: Kind
+    kind: Role
     text: str
     source: str
     """Where it was read, for messages: a path, or `file:line`."""

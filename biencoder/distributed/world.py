@@ -4,7 +4,7 @@ Two groups of processes stand behind it. The training group (nccl on GPUs, gloo 
 real hang is found. The control group (gloo) has a long one: the other ranks wait on it while rank 0 mines, evaluates or
 saves. Only this module and join.py import torch.distributed.
 
-R: rows, D: dimension, Q: queries, k: answers of each.
+R: rows, D: dimension.
 """
 
 import sys
@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist  # noqa: TID251 - this folder knows about ranks
 
@@ -131,20 +129,13 @@ class World:
             dist.broadcast(values, src=source, group=self._control)
         return values
 
-    def nearest(
-        self, ids_Qk: npt.NDArray[np.int64], distance_Qk: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """For each query the k nearest of the ranks' answers (ids, distances), ties to the lower id, nearest first. Every
-        rank takes part."""
+    def all_gather_cpu(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's CPU tensor (equal shapes) on every rank, in rank order, without gradient. Every rank takes part."""
         if self.size == 1:
-            return ids_Qk, distance_Qk
-        columns: list[list[torch.Tensor]] = []
-        for part in (torch.from_numpy(ids_Qk), torch.from_numpy(distance_Qk)):
-            columns.append([torch.empty_like(part) for _ in range(self.size)])
-            dist.all_gather(columns[-1], part.contiguous(), group=self._control)
-        all_ids, all_distances = (torch.cat(parts, dim=1).numpy() for parts in columns)
-        order_Qk = np.lexsort((all_ids, all_distances), axis=1)[:, : ids_Qk.shape[1]]
-        return np.take_along_axis(all_ids, order_Qk, axis=1), np.take_along_axis(all_distances, order_Qk, axis=1)
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values.contiguous(), group=self._control)
+        return gathered
 
     def all_gather(self, rows_RD: torch.Tensor) -> torch.Tensor:
         """Differentiable all-gather: every rank's rows (equal shapes) on every rank, in rank order.

@@ -16,10 +16,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from biencoder.data import Dataset, Split
+from biencoder.data.ids import Ids
 from biencoder.data.near_duplicates import near_duplicates
 from biencoder.errors import DataError
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

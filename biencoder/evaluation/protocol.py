@@ -22,13 +22,13 @@ import torch
 
 from biencoder.data import Split
 from biencoder.data.codes import found_in
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.evaluation.metrics import calibration_error, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.reranking import pair_probability
 
-Ids = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 * 2**20
 
 

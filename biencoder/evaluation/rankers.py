@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
+from biencoder.data.ids import Ids
 from biencoder.evaluation.protocol import (
     HeldCandidates,
     Ranking,
@@ -24,7 +24,6 @@ from biencoder.model.bi_encoder import PairClassifier
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.reranking import pair_probability
 
-Ids = npt.NDArray[np.int64]
 _CHUNK_BYTES = 256 * 2**20
 
 

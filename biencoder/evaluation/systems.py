@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from biencoder.config import ModelConfig
+from biencoder.data.ids import Ids
 from biencoder.errors import ModelError
 from biencoder.evaluation.baselines import BM25, TF_IDF, bm25, tf_idf
 from biencoder.evaluation.comparison import System
@@ -14,8 +12,6 @@ from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.retrieval.embedders import NamedModel
 from biencoder.retrieval.foreign_model import SentenceFolder
 from biencoder.retrieval.trained_model import TrainedModel
-
-Ids = npt.NDArray[np.int64]
 
 
 def model_system(model: NamedModel, texts: Sequence[str], text_ids_N: Ids) -> System:

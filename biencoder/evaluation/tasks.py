@@ -25,12 +25,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from biencoder.data import Split
+from biencoder.data.ids import Ids
 from biencoder.errors import ConfigError, DataError
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

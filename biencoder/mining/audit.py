@@ -9,14 +9,12 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from biencoder.data import Forbidden, Split
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.retrieval.embedding import EmbeddedTexts
-
-Ids = npt.NDArray[np.int64]
 
 NEAR_COPY = 0.2
 """A text is nearly a copy of another if their distance is below this share of that of two texts drawn at random."""

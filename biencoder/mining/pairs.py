@@ -16,15 +16,15 @@ import torch
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.cleaning import tidier
-from biencoder.data.records import Kind, Pair, Record
+from biencoder.data.records import Pair, Record, Role
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, DataError
 from biencoder.mining.refresh import Miner
 from biencoder.model.bi_encoder import Side, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.nearest import Embeddings
 
-Embeddings = npt.NDArray[np.float32]
-_KINDS: tuple[Kind, Kind] = ("point", "counter")
+_KINDS: tuple[Role, Role] = ("point", "counter")
 _SIDES: tuple[Side, Side] = ("query", "candidate")
 
 

@@ -19,6 +19,7 @@ import torch
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError
 from biencoder.mining.audit import Audit, audit, churn
@@ -36,7 +37,6 @@ from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.build import build_index
 from biencoder.retrieval.embedding import EmbeddedTexts
 
-Ids = npt.NDArray[np.int64]
 _BALL_TREE_TEXTS = 20_000
 """Up to which the ball tree answers a few queries in a second."""
 

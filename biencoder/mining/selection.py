@@ -11,15 +11,14 @@ import numpy.typing as npt
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.errors import DataError
 from biencoder.retrieval.build import reference_index
 from biencoder.retrieval.embedding import EmbeddedTexts
-from biencoder.retrieval.nearest import NegativeIndex, nearest_allowed
+from biencoder.retrieval.nearest import Distances, NegativeIndex, nearest_allowed, nearest_of_ranks
 from biencoder.rng import uniforms
 
-Ids = npt.NDArray[np.int64]
-Distances = npt.NDArray[np.float64]
 _MAX_DRAWS = 64
 
 
@@ -122,7 +121,7 @@ def nearest_negatives(
             index, vectors_ND, queries.embedding.numpy(), allowed, count=count, least_distance_Q=least_Q
         )
         texts_Qk = np.where(rows_Qk >= 0, embedded.text_ids_N[rows_Qk] if len(embedded.text_ids_N) else -1, -1)
-        mined[block], distance[block] = world.nearest(texts_Qk, distance_Qk)
+        mined[block], distance[block] = nearest_of_ranks(texts_Qk, distance_Qk, world)
     return mined, distance
 
 

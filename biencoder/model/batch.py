@@ -1,14 +1,12 @@
 """From sample positions to what the forward takes: distinct texts in groups of similar length, and rows into them."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from biencoder.data import Split
+from biencoder.data.ids import Ids
 from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
 from biencoder.model.bi_encoder import TripletBatch
-
-Ids = npt.NDArray[np.int64]
 
 
 def triplet_batch(

@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.neighbors import BallTree
 
-from biencoder.retrieval.nearest import Rows, Vectors
+from biencoder.retrieval.nearest import Embeddings, Rows
 
 
 class BallTreeIndex:
@@ -11,9 +11,9 @@ class BallTreeIndex:
 
     exact = True
 
-    def __init__(self, vectors_ND: Vectors) -> None:
+    def __init__(self, vectors_ND: Embeddings) -> None:
         self._tree = BallTree(vectors_ND, leaf_size=2)
 
-    def search(self, queries_QD: Vectors, k: int) -> Rows:
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
         rows: Rows = self._tree.query(queries_QD, k=k, return_distance=False).astype(np.int64)
         return rows

@@ -1,10 +1,10 @@
 """The index that a configuration names. Imports wait until one is built: a run needs scikit-learn or FAISS, not both."""
 
 from biencoder.config import MiningConfig
-from biencoder.retrieval.nearest import NegativeIndex, NothingHeld, Vectors
+from biencoder.retrieval.nearest import Embeddings, NegativeIndex, NothingHeld
 
 
-def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+def build_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
     """Index these vectors; rows are numbered in their order."""
     if not len(vectors_ND):
         return NothingHeld(exact=config.exact)
@@ -17,7 +17,7 @@ def build_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
     return FaissIndex(vectors_ND, config)
 
 
-def reference_index(vectors_ND: Vectors, config: MiningConfig) -> NegativeIndex:
+def reference_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
     """An exact one to hold others against: the ball tree, or a comparison with all vectors where they are, which copies
     none."""
     if config.index == "balltree" or not len(vectors_ND):

@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from biencoder.config import user_path
+from biencoder.data.ids import Ids
 from biencoder.model.bi_encoder import PairClassifier
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.foreign_model import SentenceFolder
 from biencoder.retrieval.trained_model import TrainedModel
-
-Ids = npt.NDArray[np.int64]
 
 
 class Embedder(Protocol):

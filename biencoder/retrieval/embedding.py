@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 
 from biencoder.data.codes import found_in
+from biencoder.data.ids import Ids
 from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Side, Sides, Vectors
+from biencoder.retrieval.nearest import nearest_of_ranks
 
-Ids = npt.NDArray[np.int64]
 _MESSAGE_BYTES = 64 * 2**20
 """Bound of what rank 0 receives at once, and of a block of queries."""
 
@@ -93,7 +94,7 @@ class EmbeddedTexts:
             distance_Q1 = np.full((len(block), 1), np.inf)
             gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
             distance_Q1[here, 0] = torch.linalg.vector_norm(gap_QD, dim=1).double().numpy()
-            _, least_Q1 = world.nearest(np.zeros((len(block), 1), dtype=np.int64), distance_Q1)
+            _, least_Q1 = nearest_of_ranks(np.zeros((len(block), 1), dtype=np.int64), distance_Q1, world)
             distance_X[block] = least_Q1[:, 0]
         return distance_X
 

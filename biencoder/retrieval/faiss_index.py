@@ -13,11 +13,11 @@ import numpy as np
 
 from biencoder.config import MiningConfig
 from biencoder.distributed.idle_cores import own_cores
-from biencoder.retrieval.nearest import MOST_ROWS, Rows, Vectors
+from biencoder.retrieval.nearest import MOST_ROWS, Embeddings, Rows
 
 
 class FaissIndex:
-    def __init__(self, vectors_ND: Vectors, config: MiningConfig) -> None:
+    def __init__(self, vectors_ND: Embeddings, config: MiningConfig) -> None:
         vectors_ND = np.ascontiguousarray(vectors_ND)
         self.exact = config.exact
         self._index = _empty_index(vectors_ND, config)
@@ -29,7 +29,7 @@ class FaissIndex:
         with own_cores() if config.faiss_kind == "hnsw" else nullcontext():
             self._index.add(vectors_ND)
 
-    def search(self, queries_QD: Vectors, k: int) -> Rows:
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
         _, rows = self._index.search(np.ascontiguousarray(queries_QD), min(k, self._most_rows))
         rows_Qk: Rows = rows
         return rows_Qk
@@ -40,16 +40,21 @@ class FlatIndex:
 
     exact = True
 
-    def __init__(self, vectors_ND: Vectors) -> None:
+    def __init__(self, vectors_ND: Embeddings) -> None:
         self._vectors_ND = vectors_ND
 
-    def search(self, queries_QD: Vectors, k: int) -> Rows:
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
         _, rows = faiss.knn(queries_QD, self._vectors_ND, k)
         rows_Qk: Rows = rows
         return rows_Qk
 
 
-def _empty_index(vectors_ND: Vectors, config: MiningConfig) -> faiss.Index:
+def num_cells(num_vectors: int) -> int:
+    """Cells of an ivf index: 4 sqrt(N), with the 39 vectors for each that k-means wants."""
+    return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // 39))
+
+
+def _empty_index(vectors_ND: Embeddings, config: MiningConfig) -> faiss.Index:
     N, D = vectors_ND.shape
     if config.faiss_kind == "hnsw":
         graph = faiss.IndexHNSWFlat(D, 32)
@@ -57,8 +62,7 @@ def _empty_index(vectors_ND: Vectors, config: MiningConfig) -> faiss.Index:
         graph.hnsw.efSearch = config.hnsw_ef
         return graph
     if config.faiss_kind == "ivf":
-        cells = max(1, min(round(4 * math.sqrt(N)), N // 39))  # k-means wants 39 vectors for each cell
-        lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, cells)
+        lists = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, num_cells(N))
         lists.train(vectors_ND)
         lists.nprobe = config.ivf_probes
         return lists

@@ -5,8 +5,8 @@ exactly, and orders it by (distance, row); it asks for more neighbours while the
 So any two exact indexes give the same answer, ties included. A query that has not enough allowed rows among its 2,048
 nearest is compared with every vector, in blocks of bounded size: for it alone the mask is looked up for all rows.
 
-Q: queries, q: some of them, k: rows that an index returned, c: rows wanted, N: vectors, n: some of them, D: dimension,
-X: pairs of a query and a row.
+Q: queries, q: some of them, k: rows that an index returned, K: answers of all ranks, c: rows wanted, N: vectors, n: some of
+them, D: dimension, X: pairs of a query and a row.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from biencoder.distributed.world import World
 
 Rows = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
+Embeddings = npt.NDArray[np.float32]
 
 _ROUNDING = 1e-5
 """Relative error that an index's own squared distances may have: float32 by ||x||^2 + ||y||^2 - 2xy, with room to spare."""
@@ -37,7 +40,7 @@ class NegativeIndex(Protocol):
     exact: bool
     """Whether `search` never misses a nearer vector, but for rounding."""
 
-    def search(self, queries_QD: Vectors, k: int) -> Rows:
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
         """Row numbers (Q, k) of the k nearest vectors, or of fewer if k is above 2,048; an inexact index may return -1 for
         "none"."""
 
@@ -48,14 +51,14 @@ class NothingHeld:
     def __init__(self, *, exact: bool) -> None:
         self.exact = exact
 
-    def search(self, queries_QD: Vectors, k: int) -> Rows:
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
         return np.empty((len(queries_QD), 0), dtype=np.int64)
 
 
 def nearest_allowed(
     index: NegativeIndex,
-    vectors_ND: Vectors,
-    queries_QD: Vectors,
+    vectors_ND: Embeddings,
+    queries_QD: Embeddings,
     allowed: Allowed,
     *,
     count: int = 1,
@@ -93,14 +96,26 @@ def nearest_allowed(
     return best_Qc, distance_Qc
 
 
+def nearest_of_ranks(ids_Qk: Rows, distance_Qk: Distances, world: World) -> tuple[Rows, Distances]:
+    """For each query the k nearest of the ranks' answers (ids, distances), nearest first, ties to the lower id. Every rank
+    takes part."""
+    if world.size == 1:
+        return ids_Qk, distance_Qk
+    ids_QK, distance_QK = (
+        torch.cat(world.all_gather_cpu(torch.from_numpy(part)), dim=1).numpy() for part in (ids_Qk, distance_Qk)
+    )
+    order_Qk = np.lexsort((ids_QK, distance_QK), axis=1)[:, : ids_Qk.shape[1]]
+    return np.take_along_axis(ids_QK, order_Qk, axis=1), np.take_along_axis(distance_QK, order_Qk, axis=1)
+
+
 def _blocks(positions: Rows, size: int) -> list[Rows]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def _searched(
     index: NegativeIndex,
-    vectors_ND: Vectors,
-    queries_qD: Vectors,
+    vectors_ND: Embeddings,
+    queries_qD: Embeddings,
     allowed: Callable[[Rows], npt.NDArray[np.bool_]],
     least_q: Distances,
     k: int,
@@ -127,8 +142,8 @@ def _searched(
 
 
 def _scanned(
-    vectors_ND: Vectors,
-    queries_qD: Vectors,
+    vectors_ND: Embeddings,
+    queries_qD: Embeddings,
     allowed: Callable[[Rows], npt.NDArray[np.bool_]],
     least_q: Distances,
     count: int,
@@ -167,8 +182,8 @@ def _scanned(
 
 
 def _may_be_nearest(
-    block_nD: Vectors,
-    queries_qD: Vectors,
+    block_nD: Embeddings,
+    queries_qD: Embeddings,
     good_qn: npt.NDArray[np.bool_],
     least_q: Distances,
     last_q: Distances,
@@ -191,7 +206,7 @@ def _may_be_nearest(
     return near_qn
 
 
-def _distances(rows_XD: Vectors, queries_XD: Vectors) -> Distances:
+def _distances(rows_XD: Embeddings, queries_XD: Embeddings) -> Distances:
     """Euclidean distances in fp64 of these vectors, along the last axis."""
     difference_XD = rows_XD.astype(np.float64) - queries_XD.astype(np.float64)
     distances: Distances = np.sqrt(np.square(difference_XD).sum(-1))

@@ -14,14 +14,13 @@ ivf    k-means cells, 4 sqrt(N) of them; a search visits 32 (Jégou, Douze, Schm
 hnsw   a navigable small-world graph of 16 neighbours (Malkov, Yashunin 2018): slow to build, quickest to search
 
 ivf and hnsw keep 8 bits for a dimension. What they find is measured again with the vectors themselves, as what any index
-finds is (see mining/index.py), so distances and their order are exact. Nothing in the folder is a pickle.
+finds is (see nearest.py), so distances and their order are exact. Nothing in the folder is a pickle.
 
 N: texts, n: some of them, D: similarity embedding, H: hidden size, Q: queries.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,11 +35,11 @@ from biencoder.data.dataset import terminated
 from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.whole_folder import whole_folder
-from biencoder.retrieval.faiss_index import FlatIndex
+from biencoder.retrieval.faiss_index import FlatIndex, num_cells
 from biencoder.retrieval.nearest import NegativeIndex, Rows, nearest_allowed
 
-Kind = Literal["flat", "ivf", "hnsw"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+IndexKind = Literal["flat", "ivf", "hnsw"]
+KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 FACTS = "index.json"
 _CHUNK_TEXTS = 16_384
 _RECALL_AT, _RECALL_QUERIES = 10, 200
@@ -86,7 +85,7 @@ class CompactIndex:
 class Facts:
     """index.json."""
 
-    kind: Kind
+    kind: IndexKind
     num_texts: int
     model: str
     """Folder of the model that made the vectors."""
@@ -111,7 +110,7 @@ def write_index(
     folder: Path,
     texts: Sequence[str],
     *,
-    kind: Kind,
+    kind: IndexKind,
     clean: bool,
     model: str,
     model_sha256: str,
@@ -179,7 +178,7 @@ def _write_vectors(
     return arrays[0]
 
 
-def build_compact(vectors_ND: npt.NDArray[np.float32], kind: Kind) -> Any:
+def build_compact(vectors_ND: npt.NDArray[np.float32], kind: IndexKind) -> Any:
     """A FAISS index of these vectors, ivf or hnsw."""
     N, D = vectors_ND.shape
     index: Any  # the types of FAISS know nothing of its parts
@@ -187,8 +186,7 @@ def build_compact(vectors_ND: npt.NDArray[np.float32], kind: Kind) -> Any:
         index = faiss.index_factory(D, "HNSW16,SQ8")
         index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
     else:
-        cells = max(1, min(round(4 * math.sqrt(N)), N // 39))  # k-means wants 39 vectors for each cell
-        index = faiss.index_factory(D, f"IVF{cells},SQ8")
+        index = faiss.index_factory(D, f"IVF{num_cells(N)},SQ8")
         index.cp.max_points_per_centroid = 64  # a sample of this size finds cells as good in a quarter of the time
         index.nprobe = 32
     index.train(vectors_ND)
@@ -201,12 +199,12 @@ def measured_recall(
 ) -> float:
     """Share of the 10 nearest vectors that a search finds."""
 
-    def every(_: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
+    def allow_all(_: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
         return rows_Qk >= 0
 
     count = min(_RECALL_AT, len(vectors_ND))
     true_Qk, found_Qk = (
-        nearest_allowed(some, vectors_ND, queries_QD, every, count=count)[0] for some in (FlatIndex(vectors_ND), index)
+        nearest_allowed(some, vectors_ND, queries_QD, allow_all, count=count)[0] for some in (FlatIndex(vectors_ND), index)
     )
     return float((true_Qk[:, :, None] == found_Qk[:, None, :]).any(2).mean())
 

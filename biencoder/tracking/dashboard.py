@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from biencoder.config import SPLITS
 from biencoder.tracking.names import CHECKPOINT, CLOSEST, HARDNESS, STEP, accuracy, examples
 
 with warnings.catch_warnings():
@@ -21,7 +22,6 @@ with warnings.catch_warnings():
     from wandb_workspaces.reports.v2.interface import LinePlot, WeavePanelSummaryTable
 
 NAME = "Bi-encoder"
-_SPLITS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
         Texts(CLOSEST),
     ],
     "Retrieval": [
-        Curves("Accuracy@1", [accuracy(split, "embedding") for split in _SPLITS]),
-        Curves("Accuracy@1, re-ranked", [accuracy(split, "rerank") for split in _SPLITS]),
+        Curves("Accuracy@1", [accuracy(split, "embedding") for split in SPLITS]),
+        Curves("Accuracy@1, re-ranked", [accuracy(split, "rerank") for split in SPLITS]),
         Curves("Validation accuracy@1, @5, @10", [f"eval/validation/embedding/accuracy@{k}" for k in (1, 5, 10)]),
         Curves("Validation MRR and nDCG", [f"eval/validation/embedding/{name}@10" for name in ("mrr", "ndcg")]),
         Curves(

@@ -5,11 +5,14 @@ A line is whole once its newline is there. Whoever reads passes over a torn last
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from biencoder.errors import tell
+
+Line = Mapping[str, Any]
+"""One JSON object of a record."""
 
 
 def whole_end(content: bytes) -> int:

@@ -6,7 +6,7 @@ STEP, MINE, EVAL and CHECKPOINT say what each kind of record holds; {split} and 
 
 from typing import Literal
 
-Kind = Literal["step", "eval", "mine", "checkpoint", "event", "histogram", "table"]
+RecordKind = Literal["step", "eval", "mine", "checkpoint", "event", "histogram", "table"]
 Metrics = dict[str, float]
 
 STEP = {

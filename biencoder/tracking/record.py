@@ -6,7 +6,6 @@ record.frame("step")["train/loss"]
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +14,9 @@ import pandas as pd
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
-from biencoder.tracking.json_lines import whole_end
-from biencoder.tracking.names import Kind, accuracy
+from biencoder.tracking.json_lines import Line, whole_end
+from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json
-
-Line = Mapping[str, Any]
 
 _LATELY_S = 900
 
@@ -66,12 +63,12 @@ class RunRecord:
         lately = bool(self.lines) and time.time() - self.lines[-1]["time"] < _LATELY_S
         return "running" if lately else "unfinished"
 
-    def of(self, kind: Kind, name: str | None = None) -> list[Line]:
+    def of(self, kind: RecordKind, name: str | None = None) -> list[Line]:
         """The lines of one kind; of tables and histograms those with this name, of events those of this event."""
         key = "event" if kind == "event" else "name"
         return [line for line in self.lines if line["kind"] == kind and name in (None, line.get(key))]
 
-    def frame(self, kind: Kind) -> pd.DataFrame:
+    def frame(self, kind: RecordKind) -> pd.DataFrame:
         """The numbers of one kind, a row a record: `step`, `epoch`, `time`, and the metrics of tracking/names.py."""
         frame = pd.DataFrame([{name: _number(name, value) for name, value in line.items()} for line in self.of(kind)])
         return frame.drop(columns="kind", errors="ignore")

@@ -19,13 +19,13 @@ from biencoder.tracking.channel import Channel
 from biencoder.tracking.guards import Alert, Guards
 from biencoder.tracking.json_lines import say_cut, whole_end, whole_lines
 from biencoder.tracking.live_report import LiveReport
-from biencoder.tracking.names import PROVENANCE, Kind, Metrics
+from biencoder.tracking.names import PROVENANCE, Metrics, RecordKind
 from biencoder.tracking.numbers import to_json
 from biencoder.tracking.wandb_run import CALL_LIMIT_S, FINISH_LIMIT_S, START_LIMIT_S, WandbRun, end_service, start_wandb
 
 
 class Tracker(Protocol):
-    def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
+    def log(self, kind: RecordKind, *, step: int, epoch: int, metrics: Metrics) -> None:
         """Record numbers under their names."""
 
     def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
@@ -54,7 +54,7 @@ class Tracker(Protocol):
 class Silent:
     """The tracker of every rank but 0."""
 
-    def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
+    def log(self, kind: RecordKind, *, step: int, epoch: int, metrics: Metrics) -> None:
         pass
 
     def histogram(self, name: str, *, step: int, epoch: int, edges: list[float], counts: list[int]) -> None:
@@ -105,7 +105,7 @@ class Recorder:
         self._guards = self._to_guards.run(new_guards) if new_guards else None
         self._rewound = False
 
-    def log(self, kind: Kind, *, step: int, epoch: int, metrics: Metrics) -> None:
+    def log(self, kind: RecordKind, *, step: int, epoch: int, metrics: Metrics) -> None:
         self._write(kind, step, epoch, {name: to_json(value) for name, value in metrics.items()})
         if self._report:
             self._to_report.run(self._report.refresh)
@@ -170,7 +170,7 @@ class Recorder:
         if wandb := self._wandb:
             self._to_wandb.run(lambda: wandb.finish(model), limit_s=FINISH_LIMIT_S)
 
-    def _write(self, kind: Kind, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
+    def _write(self, kind: RecordKind, step: int, epoch: int, fields: Mapping[str, Any]) -> None:
         line = {"kind": kind, "step": step, "epoch": epoch, "time": round(time.time(), 3), **fields}
         self._write_out(json.dumps(line).encode() + b"\n")
         if wandb := self._wandb:

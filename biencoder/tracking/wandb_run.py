@@ -7,7 +7,6 @@ what the process of W&B lost when it was killed is given again.
 """
 
 import json
-import os
 import re
 import secrets
 import warnings
@@ -20,11 +19,12 @@ import numpy as np
 import psutil
 
 from biencoder import environment
-from biencoder.config import TrackingConfig
+from biencoder.config import SPLITS, TrackingConfig
 from biencoder.tracking.channel import Channel, reason, warn, within
 from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, accuracy
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.wandb_log import Given, key_of, read_given
+from biencoder.tracking.whole_file import replace_file
 
 CALL_LIMIT_S = 60.0
 """Seconds that a call may take before W&B is given up."""
@@ -48,7 +48,7 @@ class WandbRun:
         for names, axis in ((STEP, "step"), (CHECKPOINT, "step"), (MINE, "epoch"), (EVAL, "epoch")):
             for prefix in {name.split("/")[0] for name in names}:
                 run.define_metric(f"{prefix}/*", step_metric=axis)
-        for split in ("training", "validation", "test"):
+        for split in SPLITS:
             run.define_metric(accuracy(split, "embedding"), step_metric="epoch", summary="max,last")
 
     def follow(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -183,11 +183,8 @@ def _run_id(run_dir: Path) -> str:
         return held
     if held is not None:
         warn(f"{file} holds no run id of Weights & Biases; a new run begins there")
-    given = environment.wandb_sweep_run_id()
-    made = given or secrets.token_hex(4)
-    fresh = file.with_name(".wandb-id.new")
-    fresh.write_text(made)
-    os.replace(fresh, file)
+    made = environment.wandb_sweep_run_id() or secrets.token_hex(4)
+    replace_file(file, made)
     return made
 
 

@@ -22,15 +22,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from biencoder.config import LossConfig
 from biencoder.data import Forbidden, Split
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores
 
-Ids = npt.NDArray[np.int64]
 _BLOCK_BYTES = 64 * 2**20
 """Of the logits that exist at a time; 512 points with 32,768 candidates."""
 

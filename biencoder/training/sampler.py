@@ -4,11 +4,9 @@ N: samples, S: steps in an epoch, G: samples in a global batch, R: ranks, A: acc
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from biencoder.data.ids import Ids
 from biencoder.rng import permutation
-
-Ids = npt.NDArray[np.int64]
 
 
 def global_batches(*, num_samples: int, global_batch_size: int, seed: int, epoch: int, group_N: Ids | None = None) -> Ids:

@@ -12,8 +12,8 @@ from statistics import median
 
 import pytest
 
-from biencoder.config import PROJECT_ROOT, load_config
-from biencoder.data import SPLITS, load_dataset
+from biencoder.config import PROJECT_ROOT, SPLITS, load_config
+from biencoder.data import load_dataset
 
 ROOT = PROJECT_ROOT / "examples" / "debates"
 HANDBOOK = PROJECT_ROOT / "examples" / "handbook"

@@ -19,7 +19,8 @@ from biencoder.retrieval import saved_index as search_index
 from biencoder.retrieval.faiss_index import FlatIndex
 from biencoder.retrieval.saved_index import (
     Facts,
-    Kind,
+    FlatIndex,
+    IndexKind,
     SearchIndex,
     build_compact,
     check_texts,
@@ -35,7 +36,7 @@ QUERIES = ["taxes rise", TEXTS[17], "a lazy   dog argues"]
 
 
 def write(
-    folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: Kind = "flat", *, clean: bool = True
+    folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: IndexKind = "flat", *, clean: bool = True
 ) -> Facts:
     model = TrainedModel.load(str(model_folder))
     return search_index.write_index(
@@ -69,7 +70,7 @@ def assert_same(found: list[Hit], expected: list[Hit]) -> None:
     ids=str,
 )
 def test_a_saved_index_finds_what_one_in_memory_finds(
-    tiny_bert: Path, tmp_path: Path, kind: Kind, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path, tmp_path: Path, kind: IndexKind, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_index, "_CHUNK_TEXTS", 32)  # the last chunk is not full
     export(tiny_bert, tmp_path / "model", pooling="mean", **settings)
@@ -230,7 +231,7 @@ def test_recall_counts_what_a_search_misses() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_compact_indexes_find_nearly_everything_in_clusters(kind: Kind) -> None:
+def test_compact_indexes_find_nearly_everything_in_clusters(kind: IndexKind) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(100, 32, generator=generator)
     vectors_ND = (centres.repeat(30, 1) + 0.7 * torch.randn(3000, 32, generator=generator)).numpy()

@@ -14,8 +14,9 @@ signs           one function for each guard
 from dataclasses import dataclass
 
 from biencoder.config import Config
-from biencoder.tracking.guards.history import History, Line
+from biencoder.tracking.guards.history import History
 from biencoder.tracking.guards.signs import GUARDS
+from biencoder.tracking.json_lines import Line
 
 _QUIET = 20
 """Records without its sign after which a guard may raise again."""

@@ -3,13 +3,10 @@
 import math
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Mapping
-from typing import Any
 
 from biencoder.config import Config
+from biencoder.tracking.json_lines import Line
 from biencoder.tracking.numbers import from_json
-
-Line = Mapping[str, Any]
 
 _LONGEST = 40
 

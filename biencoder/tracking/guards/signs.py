@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from biencoder.tracking.guards.history import History, any_of
-from biencoder.tracking.names import Kind, accuracy
+from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json
 
 
@@ -219,7 +219,7 @@ def _at_margin(losses: list[float], margin: float) -> bool:
     return all(abs(loss - margin) < AT_MARGIN * margin for loss in losses)
 
 
-GUARDS: dict[str, tuple[tuple[Kind, ...], Look]] = {
+GUARDS: dict[str, tuple[tuple[RecordKind, ...], Look]] = {
     "exploding gradients": (("step",), exploding_gradients),
     "non-finite gradient": (("event",), non_finite_gradient),
     "fp16 overflow": (("event",), fp16_overflow),

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biencoder.tracking.names import HARDNESS, Kind, accuracy
+from biencoder.config import SPLITS
+from biencoder.tracking.names import HARDNESS, RecordKind, accuracy
 from biencoder.tracking.record import RunRecord
 from biencoder.tracking.report.series import phases, thinned
 
 Trace = dict[str, Any]
-Frames = dict[Kind, list[pd.DataFrame]]
+Frames = dict[RecordKind, list[pd.DataFrame]]
 """Of each kind of record, the numbers of each run."""
-SPLITS = ("training", "validation", "test")
 _MOST_EPOCHS = 6
 """In the plot of hardness."""
 
@@ -40,7 +40,7 @@ class Plot:
     section: str
     title: str
     caption: str
-    kind: Kind
+    kind: RecordKind
     curves: Sequence[Curve]
     unit: str = ""
     percent: bool = False

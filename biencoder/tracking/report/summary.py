@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from biencoder.config import Config, describe
+from biencoder.config import SPLITS, Config, describe
+from biencoder.tracking.json_lines import Line
 from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples
 from biencoder.tracking.numbers import from_json
-from biencoder.tracking.record import Line, RunRecord
-from biencoder.tracking.report.figures import SPLITS, names
+from biencoder.tracking.record import RunRecord
+from biencoder.tracking.report.figures import names
 from biencoder.tracking.report.series import phases
 
 RANKINGS = (("strict", "embedding", False), ("copies as one", "embedding", True), ("re-ranked", "rerank", False))

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from biencoder.errors import CheckpointError
+from biencoder.tracking.whole_file import replace_file
 
 Tensors = Mapping[str, torch.Tensor]
 TENSOR_FILES = ("model", "optimizer", "mining")
@@ -124,9 +125,7 @@ class CheckpointFolder:
             shutil.rmtree(final, ignore_errors=True)  # the same step again, after a damaged one was passed over
             os.rename(fresh, final)
             _flush(self._folder)
-            pointer = self._folder / ".latest.new"
-            pointer.write_text(final.name + "\n")
-            os.replace(pointer, self._folder / "latest")
+            replace_file(self._folder / "latest", final.name + "\n")
         except BaseException as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if isinstance(

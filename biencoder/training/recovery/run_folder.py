@@ -28,6 +28,7 @@ from biencoder.config import IS_CHECKOUT, PROJECT_ROOT, Config, user_path
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
 from biencoder.tracking.json_lines import append_json_line, read_json_lines
+from biencoder.tracking.whole_file import replace_file
 
 MAX_STARTS = 3
 """Starts from one checkpoint, by torchrun or Slurm, that may fail before the next one."""
@@ -83,9 +84,7 @@ def record_start(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / ".config.toml.new"  # who reads the folder meanwhile finds the old settings or the new ones
-        fresh.write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf-8")
-        os.replace(fresh, folder / "config.toml")
+        replace_file(folder / "config.toml", tomli_w.dumps(dataclasses.asdict(config)))
         facts = _facts(dataset, world_size) | {"precision": precision, "from_step": from_step}
         append_json_line(folder / "run.jsonl", facts)
     except OSError as error:
