@@ -28,7 +28,7 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
             rows = json.loads((tmp_path / f"{name}.{size}.json").read_text())
             for row, expected in zip(rows, straight, strict=True):
                 # As between numbers of ranks without a state: see test_engine.
-                near = {"fp32": 1e-5, "fp16": 0.05, "bf16": 0.2}[name.split("_")[1]]
+                near = {"fp32": 1e-5, "fp16": 0.05, "bf16": 0.2}[mode.split()[1]]
                 assert row[0] == pytest.approx(expected[0], rel=near), (name, size)
                 assert row[2] == pytest.approx(expected[2], rel=1e-12), (name, size)
 
