@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertModel
 
-from biencoder.config import Config, DistributedConfig, LossConfig, ModelConfig, TrainConfig, find_file
+from biencoder.config import DistributedConfig, LossConfig, ModelConfig, find_file, load_config
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
@@ -65,8 +65,9 @@ def measure(ranks: World, mode: str) -> tuple[float, float]:
     parameters = sum(p.numel() for p in model.parameters())
     last = encoder.get_input_embeddings().weight  # type: ignore[no-untyped-call]
     file, precision = mode.rsplit("_", 1)
-    train = TrainConfig(global_batch_size=4 * ranks.size, micro_batch_size=4, precision=precision)
-    settings = read_settings(Config(train=train, deepspeed_config=f"ds_configs/{file}.json"), ranks.size)
+    keys = {"deepspeed_config": f"ds_configs/{file}.json", "train.precision": precision, "train.micro_batch_size": "4"}
+    config = load_config(overrides=keys | {"train.global_batch_size": str(4 * ranks.size)})
+    train, settings = config.train, read_settings(config, ranks.size)
     engine = Engine(model, train, settings, ranks, 10)
     during: list[int] = []
     for step in range(2):  # the moments come to life in the first step
