@@ -19,7 +19,6 @@ from biencoder.retrieval import saved_index as search_index
 from biencoder.retrieval.faiss_index import FlatIndex
 from biencoder.retrieval.saved_index import (
     Facts,
-    FlatIndex,
     IndexKind,
     SearchIndex,
     build_compact,
