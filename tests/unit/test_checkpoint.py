@@ -102,3 +102,30 @@ def test_a_full_disk_fails_the_write_and_spares_the_checkpoint_before(small_disk
     ]
     found, complaints = folder.newest()
     assert (found.step if found else None, complaints) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("manifest.json", None, "manifest.json is missing"),
+        ("manifest.json", "{", "manifest.json is no JSON"),
+        ("manifest.json", "[1]", "manifest.json does not list "),
+        ("optimizer.safetensors", None, "optimizer.safetensors is missing"),
+        ("state.json", "{}", "state.json is not what was written"),
+    ],
+)
+def test_each_kind_of_damage_is_named_and_the_checkpoint_before_is_found(
+    tmp_path: Path, file: str, content: str | None, complaint: str
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (1, 2):
+        write(folder, step)
+    damaged = tmp_path / "step-00000002" / file
+    damaged.unlink()
+    if content is not None:
+        damaged.write_text(content)
+    found, complaints = folder.newest()
+    assert found is not None
+    assert found.step == 1
+    (sentence,) = complaints
+    assert complaint in sentence

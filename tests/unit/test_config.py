@@ -111,3 +111,23 @@ def test_a_home_that_nobody_has_is_one_sentence(name: str) -> None:
         locate(name)
     with pytest.raises(ModelError):
         load_models([name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"mining.negatives": "0"}, "mining.negatives is 0, but triplet and classification loss need negatives"),
+        ({"mining.range_max": "2", "mining.negatives": "2", "mining.range_min": "1"}, "mining.range_max 2 leaves"),
+        (
+            {"loss.classification_weight": "0", "eval.metric": "rerank/accuracy@1"},
+            "eval.metric rerank/accuracy@1 needs a pair classifier",
+        ),
+        ({"mining.positive_share": "0.9"}, "mining.positive_share compares cosines, but model.normalize is false"),
+        ({"mining.overlap": "true", "mining.placement": "sharded"}, "mining.overlap works on rank 0"),
+    ],
+)
+def test_values_that_contradict_each_other_get_one_sentence(settings: dict[str, str], sentence: str) -> None:
+    config = load_config(overrides=settings)
+    with pytest.raises(ConfigError) as raised:
+        config.check(1)
+    assert sentence in str(raised.value)

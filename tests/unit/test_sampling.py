@@ -63,3 +63,16 @@ def test_embedding_plan_covers_each_text_once_longest_first_within_the_budget() 
 
 def test_a_text_longer_than_the_budget_is_a_batch_of_its_own() -> None:
     assert [len(batch) for batch in plan_batches(np.array([500, 500]), batch_tokens=64, max_length=512)] == [1, 1]
+
+
+def test_batches_of_groups_divide_only_the_groups_at_their_ends() -> None:
+    group_N = np.repeat(np.arange(12), [3, 5, 4, 6, 2, 4, 5, 3, 6, 4, 3, 5])  # 50 samples
+    batches_SG = global_batches(num_samples=50, global_batch_size=8, seed=1, epoch=2, group_N=group_N)
+    assert batches_SG.shape == (6, 8)
+    assert len(np.unique(batches_SG)) == 48  # no sample twice
+    divided = {group for group in range(12) if (np.isin(group_N[batches_SG], [group]).any(1)).sum() > 1}
+    assert len(divided) <= 5  # the ends between six batches
+    again = global_batches(num_samples=50, global_batch_size=8, seed=1, epoch=2, group_N=group_N)
+    later = global_batches(num_samples=50, global_batch_size=8, seed=1, epoch=3, group_N=group_N)
+    assert (batches_SG == again).all()
+    assert (batches_SG != later).any()
