@@ -1,4 +1,4 @@
-r"""What gives a match away without meaning: HTML entities, footnote marks, and the reference list at the end of a text.
+r"""Text cleaning: remove HTML entities, footnote marks and a trailing reference list, which give a match away.
 
 >>> clean("Taxes &amp; tariffs raise prices.[1]\n\n[1] A. Author, 'On prices', 2009")
 'Taxes & tariffs raise prices.'
@@ -16,32 +16,34 @@ _BLANK_LINES = re.compile(r"\s*\n\s*")
 
 
 def clean(text: str) -> str:
-    """The text without entities, footnote marks and trailing references; blanks and line breaks are normalised.
+    """Decode HTML entities, remove footnote marks and trailing references, and normalise blanks and line breaks.
 
-    The time is proportional to the length of the text, whatever stands in it.
+    The time is proportional to the length of the text, for any text.
     """
     lines = _without_entities(text).replace("\u00a0", " ").strip().splitlines()
     return normalise(_without_marks("\n".join(_without_references(lines))))
 
 
 def tidier(cleans: bool) -> Callable[[str], str]:
-    """How a corpus takes its texts, and every query to it: cleaned, or as they stand but for their blanks."""
+    """The treatment of a corpus's texts, and of every query to it: `clean`, or only `normalise`."""
     return clean if cleans else normalise
 
 
 def normalise(text: str) -> str:
-    """Runs of blanks become one blank, runs of line breaks one line break."""
+    """Replace each run of blanks by one blank, and each run of line breaks by one line break."""
     return _BLANK_LINES.sub("\n", _BLANKS.sub(" ", text)).strip()
 
 
 def _without_entities(text: str) -> str:
-    # Eight digits are beyond Unicode already, and Python refuses to read numbers of thousands of digits.
+    # A number of eight digits is beyond Unicode already. Python refuses to read one of thousands of digits.
     return html.unescape(_NUMBER.sub(r"&#\1", text))
 
 
 def _without_marks(text: str) -> str:
-    """Without footnote marks and the blanks before them. A pattern with leading blanks would try every run of blanks from
-    each of its places."""
+    """Remove footnote marks and the blanks before them.
+
+    A pattern that begins with blanks would take quadratic time on a long run of blanks.
+    """
     parts, end = [], 0
     for mark in _MARK.finditer(text):
         parts.append(text[end : mark.start()].rstrip())
@@ -50,7 +52,10 @@ def _without_marks(text: str) -> str:
 
 
 def _without_references(lines: list[str]) -> list[str]:
-    """Cut at the first later line that starts with a mark, if most lines from there on do (entries may wrap)."""
+    """Cut at the first line, after line 1, that starts with a mark and from which on at least half of the lines do.
+
+    Half is enough because an entry may wrap. The heading above the list goes as well.
+    """
     tidy = [line.strip() for line in lines]
     starts_with_mark = [_MARK.match(line) is not None for line in tidy]
     marked, written = sum(starts_with_mark), sum(map(bool, tidy))  # from this line on

@@ -1,4 +1,7 @@
-"""Look-ups in sorted whole numbers by bisection: what one costs grows with the logarithm of the table."""
+"""Look-ups in sorted integer codes by bisection, in time logarithmic in their number.
+
+R: ranges, X: numbers of all ranges together.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,20 +9,24 @@ import numpy.typing as npt
 from biencoder.data.ids import Ids
 
 
-def found_in(sorted_codes: Ids, wanted: Ids) -> npt.NDArray[np.bool_]:
-    """Elementwise: does `wanted`, of any shape, stand among these ascending codes?
+def contains(sorted_codes: Ids, codes: Ids) -> npt.NDArray[np.bool_]:
+    """Elementwise: is each of `codes` (any shape) among `sorted_codes` (ascending)?
 
     `np.isin` would sort the whole table at every call.
     """
     if not len(sorted_codes):
-        return np.zeros(np.shape(wanted), dtype=np.bool_)
-    places = np.searchsorted(sorted_codes, wanted)
-    found: npt.NDArray[np.bool_] = sorted_codes[np.minimum(places, len(sorted_codes) - 1)] == wanted
-    return found
+        return np.zeros(np.shape(codes), dtype=np.bool_)
+    positions = np.searchsorted(sorted_codes, codes)
+    is_contained: npt.NDArray[np.bool_] = sorted_codes[np.minimum(positions, len(sorted_codes) - 1)] == codes
+    return is_contained
 
 
-def spelled_out(starts_R: Ids, ends_R: Ids) -> tuple[Ids, Ids]:
-    """Every number of these half-open ranges, range by range (X,), and before it the range that each is of (X,)."""
+def expand_ranges(starts_R: Ids, ends_R: Ids) -> tuple[Ids, Ids]:
+    """The numbers in these half-open ranges, range by range.
+
+    Returns:
+        For each number (X,) its range, and the number itself (X,).
+    """
     counts_R = ends_R - starts_R
     range_X = np.repeat(np.arange(len(counts_R)), counts_R)
     nth_X = np.arange(len(range_X)) - np.repeat(np.cumsum(counts_R) - counts_R, counts_R)

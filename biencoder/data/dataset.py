@@ -1,4 +1,7 @@
-"""From records to what training and evaluation compute on: distinct texts, and pairs of text ids for each split."""
+"""A dataset: the distinct texts of a corpus, and for each split its pairs as text ids.
+
+P: pairs of a split.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,7 +18,7 @@ from biencoder.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The pairs of one split; `*_text_P` hold text ids, P = number of pairs."""
+    """The pairs of one split; `*_text_P` hold text ids."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -31,7 +34,11 @@ class Split:
         return np.unique(np.concatenate([self.point_text_P, self.counter_text_P]))
 
     def groups(self, kind: str) -> npt.NDArray[np.int64] | None:
-        """The number of each pair's group (P,): of its debate, its theme; None for any other kind."""
+        """The group number (P,) of each pair.
+
+        Args:
+            kind: `debates` or `themes`; for any other the result is None.
+        """
         if kind not in ("debates", "themes"):
             return None
         points = [pair.point for pair in self.pairs]
@@ -42,24 +49,28 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
+    """A corpus in memory."""
+
     texts: tuple[str, ...]
+    """Each distinct text once; a text id is a position here."""
     splits: dict[str, Split]
+    """By name; splits without pairs are missing."""
     findings: Findings
     fingerprint: str
-    """SHA-256 over splits, names and texts (after cleaning) in their order: equal exactly when training sees the same
-    corpus."""
+    """SHA-256 over splits, names and cleaned texts, in their order. It is equal for two corpora exactly when training sees
+    the same data."""
 
     @property
     def deciding_split(self) -> str:
-        """The split that the best model is chosen on."""
+        """The split whose metric decides which model is the best."""
         return "validation" if "validation" in self.splits else "training"
 
 
 def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Dataset:
-    """Read, clean, check and pair a corpus.
+    """Read, clean, check and pair a corpus. Oddities do not raise; `findings` counts them.
 
     Raises:
-        DataError: the corpus is missing, broken or too small; oddities do not raise, they are counted in `findings`.
+        DataError: the corpus is missing, broken or too small.
     """
     findings = Findings()
     path = find_file(root)
@@ -88,18 +99,18 @@ def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Data
 
 
 def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
-    """The distinct texts of a corpus that is to be searched: those of all its pairs, or of a file of texts alone.
+    """The distinct texts of a corpus to search: the texts of all its pairs, or those of a file that has texts alone.
 
     Raises:
         DataError: the corpus is missing or broken, or holds nothing.
     """
-    alone = read_texts(find_file(root))
-    if alone is None:
+    rows = read_texts(find_file(root))
+    if rows is None:
         dataset = load_dataset(root, clean=clean, needs_training=False)
         return dataset.texts, dataset.findings
     tidy, findings = tidier(clean), Findings()
     texts: dict[str, None] = {}
-    for raw, source in alone:
+    for raw, source in rows:
         text = tidy(raw)
         if text in texts:
             findings.add("repeated text (dropped)", source)
@@ -114,16 +125,16 @@ def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
 
 def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
     tidy = tidier(clean)
-    kept: Records = {}
-    for split, found in records.items():
-        kept[split] = []
-        for record in found:
+    cleaned: Records = {}
+    for split, split_records in records.items():
+        cleaned[split] = []
+        for record in split_records:
             text = tidy(record.text)
             if text:
-                kept[split].append(replace(record, text=text))
+                cleaned[split].append(replace(record, text=text))
             else:
                 findings.add(f"empty {record.kind} (dropped)", record.source)
-    return kept
+    return cleaned
 
 
 def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
@@ -140,8 +151,8 @@ def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
 
 
 def terminated(text: str) -> bytes:
-    """UTF-8 that ends with a zero byte and has no other: texts one after the other tell where each of them ends."""
-    return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # 0xff stands nowhere in UTF-8
+    """The text as UTF-8 with a zero byte at its end and nowhere else, so that a hash of several texts sees their ends."""
+    return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
 
 
 def _fingerprint(splits: dict[str, Split]) -> str:

@@ -1,28 +1,35 @@
-"""Which texts stand in the same debate or theme as a sample."""
+"""Which texts belong to the same debate or theme as a sample.
+
+P: pairs of a split, which are its samples.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from biencoder.data.codes import found_in
+from biencoder.data.codes import contains
 from biencoder.data.dataset import Split
 from biencoder.data.ids import Ids
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The texts of each group of a split; a text can stand in several."""
+    """The texts of each group of a split; a text can belong to several groups."""
 
     group_P: Ids
-    """Of each sample."""
+    """The group of each sample."""
     codes: Ids
-    """group * number of texts + text, sorted."""
+    """group * number of texts + text, ascending."""
     num_texts: int
 
     @classmethod
     def of(cls, split: Split, kind: str, num_texts: int) -> "Members | None":
-        """Args: kind: debates or themes; None for any other."""
+        """The members of a split's groups.
+
+        Args:
+            kind: `debates` or `themes`; for any other the result is None.
+        """
         group_P = split.groups(kind)
         if group_P is None:
             return None
@@ -30,5 +37,5 @@ class Members:
         return cls(group_P, np.unique(codes), num_texts)
 
     def include(self, samples: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
-        """Elementwise (with broadcasting): do `texts` stand in the groups of these samples?"""
-        return found_in(self.codes, self.group_P[samples] * self.num_texts + texts)
+        """Elementwise (with broadcasting): do `texts` belong to the groups of these samples?"""
+        return contains(self.codes, self.group_P[samples] * self.num_texts + texts)

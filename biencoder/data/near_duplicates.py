@@ -1,13 +1,13 @@
-"""Texts that are nearly the same: edited, shortened or put together anew from one another.
+"""Groups of near-duplicates: texts that are edited, shortened or rearranged copies of one another.
 
     same_N = near_duplicates(dataset.texts)
     same_N[i] == same_N[j]          # whether texts i and j are nearly the same
 
-Two texts are near-duplicates if at least half of their word triples, of all that either has, stand in both (a Jaccard index
-of 0.5 or more), and so is what a chain of near-duplicates joins. MinHash sketches (Broder 1997) and locality-sensitive
-hashing find the pairs worth comparing, in time proportional to the number of texts, also where many share a sentence; each
-such pair is then compared exactly, so that no two texts are called alike by chance. A pair at 0.5 is found with a
-probability of 99.6 %, one at 0.7 or more with all but certainty. The same texts in the same order give the same groups.
+Two texts are near-duplicates if the Jaccard index of their word triples is at least 0.5. Texts that a chain of
+near-duplicates joins are one group. MinHash sketches (Broder 1997) and locality-sensitive hashing propose the pairs to
+compare, in time proportional to the number of texts, also where many texts share a sentence. Each proposed pair is then
+compared exactly, so no two texts are grouped by chance. A pair at 0.5 is proposed with a probability of 99.6 %, and a pair
+at 0.7 or more almost surely. The same texts in the same order give the same groups.
 
 N: texts.
 """
@@ -24,12 +24,12 @@ from biencoder.data.ids import Ids
 _LEAST_SHARED = 0.5
 _WORDS = 3
 _BANDS, _ROWS = 42, 3
-"""A pair of Jaccard index j is compared with a probability of 1 - (1 - j^rows)^bands."""
+"""A pair with Jaccard index j is compared with a probability of 1 - (1 - j^rows)^bands."""
 _WORD = re.compile(r"\w+")
 
 
 def near_duplicates(texts: Sequence[str]) -> Ids:
-    """For each text (N,) the lowest number among its near-duplicates, which is its own where it has none."""
+    """For each text (N,) the lowest number in its group; a text without near-duplicates is a group of its own."""
     groups = DisjointSet(range(len(texts)))
     index = MinHashLSH(params=(_BANDS, _ROWS), num_perm=_BANDS * _ROWS)
     sketches = MinHash.generator((_triples(text) for text in texts), num_perm=_BANDS * _ROWS, seed=1)
@@ -45,7 +45,7 @@ def near_duplicates(texts: Sequence[str]) -> Ids:
 
 
 def _triples(text: str) -> set[bytes]:
-    """The text's word triples; a shorter text is one for itself."""
+    """The text's word triples; a text of fewer words counts as one triple."""
     words = _WORD.findall(text.lower()) or [text]
     return {" ".join(words[start : start + _WORDS]).encode() for start in range(max(1, len(words) - _WORDS + 1))}
 

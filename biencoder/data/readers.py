@@ -1,10 +1,10 @@
-"""Readers: from what lies at a path to records, split by split. The path itself says which reader it needs.
+"""Readers: the files at a path become records, split by split. The layout of the path decides which reader is used.
 
 ArguAna layout   {training,validation,test}/{theme}/{debate}/{pro,con}/{pro,con}NN{a-point,b-counter}.txt
 Tables           a folder with train/validation/test files, or one file with a `split` column: .jsonl, .csv or .parquet,
                  columns `point` and `counter` (texts), optional `domain`, `topic`, `stance`, `id`, `split`; see tables.py.
-                 A row is a pair, whatever its id, and pairs keep the order of their rows
-Texts alone      one such file with a column `text` and without pairs: nothing to train on, but to search
+                 Each row is a pair, whatever its id, and pairs keep the order of their rows
+Texts alone      one such file with a column `text` and without pairs: it can be searched, not trained on
 """
 
 import os
@@ -36,7 +36,7 @@ def read_records(root: Path, findings: Findings) -> Records:
     """Read a corpus in any of the layouts above.
 
     Raises:
-        DataError: nothing is there, nothing in it is readable as arguments, or a file is broken; the message names it.
+        DataError: the path does not exist, holds no arguments, or holds a broken file; the message names it.
     """
     try:
         return _read_folder(root, findings) if _is_folder(root) else _read_tables({"": root}, findings)
@@ -47,7 +47,7 @@ def read_records(root: Path, findings: Findings) -> Records:
 def _is_folder(root: Path) -> bool:
     try:
         return stat.S_ISDIR(root.stat().st_mode)
-    except (FileNotFoundError, ValueError):  # the latter for a name with a zero byte
+    except (FileNotFoundError, ValueError):  # a ValueError for a name with a zero byte
         raise DataError(f"data.root {root} does not exist") from None
 
 
@@ -66,7 +66,7 @@ def read_texts(path: Path) -> list[tuple[str, str]] | None:
 
 
 def _read_folder(root: Path, findings: Findings) -> Records:
-    """The one layout that a folder holds; two at once, or two sources of one split, are the user's to sort out."""
+    """Read the layout that a folder holds. Two layouts, or two sources of one split, are refused."""
     debates, tables = _sources_of_splits(root, findings)
     if debates and tables:
         raise DataError(
@@ -89,7 +89,7 @@ def _read_folder(root: Path, findings: Findings) -> Records:
 
 
 def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """For each split its folders of debates, and its tables."""
+    """The folders of debates of each split, and the tables of each split."""
     debates: dict[str, list[Path]] = {}
     tables: dict[str, list[Path]] = {}
     for path in sorted(root.iterdir()):
@@ -106,8 +106,8 @@ def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[P
     return debates, tables
 
 
-def _names(found: dict[str, list[Path]]) -> str:
-    return ", ".join(path.name + ("/" if path.is_dir() else "") for paths in found.values() for path in paths)
+def _names(sources: dict[str, list[Path]]) -> str:
+    return ", ".join(path.name + ("/" if path.is_dir() else "") for paths in sources.values() for path in paths)
 
 
 def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
@@ -122,18 +122,18 @@ def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
         theme, debate, stance, _ = parts
         if not encodable(theme + debate):
             raise DataError(f"the name of {str(path.parent)!a} is not UTF-8; rename the folder")
-        kind: Role = "point" if match["kind"] == "point" else "counter"
-        yield Record(theme, debate, stance, match["number"], kind, _read_text(path), str(path))
+        role: Role = "point" if match["kind"] == "point" else "counter"
+        yield Record(theme, debate, stance, match["number"], role, _read_text(path), str(path))
 
 
 def _files(folder: Path, findings: Findings) -> Iterator[Path]:
-    """The files of a split, also behind links to folders. What cannot be listed is an error, never left out."""
+    """The files of a split, also behind links to folders. A folder that cannot be listed raises an OSError."""
 
     def fail(error: OSError) -> None:
         raise error
 
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        if len(Path(place).relative_to(folder).parts) == _DEPTH:  # links may lead round in circles
+        if len(Path(place).relative_to(folder).parts) == _DEPTH:  # links may form a cycle
             for name in folders:
                 findings.add("folder below those of arguments (ignored)", os.path.join(place, name))
             folders.clear()
@@ -162,16 +162,16 @@ def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
 
 
 def _read_pairs(table: Table, split: str) -> Iterable[tuple[str, Record]]:
-    """(split, record) of every cell that should be an argument; `split` is empty where a column tells it."""
+    """(split, record) of every cell that should be an argument; `split` is empty if a column names it."""
     missing = {"point", "counter"} - set(table.columns)
     if missing:
         has = f"it has {listed(table.columns)}" if table.columns else "it is empty"
         raise DataError(f"{table.path} lacks the column {' and '.join(sorted(missing))}; {has}")
     for number, row in enumerate(table.rows, start=1):
-        told = row.name("split") if "split" in table.columns and not split else split or "training"
-        name = _SPLIT_OF.get(told.lower())
+        label = row.name("split") if "split" in table.columns and not split else split or "training"
+        name = _SPLIT_OF.get(label.lower())
         if name is None:
-            raise DataError(f"{row.source}: split is {told!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
+            raise DataError(f"{row.source}: split is {label!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
         names = {key: row.name(key) for key in ("domain", "topic", "stance")}
         utterance_id = row.name("id") or f"{number:09d}"
         for kind in get_args(Role):

@@ -1,4 +1,4 @@
-"""What a corpus consists of before anything is computed: records, the pairs they form, and what was odd about them."""
+"""Records as the readers make them, the pairs they form, and findings: the oddities of a corpus."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ _Place = tuple[int, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One argument: a point, or a counter. In a table the two of one row answer each other; in the ArguAna layout those of
-    the same (domain, topic, utterance_id, stance)."""
+    """One argument: a point or a counter. The two of a table's row form a pair; in the ArguAna layout those with the same
+    (domain, topic, utterance_id, stance)."""
 
     domain: str
     topic: str
@@ -21,18 +21,18 @@ class Record:
     kind: Role
     text: str
     source: str
-    """Where it was read, for messages: a path, or `file:line`."""
+    """The file that it was read from, for messages: a path, or `file:line`."""
     row: int = 0
     """Its row in a table, counted from 1; 0 in the ArguAna layout."""
 
     @property
     def name(self) -> tuple[str, str, str, str]:
-        """What the corpus calls it. In a table any number of rows may have the same."""
+        """The corpus's name for it. Several rows of a table may have the same name."""
         return (self.domain, self.topic, self.utterance_id, self.stance)
 
     @property
     def place(self) -> _Place:
-        """Equal for a point and its counter, and for nothing else; ascending in the order of the pairs."""
+        """The key of its pair: equal for a point and its counter only, and ascending in the order of the pairs."""
         return (self.row, *(("",) * 4 if self.row else self.name))
 
 
@@ -44,7 +44,7 @@ class Pair:
 
 @dataclass(slots=True)
 class Findings:
-    """Oddities of a corpus, counted by kind; each keeps a few sources so that a person can look."""
+    """The oddities of a corpus, counted by kind, with up to three sources of each."""
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -55,12 +55,15 @@ class Findings:
             self.examples[kind].append(source)
 
     def rows(self) -> list[tuple[str, int, list[str]]]:
-        """(oddity, count, up to three sources), in the order in which the kinds were first seen."""
+        """(kind, count, up to three sources), in the order in which the kinds were first seen."""
         return [(kind, count, self.examples[kind]) for kind, count in self.counts.items()]
 
 
 def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
-    """Join points and counters; what stays alone is dropped and counted. In the order of rows, or sorted by name."""
+    """The pairs of points and counters, in the order of rows or sorted by name.
+
+    A record without a partner is dropped and counted.
+    """
     points: dict[_Place, Record] = {}
     counters: dict[_Place, Record] = {}
     for record in records:

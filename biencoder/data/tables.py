@@ -1,11 +1,11 @@
-"""Files of rows, read strictly: what is no table, no UTF-8, or no text gets one sentence that names file and line.
+"""Files of rows, read strictly: what is no table, no UTF-8 or no text is refused with its file and line.
 
 .jsonl     an object a line; lines end at a line feed and nowhere else
 .csv       a header, and as many fields in every row; fields are separated by commas, or by the semicolons or tabs that
            separate those of the header
-.parquet   any schema; where a line is named, it is the number of the row
+.parquet   any schema; messages give the number of the row as the line
 
-Names (ids, topics) keep the text that they have in the file, texts must be text: a number, a list, bytes are refused.
+Names (ids, topics) are read as they are written in the file. Texts must be text: a number, a list or bytes are refused.
 """
 
 import codecs
@@ -26,7 +26,7 @@ _DELIMITERS = ",;\t"
 
 
 class _Number(str):
-    """A number of a JSON file, as it is written there."""
+    """A number in a JSON file, as it is written there."""
 
     __slots__ = ()
 
@@ -36,7 +36,7 @@ class Row:
     source: str
     """`file:line`."""
     cells: dict[str, Any]
-    """Of the columns that this program knows; None and NaN count as missing."""
+    """The cells of the columns that this program knows; None and NaN count as missing."""
 
     def text(self, column: str) -> str:
         """The text of this cell; empty where it is missing.
@@ -65,7 +65,9 @@ class Row:
         if value is None or (isinstance(value, float) and value != value):
             return ""
         if isinstance(value, str) and not encodable(value):
-            raise DataError(f"{self.source}: {column} holds half of a surrogate pair, which is no character; mend the text")
+            raise DataError(
+                f"{self.source}: {column} holds half of a surrogate pair, which is no character; correct the text"
+            )
         return value
 
 
@@ -73,7 +75,7 @@ class Row:
 class Table:
     path: Path
     columns: list[str]
-    """All that the file has, in its order."""
+    """All columns of the file, in its order."""
     rows: list[Row]
 
 
@@ -81,7 +83,7 @@ def read_table(path: Path) -> Table:
     """Read one file.
 
     Raises:
-        DataError: it cannot be read, or is not what its name says.
+        DataError: it cannot be read, or its content does not fit its suffix.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -94,13 +96,13 @@ def read_table(path: Path) -> Table:
 
 
 def regular_file(path: Path) -> None:
-    """Raise a DataError for what a program might wait for, such as a pipe."""
+    """Raise a DataError for a pipe, a socket or a device: reading it might never end."""
     if not os.path.isfile(path) and os.path.exists(path):
         raise DataError(f"{path} is not a regular file")
 
 
 def encodable(text: str) -> bool:
-    """Whether UTF-8 can hold it: not where it has half of a surrogate pair."""
+    """Whether UTF-8 can hold the text: half of a surrogate pair cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -109,12 +111,12 @@ def encodable(text: str) -> bool:
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Columns for a message: in one line, however the file calls them."""
+    """The columns' names for a message, in one line."""
     return " ".join(", ".join(columns).split())[:200]
 
 
 def _kind(value: Any) -> str:
-    """What a cell is, in words."""
+    """The type of a cell's value in words, for messages."""
     kinds: list[tuple[type | tuple[type, ...], str]] = [
         (bool, "true or false"),
         ((_Number, int, float, Decimal), "a number"),
@@ -141,7 +143,7 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Without a byte-order mark. Other separators than line feeds, such as U+2028, are characters like any other."""
+    """The lines without a byte-order mark. Only line feeds end a line; U+2028 and its like are ordinary characters."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -166,7 +168,7 @@ def _parse(line: str, source: str) -> dict[str, Any]:
 
 
 def _constant(name: str) -> _Number | None:
-    return None if name == "NaN" else _Number(name)  # what is missing in a data frame becomes NaN
+    return None if name == "NaN" else _Number(name)  # data frames write missing values as NaN
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,20 +180,20 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> Table:
-    csv.field_size_limit(sys.maxsize)  # a text may be as long as it likes
+    csv.field_size_limit(sys.maxsize)  # a text may have any length
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             delimiter = _delimiter(file.readline())
             file.seek(0)
             return _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True))
     except UnicodeDecodeError as error:
-        for _ in _lines(path):  # which raises where the bytes are wrong, and knows the line
+        for _ in _lines(path):  # raises at the wrong bytes, and names the line
             pass
         raise DataError(f"{path} is not UTF-8 text: {error.reason}") from None
 
 
 def _delimiter(header: str) -> str:
-    """The one that separates most of the columns that this program knows."""
+    """The delimiter that separates most of the columns that this program knows."""
 
     def fitness(delimiter: str) -> tuple[int, int]:
         return len(_known(name.strip(' "\r\n') for name in header.split(delimiter))), header.count(delimiter)
@@ -200,7 +202,7 @@ def _delimiter(header: str) -> str:
 
 
 def _read_fields(path: Path, reader: Any) -> Table:
-    """Args: reader: of the csv module."""
+    """The rows that a reader of the csv module gives."""
     columns: list[str] = []
     rows, line = [], 1
     try:
@@ -252,7 +254,7 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _values(column: Any, path: Path, name: str, start: int) -> list[Any]:
-    """Args: start: number of the first row."""
+    """The values of a column, whose first row has the number `start`."""
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:

@@ -1,6 +1,8 @@
-"""Token ids on disk, mapped into memory: made once on a machine, then shared by its processes and by later runs.
+"""A cache of token ids on disk, mapped into memory. The processes of a machine share it, and later runs use it again.
 
-The name of a cached tokenization is a hash of the texts, the tokenizer and the cut; what changes any of them makes another.
+The name of an entry is a hash of the texts, the tokenizer and `max_length`. A change of any of them makes a new entry.
+
+N: texts, T: their tokens.
 """
 
 import hashlib
@@ -20,23 +22,23 @@ from biencoder.distributed.world import World
 def cached_tokens(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, world: World
 ) -> TokenizedTexts:
-    """The texts' token ids, from the cache or put into it by the first rank of each machine. Every rank takes part.
+    """The texts' token ids from the cache; the first rank of each machine fills it if needed. Every rank takes part.
 
-    A cache that cannot be read or written is done without. A whole one is never replaced: others have it mapped.
+    A cache that cannot be read or written is skipped. A complete entry is never replaced: other processes have it mapped.
     """
     folder = cache_folder() / _name(texts, tokenizer, max_length)
     pad_id = int(tokenizer.pad_token_id or 0)
-    made = None
+    tokens = None
     if world.local_rank == 0 and _read(folder, len(texts), pad_id, max_length) is None:
-        made = tokenize(texts, tokenizer, max_length=max_length)
+        tokens = tokenize(texts, tokenizer, max_length=max_length)
         with suppress(OSError):
-            _write(folder, made)
+            _write(folder, tokens)
     world.together(lambda: None)
-    return made or _read(folder, len(texts), pad_id, max_length) or tokenize(texts, tokenizer, max_length=max_length)
+    return tokens or _read(folder, len(texts), pad_id, max_length) or tokenize(texts, tokenizer, max_length=max_length)
 
 
 def cache_folder() -> Path:
-    """Where all tokenizations are."""
+    """The folder of all entries."""
     return environment.cache_folder() / "tokens"
 
 
@@ -49,7 +51,7 @@ def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: 
 
 
 def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> TokenizedTexts | None:
-    """What is cached there, None where nothing whole is."""
+    """The entry in this folder; None if it is missing or incomplete."""
     try:
         flat_T, offsets_N1 = (
             np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("flat", "offsets")
@@ -62,10 +64,10 @@ def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> Tokeniz
 
 
 def _write(folder: Path, tokens: TokenizedTexts) -> None:
-    """Write beside the place and move it there, so that nobody reads half of it.
+    """Write beside `folder`, then rename, so that no process reads half of it.
 
     Raises:
-        OSError: a whole one stands there already, and stays, or nothing can be written.
+        OSError: a complete entry is there already, and stays; or nothing can be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
@@ -75,22 +77,22 @@ def _write(folder: Path, tokens: TokenizedTexts) -> None:
         np.save(whole / "offsets.npy", tokens.offsets_N1)
         for _ in range(2):
             try:
-                whole.rename(folder)  # fails where a folder with files stands already
+                whole.rename(folder)  # fails if a folder with files is there already
                 return
             except OSError:
                 _make_way(folder, tokens, Path(beside) / "taken")
 
 
 def _make_way(folder: Path, tokens: TokenizedTexts, aside: Path) -> None:
-    """Move away what stands there unless it is whole: a slower starter must not replace what others have mapped.
+    """Move an incomplete entry aside. A complete one stays, because other processes have it mapped.
 
     Raises:
-        OSError: it is whole, or cannot be moved.
+        OSError: the entry is complete, or cannot be moved.
     """
     num_texts = len(tokens.offsets_N1) - 1
     if _read(folder, num_texts, tokens.pad_id, tokens.max_length) is None:
         folder.rename(aside)
         if _read(aside, num_texts, tokens.pad_id, tokens.max_length) is None:
             return
-        aside.rename(folder)  # another process has put a whole one there in between
+        aside.rename(folder)  # in between, another process has completed it
     raise FileExistsError(folder)

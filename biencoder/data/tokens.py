@@ -1,4 +1,7 @@
-"""Texts as token ids: tokenized once per run, kept flat, and padded only when a batch is put together."""
+"""Texts as token ids: tokenized once per run, kept in one flat array, and padded only when a batch is made.
+
+N: texts, T: their tokens, U: texts of a batch, L: its padded width.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +17,13 @@ _PAD_TO_MULTIPLE = 8
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A padded batch. U: texts, L: tokens of the longest, rounded up to a multiple of 8 as far as the cut allows."""
+    """A padded batch. L is the length of its longest text, rounded up to a multiple of 8, at most `max_length`."""
 
     input_ids_UL: torch.Tensor
     attention_mask_UL: torch.Tensor
 
     def to(self, device: torch.device) -> "Tokens":
-        if device.type == "cuda":  # from pinned memory the copy waits for nothing
+        if device.type == "cuda":  # a copy from pinned memory is asynchronous
             return Tokens(
                 *(part.pin_memory().to(device, non_blocking=True) for part in (self.input_ids_UL, self.attention_mask_UL))
             )
@@ -28,26 +31,26 @@ class Tokens:
 
 
 def padded_width(lengths_U: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
-    """Tokens that texts of these lengths take in a batch where they are the longest.
+    """For each of these lengths the padded width of a batch whose longest text has it.
 
     Args:
-        max_length: where texts are cut. No batch is wider, as the encoder may have no position beyond it.
+        max_length: the length at which texts are cut. No batch is wider: the encoder may have no further positions.
     """
     return np.minimum(-(-lengths_U // _PAD_TO_MULTIPLE) * _PAD_TO_MULTIPLE, max_length)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedTexts:
-    """The token ids of N texts, one after the other in one array."""
+    """The token ids of N texts, one after the other in one array; text n is `flat_T[offsets_N1[n] : offsets_N1[n + 1]]`."""
 
     flat_T: npt.NDArray[np.int32]
     offsets_N1: npt.NDArray[np.int64]
     pad_id: int
     max_length: int
-    """Where the texts were cut; batches are padded up to it at most."""
+    """The length at which texts were cut; no batch is wider."""
 
     def lengths(self, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Tokens of each of these texts (an array of any shape)."""
+        """The number of tokens of each of these texts (an array of any shape)."""
         lengths: npt.NDArray[np.int64] = self.offsets_N1[text_ids + 1] - self.offsets_N1[text_ids]
         return lengths
 

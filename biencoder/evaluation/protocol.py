@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from biencoder.data import Split
-from biencoder.data.codes import found_in
+from biencoder.data.codes import contains
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.evaluation.metrics import calibration_error, ranking_metrics
@@ -224,7 +224,7 @@ class HeldCandidates(NamedTuple):
 
     @classmethod
     def of(cls, candidate_text_C: Ids, embedded: EmbeddedTexts) -> "HeldCandidates":
-        here_c = np.flatnonzero(found_in(embedded.text_ids_N, candidate_text_C))
+        here_c = np.flatnonzero(contains(embedded.text_ids_N, candidate_text_C))
         texts_N, column_c = np.unique(candidate_text_C[here_c], return_inverse=True)
         vectors_ND = embedded.candidate.embedding[torch.from_numpy(np.searchsorted(embedded.text_ids_N, texts_N))]
         return cls(here_c, torch.from_numpy(column_c), vectors_ND, vectors_ND.square().sum(1))

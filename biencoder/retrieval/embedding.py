@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biencoder.data.codes import found_in
+from biencoder.data.codes import contains
 from biencoder.data.ids import Ids
 from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
 from biencoder.distributed.world import World
@@ -89,7 +89,7 @@ class EmbeddedTexts:
         distance_X = np.empty(len(text_X))
         vectors_ND = self.candidate.embedding
         for block, mine in self.blocks(text_X, world, side=side, pooled=False):
-            here = np.flatnonzero(found_in(self.text_ids_N, candidate_text_X[block]))
+            here = np.flatnonzero(contains(self.text_ids_N, candidate_text_X[block]))
             rows = np.searchsorted(self.text_ids_N, candidate_text_X[block][here])
             distance_Q1 = np.full((len(block), 1), np.inf)
             gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
