@@ -255,8 +255,8 @@ MUTATIONS = (
     Mutation(
         "GradCache: micro-batches are averaged twice",
         "biencoder/training/loss.py",
-        "num_chunks * pull.applied_to(scores)",
-        "pull.applied_to(scores)",
+        "num_chunks * cached.surrogate(scores)",
+        "cached.surrogate(scores)",
         GRADIENT,
     ),
     Mutation(

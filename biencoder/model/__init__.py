@@ -1,5 +1,5 @@
-"""The bi-encoder: pretrained weights in, vectors and logits out, and the folder that a trained model is kept in.
+"""The bi-encoder: a model that makes vectors and logits of texts, its pretrained encoder, and the folder it is saved in.
 
-Imports data and what is below. Hands out `bi_encoder.BiEncoder`, `pretrained.load_pretrained`, `batch.triplet_batch`, and
-`folder.save_model` and `load_model`. A batch comes from `data.tokens`; who trains or ranks with it is not known here.
+Imports data and what is below it; it does not depend on training, mining or retrieval. Hands out `bi_encoder.BiEncoder`,
+`pretrained.load_pretrained`, `batch.triplet_batch`, and `folder.save_model` and `load_model`.
 """

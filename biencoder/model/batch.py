@@ -1,4 +1,7 @@
-"""From sample positions to what the forward takes: distinct texts in groups of similar length, and rows into them."""
+"""Batches: samples become the forward's input, which is distinct texts in groups of similar length and rows into these.
+
+P: pairs of a split, B: samples of a batch, K: negatives of each, U: distinct texts of one side.
+"""
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ def triplet_batch(
     Args:
         negative_text_PK: for each pair of the split the text ids of its mined negatives.
         one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice.
-        rivals: whether the points are wanted as candidates, too.
+        rivals: whether the points are candidates, too.
         pass_cost: see `length_groups`.
     """
     point_B, counter_B = split.point_text_P[samples_B], split.counter_text_P[samples_B]
@@ -33,7 +36,7 @@ def triplet_batch(
     parts = [counter_B, negative_BK.ravel(), *([point_B] if rivals else [])]
 
     def grouped(text_ids: Ids) -> tuple[list[Tokens], Ids]:
-        """The distinct ones of these texts, and the row of each."""
+        """The distinct texts among these in groups of similar length, and the row of each text."""
         texts_U, nth = np.unique(text_ids, return_inverse=True)
         groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
         row_U = np.empty_like(texts_U)
@@ -53,19 +56,19 @@ def triplet_batch(
 
 
 def length_groups(lengths_U: Ids, pass_cost: float, *, max_length: int) -> list[Ids]:
-    """Positions of texts, longest first, cut where padded tokens plus `pass_cost` for each group are fewest in sum.
+    """Positions of texts in groups, longest first, that minimise padded tokens plus `pass_cost` for each group.
 
     Args:
-        pass_cost: what a further pass through the model costs, in tokens; infinite: one group.
-        max_length: where the texts were cut; no group is padded further.
+        pass_cost: the cost of a further pass through the model, in tokens; infinite: one group.
+        max_length: the length at which texts were cut; no group is padded further.
     """
     order_U = np.argsort(-lengths_U, kind="stable")
     if np.isinf(pass_cost):
         return [order_U]
     widths_U = padded_width(lengths_U[order_U], max_length)
-    starts = np.append(np.flatnonzero(np.diff(widths_U, prepend=0)), len(widths_U))  # where a new width begins; the end
-    least = np.zeros(len(starts))  # cost of the texts from each start on
-    following = np.zeros(len(starts), dtype=np.int64)  # which start the next group has
+    starts = np.append(np.flatnonzero(np.diff(widths_U, prepend=0)), len(widths_U))  # of each width, and the end
+    least = np.zeros(len(starts))  # least cost of the texts from each start on
+    following = np.zeros(len(starts), dtype=np.int64)  # the start of the next group
     for i in reversed(range(len(starts) - 1)):
         costs = widths_U[starts[i]] * (starts[i + 1 :] - starts[i]) + pass_cost + least[i + 1 :]
         following[i] = i + 1 + np.argmin(costs)

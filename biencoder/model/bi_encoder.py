@@ -1,11 +1,11 @@
-"""The bi-encoder: a text becomes a similarity embedding and a pooled vector; two texts become the logits of "is a counter".
+"""The bi-encoder: a similarity embedding and a pooled vector of each text, and the logits of "is a counter" of two texts.
 
 B: triplets, K: negatives of each, U: distinct texts in a batch, L: tokens, H: hidden size of the encoder, D: similarity
 embedding.
 
 The model is the Bipolar-encoder of Shi, Cao, Nguyen 2023 (arXiv 2304.08807): e = W pooled, and a pair is classified from
-[e_u, e_v, |e_u - e_v|, p_u, p_v, |p_u - p_v|]. All work goes through `forward`, because the DeepSpeed engine gathers
-sharded parameters (ZeRO-3) only there.
+[e_u, e_v, |e_u - e_v|, p_u, p_v, |p_u - p_v|]. All computation goes through `forward`: only there does the DeepSpeed engine
+gather sharded parameters (ZeRO-3).
 """
 
 import warnings
@@ -27,7 +27,7 @@ Side = Literal["query", "candidate"]
 
 
 class Vectors(NamedTuple):
-    """What one text becomes: the similarity embedding (…, D) and the pooled vector (…, H)."""
+    """The vectors of texts: similarity embeddings (…, D) and pooled vectors (…, H)."""
 
     embedding: torch.Tensor
     pooled: torch.Tensor
@@ -37,19 +37,18 @@ class Vectors(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Texts as queries and as candidates; equal where the sides share all weights."""
+    """The vectors of texts as queries and as candidates; one object where the sides share all weights."""
 
     query: Vectors
     candidate: Vectors
 
     def parts(self) -> list[torch.Tensor]:
-        """The tensors that differ, each once, in fp32: 2 where the sides share all weights, 3 where they share the encoder,
-        else 4."""
+        """The distinct tensors in fp32: 2 if the sides share all weights, 3 if they share the encoder, else 4."""
         return [tensor.float() for tensor in dict.fromkeys(tensor for side in self for tensor in side)]
 
     @classmethod
     def of(cls, parts: Sequence[torch.Tensor]) -> "Sides":
-        """What `parts` took apart."""
+        """The inverse of `parts`."""
         query = candidate = Vectors(*parts[:2])
         if len(parts) > 2:
             candidate = Vectors(parts[2], parts[-1] if len(parts) == 4 else query.pooled)
@@ -60,8 +59,8 @@ class Sides(NamedTuple):
 class TripletBatch:
     """B triplets as rows of encoded texts, so that a text that occurs twice is encoded once.
 
-    Texts come in groups of similar length, each padded for itself; rows count through them in order. `candidates` is None
-    where one encoder serves both sides: then all rows index `texts`, which are the queries otherwise.
+    Texts come in groups of similar length, each with a padding of its own; rows count through the groups in order. If one
+    encoder serves both sides, `candidates` is None and all rows index `texts`. Otherwise `texts` are the queries.
     """
 
     texts: list[Tokens]
@@ -70,11 +69,11 @@ class TripletBatch:
     counter_row_B: torch.Tensor
     negative_row_BK: torch.Tensor
     rival_row_B: torch.Tensor | None
-    """The points once more, as candidates; None where no loss wants them."""
+    """The points as candidates; None if no loss uses them."""
 
 
 class Scores(NamedTuple):
-    """What the loss needs of B triplets: embeddings, and the pair classifier's logits."""
+    """The model's output for B triplets: embeddings, and the pair classifier's logits."""
 
     point_BD: torch.Tensor
     counter_BD: torch.Tensor
@@ -82,7 +81,7 @@ class Scores(NamedTuple):
     counter_logits_B2: torch.Tensor
     negative_logits_BK2: torch.Tensor
     rival_BD: torch.Tensor | None
-    """The points as candidates."""
+    """The points as candidates; None if no loss uses them."""
 
 
 class Tower(nn.Module):
@@ -95,7 +94,7 @@ class Tower(nn.Module):
         self.normalize = normalize
         hidden = encoder.config.hidden_size
         self.projection = nn.Linear(hidden, embedding_dim or hidden, bias=False)
-        # Start as near to the pretrained geometry as the dimension allows: the identity, or an orthonormal projection.
+        # Start close to the pretrained geometry: with the identity, or with an orthonormal projection.
         if self.projection.out_features == hidden:
             nn.init.eye_(self.projection.weight)
         else:
@@ -144,16 +143,18 @@ class PairClassifier(nn.Module):
         return logits
 
     def twin(self) -> "PairClassifier":
-        """A classifier of the same shape on the CPU in fp32, with weights of its own and none of this one's hooks."""
+        """A classifier of the same shape on the CPU in fp32, with new weights and without this one's hooks."""
         return type(self)(**self._made_from)  # type: ignore[arg-type]  # the arguments of __init__
 
 
 class BiEncoder(nn.Module):
-    """A tower for both sides, or one for queries and one for candidates, which may share their encoder; and the pair
-    classifier."""
+    """The towers and the pair classifier.
+
+    There is one tower for both sides, or one for queries and one for candidates, which may share their encoder.
+    """
 
     def __init__(self, config: ModelConfig, encoders: list[PreTrainedModel], pooling: Pooling) -> None:
-        """Args: encoders: one for each tower; the same one twice where only the projections differ."""
+        """Args: encoders: one for each tower; the same one twice if only the projections differ."""
         super().__init__()
         self.towers = nn.ModuleList(
             Tower(encoder, pooling=pooling, embedding_dim=config.embedding_dim, normalize=config.normalize)
@@ -218,7 +219,7 @@ class BiEncoder(nn.Module):
 
 
 def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> BiEncoder:
-    """The model before its first step: pretrained towers, a projection and a classifier drawn from `seed`."""
+    """The model before its first step: pretrained encoders, and projections and a classifier initialised from `seed`."""
     torch.manual_seed(stream_seed(seed, "initial weights"))
     encoders = [pretrained.encoder]
     if config.sides == "heads":
@@ -226,7 +227,7 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
     if config.sides == "encoders":
         twin = type(pretrained.encoder)(pretrained.encoder.config)
         if pretrained.pooling != "pooler" and hasattr(twin, "pooler"):
-            twin.pooler = None  # type: ignore[assignment]  # BERT takes it for "no pooler"
+            twin.pooler = None  # type: ignore[assignment]  # BERT then uses no pooler
         twin.load_state_dict(pretrained.encoder.state_dict())
         encoders.append(twin)
     if config.gradient_checkpointing:
@@ -237,5 +238,5 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
 
 def _checkpoint_layers(encoder: PreTrainedModel) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer releases of transformers 5 have another name for it
+        warnings.simplefilter("ignore", FutureWarning)  # newer releases of transformers 5 rename an argument
         encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]

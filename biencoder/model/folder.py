@@ -1,11 +1,12 @@
-"""A trained model as a folder that sentence-transformers loads, with the pair classifier and a model card beside it.
+"""The saved model: a folder that sentence-transformers can load, with the pair classifier and a model card.
 
     folder/                      modules.json, config_sentence_transformers.json, README.md (the model card)
-      (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ where the sides differ (candidate/ holds
-                                 the projection alone where they share the encoder)
-      1_Pooling 2_Dense …        pooling, BERT's pooler where it is used, the projection, and length 1 where configured
-      biencoder.json             how this program builds the model again; whether it was trained on cleaned texts
-      classifier.safetensors     the pair classifier, where one was trained
+      (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ if the sides differ (candidate/ holds
+                                 only the projection if they share the encoder)
+      1_Pooling 2_Dense …        pooling, BERT's pooler if it is used, the projection, and length 1 if configured
+      biencoder.json             the settings from which this program builds the model; whether it was trained on
+                                 cleaned texts
+      classifier.safetensors     the pair classifier, if it was trained
 
 Weights are safetensors only: loading a model never unpickles anything.
 """
@@ -35,9 +36,9 @@ _ST = "sentence_transformers"
 _SIDES = ("query", "candidate")
 _CLASSIFIER = "classifier.safetensors"
 _CLEAN = "clean"
-"""The key of biencoder.json that is none of the model's settings."""
+"""The one key of biencoder.json that is not a setting of the model."""
 Modules = list[tuple[str, str]]
-"""What a text passes through: (path within the folder, kind)."""
+"""The modules that a text passes through: (path within the folder, kind)."""
 
 
 def save_model(
@@ -50,15 +51,15 @@ def save_model(
     card: str,
     clean: bool = True,
 ) -> None:
-    """Write the folder beside its place and move it there, so that `folder` is always a whole model.
+    """Write the model beside `folder`, then rename, so that `folder` always holds a complete model.
 
     Args:
-        weights: the model's state dict in fp32 (the model itself may be sharded or in half precision); without those of the
-            pair classifier if no loss has trained it.
-        clean: whether the texts that it was trained on were cleaned.
+        weights: the model's state dict in fp32 (the model itself may be sharded or in half precision). It has no weights of
+            the pair classifier if no loss has trained it.
+        clean: whether the training texts were cleaned.
 
     Raises:
-        ModelError: the folder cannot be written; what stood there before is untouched.
+        ModelError: the folder cannot be written; its former content is untouched.
     """
     try:
         with whole_folder(folder) as fresh:
@@ -109,7 +110,7 @@ def _write_model(
 
 
 def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
-    """The model that `save_model` wrote, in fp32 and ready for inference; its pair classifier is of use only where
+    """The model that `save_model` wrote, in fp32 and in evaluation mode. Its pair classifier is untrained unless
     `has_classifier`.
 
     Raises:
@@ -125,21 +126,21 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
         model, tokenizer = _build(folder, config)
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the parsers of its many files raise over a damaged one
+    except Exception as error:  # noqa: BLE001 - the parsers of its many files raise many kinds for a damaged one
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from None
     return model.eval(), tokenizer, config
 
 
 def _build(folder: Path, config: ModelConfig) -> tuple[BiEncoder, PreTrainedTokenizerBase]:
-    """The model with the folder's weights; what is not among them is an error (`load_state_dict` is strict)."""
+    """The model with the folder's weights; a missing weight raises (`load_state_dict` is strict)."""
     name = f"the model in {folder}"
     places = [folder] if config.sides == "shared" else [folder / side for side in _SIDES]
-    homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # of the towers' encoders
+    homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # the folders of the towers' encoders
     for home in homes:
         check_files(home)
-    made = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
-    encoders = [made[home] for home in homes]
+    encoder_of = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
+    encoders = [encoder_of[home] for home in homes]
     tokenizer = load_tokenizer(str(places[0]), name)
     if config.pooling != "pooler":
         for encoder in encoders:
@@ -163,23 +164,23 @@ def has_classifier(folder: Path) -> bool:
 
 
 def trained_on_clean_texts(folder: Path) -> bool:
-    """Whether the texts that the model in this folder was trained on were cleaned; taken for granted if it does not tell.
+    """Whether the texts that the model in this folder was trained on were cleaned; True if the folder does not say.
 
     Raises:
-        ModelError: what the folder tells of the model cannot be read.
+        ModelError: biencoder.json cannot be read.
     """
     description = folder / "biencoder.json"
     try:
-        told = json.loads(description.read_text(encoding="utf-8")).get(_CLEAN, True)
+        clean = json.loads(description.read_text(encoding="utf-8")).get(_CLEAN, True)
     except FileNotFoundError:
         return True
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{description} cannot be read: {' '.join(str(error).split())[:300]}") from None
-    return told is not False
+    return clean is not False
 
 
 def model_sha256(folder: Path) -> str:
-    """SHA-256 of all that a model is made of: every file of its folder but the card.
+    """SHA-256 of every file of a model's folder except its card.
 
     Raises:
         ModelError: there is no model.
@@ -196,7 +197,7 @@ def model_sha256(folder: Path) -> str:
 
 
 def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], max_length: int) -> Modules:
-    """Encoder and pooling of one tower, with BERT's pooler where it is used."""
+    """Write the encoder and the pooling of one tower, and BERT's pooler if it is used."""
     place, hidden = folder / side, tower.projection.in_features
     encoder_weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     tower.encoder.config.save_pretrained(place)
@@ -219,7 +220,7 @@ def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, t
 
 
 def _save_projection(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], *, start: int) -> Modules:
-    """The projection of one tower, and the scaling to length 1 where it is configured."""
+    """Write the projection of one tower, and the scaling to length 1 if it is configured."""
     dense, identity = {"weight": weights["projection.weight"]}, "torch.nn.modules.linear.Identity"
     modules = [_save_dense(folder, _join(side, f"{start}_Dense"), dense, identity)]
     if tower.normalize:
@@ -240,7 +241,7 @@ def _save_dense(folder: Path, name: str, weights: Mapping[str, torch.Tensor], ac
 
 
 def _load_tower(place: Path, home: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Args: home: where its encoder is."""
+    """The weights of one tower, whose projection is in `place` and whose encoder is in `home`."""
     weights = {f"encoder.{name}": w for name, w in _load_file(home / "model.safetensors").items()}
     dense = "3_Dense" if config.pooling == "pooler" else "2_Dense"
     weights["projection.weight"] = _load_file(place / dense / "model.safetensors")["linear.weight"]
@@ -254,7 +255,7 @@ def _load_file(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _write_router(folder: Path, routes: list[Modules]) -> None:
-    """Let sentence-transformers encode queries and documents with their own side (encode_query, encode_document)."""
+    """Write the router by which sentence-transformers encodes queries and documents with their own side."""
     structure = {route: [path for path, _ in modules] for route, modules in zip(("query", "document"), routes, strict=True)}
     _write_json(
         folder / "router_config.json",

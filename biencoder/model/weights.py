@@ -1,15 +1,15 @@
-"""An encoder's weights: all there, finite and of the right shapes, or a ModelError that names what is not.
+"""Checks of an encoder's weights: complete, finite and of the right shapes, or a ModelError names the wrong ones.
 
-    check_files(folder)                                  before: what transformers would read is there and whole
+    check_files(folder)                                  the files that transformers will read are complete
     loaded = load_encoder(source, settings)              transformers fills a missing weight with random numbers ...
-    loaded.check(source, without=("pooler.",))           ... so what the encoder needs and the file lacks is an error
+    loaded.check(source, without=("pooler.",))           ... so a weight that the encoder needs and the file lacks raises
 
-Pickled weights (pytorch_model.bin) are read by transformers with `torch.load(weights_only=True)`: tensors and plain
-containers are built, and anything else in the file is refused before it runs.
+transformers reads pickled weights (pytorch_model.bin) with `torch.load(weights_only=True)`, which builds tensors and plain
+containers and refuses anything else before it runs.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from biencoder.errors import ModelError
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""In the order in which transformers looks for them; it reads the first one that is there."""
+"""In the order in which transformers looks for them; it reads the first one that exists."""
 _OTHER_FRAMEWORKS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx")
 _VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 
@@ -56,37 +56,37 @@ class LoadedEncoder:
             needed = [key for key in self.encoder.state_dict() if not key.startswith(without)]
             raise ModelError(
                 f"{name} lacks {len(lacking)} of the {len(needed)} weights that its encoder needs: "
-                f"{_some(lacking)}; {self._other_names(lacking)}"
+                f"{_excerpt(lacking)}; {self._other_names(lacking)}"
             )
         check_finite(name, self.encoder)
 
     def _other_names(self, lacking: list[str]) -> str:
-        """What the file holds instead, and what to do."""
+        """The names that the file holds instead, and what to do, for the message."""
         for key in self.unused:
-            for wanted in lacking:
-                if key.endswith(f".{wanted}"):
-                    prefix = key.removesuffix(wanted)
+            for name in lacking:
+                if key.endswith(f".{name}"):
+                    prefix = key.removesuffix(name)
                     return f"its names begin with {prefix!r}, as in {key}; save the weights without it"
-        held = f"it holds {_some(self.unused)} instead" if self.unused else "the rest is there"
-        return f"{held}; save the whole encoder with save_pretrained"
+        content = f"it holds {_excerpt(self.unused)} instead" if self.unused else "the rest is there"
+        return f"{content}; save the whole encoder with save_pretrained"
 
     @property
     def notices(self) -> list[str]:
-        """What of the file is not used."""
+        """A sentence about the weights of the file that are not used, if there are any."""
         if not self.unused:
             return []
         return [
-            f"{len(self.unused)} of its weights belong to no part of the encoder and are not used: {_some(self.unused)}"
+            f"{len(self.unused)} of its weights belong to no part of the encoder and are not used: {_excerpt(self.unused)}"
         ]
 
 
 def load_encoder(source: str, settings: Any = None) -> LoadedEncoder:
-    """The encoder of a folder or of the hub in fp32, and what transformers reports of its weights; see `check`.
+    """The encoder of a folder or of the hub in fp32, and transformers' report on its weights; see `check`.
+
+    It is in fp32 whatever the file's own type: DeepSpeed makes the 16-bit copies, and keeps these as master weights.
 
     Args:
-        settings: its config.json, perhaps with another dropout; None: as it stands.
-
-    In fp32 whatever the file's own type: DeepSpeed makes the 16-bit copies and keeps these as masters.
+        settings: the model's config, perhaps with another dropout; None: config.json as it is.
     """
     encoder, report = AutoModel.from_pretrained(
         source,
@@ -95,7 +95,7 @@ def load_encoder(source: str, settings: Any = None) -> LoadedEncoder:
         attn_implementation="sdpa",
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported like the missing ones, with names
+        ignore_mismatched_sizes=True,  # the report names them, as it names the missing ones
     )
     return LoadedEncoder(encoder, *_read_report(report))
 
@@ -111,17 +111,17 @@ def check_finite(name: str, model: nn.Module) -> None:
     broken = [key for key, weight in state if weight.is_floating_point() and not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(
-            f"{name} has weights that are NaN or infinite: {_some(broken)}; its training diverged, or a file is damaged"
+            f"{name} has weights that are NaN or infinite: {_excerpt(broken)}; its training diverged, or a file is damaged"
         )
 
 
 def check_files(folder: Path) -> None:
-    """Raise a ModelError if a file of an encoder's folder is missing, empty, cut short, or a stand-in of Git LFS."""
+    """Raise a ModelError if a file of an encoder's folder is missing, empty, truncated, or a pointer of Git LFS."""
     weights = next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
     if weights is None:
         other = [name for name in _OTHER_FRAMEWORKS if (folder / name).exists()]
-        held = f" ({other[0]} is of another framework)" if other else ""
-        raise ModelError(f"{folder} holds no weights{held}; expected {_WEIGHTS[0]} or {_WEIGHTS[2]}")
+        hint = f" ({other[0]} is of another framework)" if other else ""
+        raise ModelError(f"{folder} holds no weights{hint}; expected {_WEIGHTS[0]} or {_WEIGHTS[2]}")
     names = ["config.json", "tokenizer_config.json"]
     names += ["tokenizer.json"] if (folder / "tokenizer.json").exists() else _VOCABULARIES
     for file in [folder / name for name in names]:
@@ -134,7 +134,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_file(file: Path) -> None:
-    """Raise a ModelError if a file is missing, empty, or what Git LFS puts in the place of one."""
+    """Raise a ModelError if a file is missing, empty, or a pointer of Git LFS."""
     try:
         with file.open("rb") as opened:
             head = opened.read(len(_POINTER))
@@ -147,7 +147,7 @@ def check_file(file: Path) -> None:
 
 
 def check_safetensors(file: Path) -> None:
-    """Raise a ModelError if a safetensors file is cut short or damaged."""
+    """Raise a ModelError if a safetensors file is truncated or damaged."""
     try:
         with safe_open(file, "pt"):
             pass
@@ -156,7 +156,7 @@ def check_safetensors(file: Path) -> None:
 
 
 def _shards(weights: Path) -> list[Path]:
-    """The files that hold the weights: one, or those that an index names."""
+    """The files that hold the weights: this file, or those that it names if it is an index."""
     check_file(weights)
     if weights.suffix != ".json":
         return [weights]
@@ -167,6 +167,6 @@ def _shards(weights: Path) -> list[Path]:
     return [weights.parent / name for name in names]
 
 
-def _some(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+def _excerpt(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: written beside their place, then moved to it."""
+"""Folders that are complete or absent: written beside their final path, then renamed."""
 
 import os
 import shutil
@@ -12,8 +12,7 @@ from biencoder.errors import ConfigError
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into. At the end of the block it takes the place of `folder`; until then, and for good if the
-    block fails, stays what stood there."""
+    """A new folder to write into, which replaces `folder` at the end of the block. If the block raises, `folder` stays."""
     fresh, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -29,14 +28,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def set_aside(folder: Path) -> None:
-    """Move the folder, if there is one, to where `put_back` finds it."""
+    """Move the folder, if it exists, aside for `put_back`."""
     if folder.exists():
         shutil.rmtree(_aside(folder), ignore_errors=True)
         os.rename(folder, _aside(folder))
 
 
 def put_back(folder: Path) -> None:
-    """Let what was set aside take its place again; nothing where nothing was."""
+    """Restore a folder that was set aside; do nothing if there is none."""
     if _aside(folder).exists():
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(_aside(folder), folder)
@@ -46,18 +45,16 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.aside")
 
 
-def output_folder(given: str, mark: str) -> Path:
-    """The folder that a command may write to: there is nothing yet, or what the command wrote before.
+def output_folder(path: str, mark: str) -> Path:
+    """The folder that a command may write to: it does not exist, is empty, or holds an earlier output of the command.
 
     Args:
-        mark: a file that every such folder has.
+        mark: a file that every output of the command has.
 
     Raises:
-        ConfigError: something else stands there.
+        ConfigError: the folder holds something else.
     """
-    folder = user_path(given).resolve()
+    folder = user_path(path).resolve()
     if folder.exists() and not (folder / mark).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ConfigError(
-            f"--out {folder} is there already, and without {mark} it is none of this command's; choose another"
-        )
+        raise ConfigError(f"--out {folder} exists and is no output of this command (it has no {mark}); choose another")
     return folder

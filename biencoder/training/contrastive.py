@@ -1,21 +1,21 @@
-"""In-batch contrastive learning (InfoNCE): every point is to find its own counter among all texts of the global batch.
+"""In-batch contrastive learning (InfoNCE): each point should find its own counter among all texts of the global batch.
 
     loss = mean over points of cross-entropy(-|point - candidate|^2 / (2 temperature) -> own counter)
 
-For embeddings of length 1 that is the cosine over the temperature (van den Oord, Li, Vinyals 2018; Karpukhin et al. 2020),
-and for others it follows the distance that negatives are mined and candidates ranked by. The candidates are the counters of
-all ranks, their mined negatives, and, as rivals, their points: whatever the ranking of all arguments has to tell apart. A
-candidate that is no wrong answer (another counter of the same point, or a text identical to one) is left out.
+For embeddings of length 1 the logit is the cosine over the temperature (van den Oord, Li, Vinyals 2018; Karpukhin et al.
+2020). For other embeddings it follows the distance that mining and ranking use. The candidates are the counters of all
+ranks, their mined negatives, and, as rivals, their points, because retrieval ranks counters among all arguments. A
+candidate that is no wrong answer is masked: another counter of the same point, or a text identical to one.
 
-The loss sees the whole global batch, whatever number of ranks and micro-batches it is spread over: gradients at the
-embeddings come first, computed without graph where there are several micro-batches, and each micro-batch then passes its
-own on to the weights (GradCache: Gao, Zhang, Han, Callan 2021). See `loop.train_step`.
+The loss does not depend on how ranks and micro-batches divide the global batch. Gradients at the embeddings are computed
+first, without graph if there are several micro-batches. Each micro-batch then propagates its part to the weights
+(GradCache: Gao, Zhang, Han, Callan 2021; see `objective.Objective`).
 
-The table of points by candidates never exists as a whole: what is left out is a list of pairs, and the loss goes over the
-points in blocks, each of which makes its part of the gradient before the next one takes its place.
+The matrix of points by candidates never exists as a whole. The mask is a list of pairs, and the loss processes the points
+in blocks: each block adds its part of the gradient before the next one uses the same memory.
 
 R: ranks, S: samples of one rank in a step, K: mined negatives of each, C: candidates of all ranks, P: points of all ranks,
-X, Y: pairs that are left out, B: points of a block, D: dimension.
+X, Y: pairs that are left out of the loss, B: points of a block, D: dimension.
 """
 
 from collections.abc import Sequence
@@ -31,27 +31,35 @@ from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores
 
 _BLOCK_BYTES = 64 * 2**20
-"""Of the logits that exist at a time; 512 points with 32,768 candidates."""
+"""Memory of one block's logits; enough for 512 points with 32,768 candidates."""
 
 
 class Targets(NamedTuple):
-    """What one rank's points are to find among the candidates of all ranks."""
+    """The right answers to one rank's points among the candidates of all ranks, and the pairs that are left out.
+
+    The last two fields are for the other direction, from counters to the points of all ranks.
+    """
 
     own_S: torch.Tensor
     """Column of each point's own counter."""
     left_out_2X: torch.Tensor
-    """Points and candidates, ordered by point, where a candidate is neither the point's own counter nor a wrong answer."""
+    """(point, candidate), ordered by point, where the candidate is neither the point's own counter nor a wrong answer."""
     own_point_S: torch.Tensor
-    """For the other direction, from counters to points: column of each counter's own point,"""
+    """Column of each counter's own point."""
     left_out_2Y: torch.Tensor
-    """and counters and points (of all ranks), ordered by counter, where a point is neither it nor wrong."""
+    """(counter, point), ordered by counter, where the point is neither the counter's own nor a wrong answer."""
 
     def to(self, device: torch.device) -> "Targets":
         return Targets(*(part.to(device) for part in self))
 
 
 def targets(samples_RS: Ids, split: Split, negative_text_PK: Ids, forbidden: Forbidden, *, rank: int) -> Targets:
-    """Of this rank's samples, given those of every rank, each in the order of its micro-batches."""
+    """The targets of this rank's samples.
+
+    Args:
+        samples_RS: the samples of every rank, in the order of its micro-batches.
+        negative_text_PK: for each pair of the split the text ids of its mined negatives.
+    """
     R, S = samples_RS.shape
     mine_S = samples_RS[rank]
     point_RS, counter_RS = split.point_text_P[samples_RS], split.counter_text_P[samples_RS]
@@ -70,36 +78,36 @@ def _without_own(query_X: Ids, candidate_X: Ids, own_S: Ids) -> Ids:
     return np.stack([query_X, candidate_X])[:, candidate_X != own_S[query_X]]
 
 
-class Pull(NamedTuple):
-    """What the contrastive loss wants of one micro-batch."""
+class CachedGradients(NamedTuple):
+    """The contrastive loss's gradients at the embeddings of one micro-batch."""
 
-    loss: torch.Tensor
-    """Its value over the step, the same for all micro-batches of a rank."""
-    gradients: list[torch.Tensor]
-    """Of the rank's loss with respect to each of the micro-batch's embeddings, as `_embeddings` lists them."""
+    step_loss: torch.Tensor
+    """The loss of the whole step, the same for all micro-batches of a rank."""
+    at_embeddings: list[torch.Tensor]
+    """The gradient of the rank's loss at each of the micro-batch's embeddings, in the order of `_embeddings`."""
 
-    def applied_to(self, scores: Scores) -> torch.Tensor:
-        """A scalar whose gradient with respect to the embeddings is the loss's."""
-        parts = zip(_embeddings(scores), self.gradients, strict=True)
+    def surrogate(self, scores: Scores) -> torch.Tensor:
+        """A scalar that has the loss's gradient at the embeddings."""
+        parts = zip(_embeddings(scores), self.at_embeddings, strict=True)
         return torch.stack([(part.float() * gradient).sum() for part, gradient in parts]).sum()
 
 
-def contrast(chunks: Sequence[Scores], wanted: Targets, config: LossConfig, world: World) -> list[Pull]:
-    """The contrastive loss of a step and its gradient at the embeddings of each micro-batch. Every rank takes part.
+def contrast(chunks: Sequence[Scores], targets: Targets, config: LossConfig, world: World) -> list[CachedGradients]:
+    """The contrastive loss of a step and its gradients at the embeddings of each micro-batch. Every rank takes part.
 
     Args:
-        chunks: the micro-batches of this rank, with or without graph.
+        chunks: the scores of this rank's micro-batches, with or without graph.
     """
     leaves = [[part.detach().float().requires_grad_() for part in _embeddings(chunk)] for chunk in chunks]
     point_SD, counter_SD, negative_XD, rival_SD = (torch.cat(parts) for parts in zip(*leaves, strict=True))
     candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD]))
-    loss = cross_entropy(point_SD, candidate_CD, wanted.own_S, wanted.left_out_2X, config.temperature)
+    loss = cross_entropy(point_SD, candidate_CD, targets.own_S, targets.left_out_2X, config.temperature)
     if config.symmetric:
         points_PD = world.all_gather(point_SD)
-        back = cross_entropy(counter_SD, points_PD, wanted.own_point_S, wanted.left_out_2Y, config.temperature)
+        back = cross_entropy(counter_SD, points_PD, targets.own_point_S, targets.left_out_2Y, config.temperature)
         loss = (loss + back) / 2
     loss.backward()  # type: ignore[no-untyped-call]
-    return [Pull(loss.detach(), [leaf.grad for leaf in chunk if leaf.grad is not None]) for chunk in leaves]
+    return [CachedGradients(loss.detach(), [leaf.grad for leaf in chunk if leaf.grad is not None]) for chunk in leaves]
 
 
 def cross_entropy(
@@ -107,19 +115,18 @@ def cross_entropy(
 ) -> torch.Tensor:
     """Mean over queries of the negative log-probability of each one's own candidate.
 
-    Takes the memory of a block of queries by candidates, whatever their number, and as much as they themselves.
+    Takes the memory of one block of logits, and as much as queries and candidates themselves.
 
     Args:
         query_SD, candidate_CD: fp32.
-        left_out_2X: queries and candidates, ordered by query, that count for nothing together.
+        left_out_2X: (query, candidate), ordered by query, of the pairs to mask.
     """
     loss: torch.Tensor = _CrossEntropy.apply(query_SD, candidate_CD, own_S, left_out_2X, temperature)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Each block makes its part of the gradient in the forward pass, while its logits are there: none are kept for the
-    backward pass, and none are computed twice."""
+    """Computes each block's part of the gradient in the forward pass, so that no logits are kept or computed twice."""
 
     @staticmethod
     def forward(
@@ -147,7 +154,7 @@ class _CrossEntropy(torch.autograd.Function):
             weight_BC = logits_BC.sub_(most_B1).exp_()
             sum_B1 = weight_BC.sum(1, keepdim=True)
             loss += (sum_B1.log() - own_logit_B1).sum()
-            # d loss / d logit = (weight / sum - 1 for the own one) / S, where the division by sum waits until it is cheap.
+            # d loss / d logit = (weight / sum - [is own]) / S. The division by sum is cheap later, in `scale_B1`.
             weight_BC.scatter_add_(1, own_B1, -sum_B1)
             scale_B1 = 1 / (sum_B1 * (S * temperature))
             torch.mm(weight_BC, candidate_CD, out=to_query_SD[start : start + starts.step]).mul_(scale_B1)
@@ -163,7 +170,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _by_block(left_out_2X: torch.Tensor, starts: range) -> Sequence[torch.Tensor]:
-    """What is left out in each block of queries."""
+    """The pairs to mask in each block of queries."""
     if len(starts) == 1:
         return [left_out_2X]
     edges = torch.searchsorted(left_out_2X[0].contiguous(), torch.tensor(starts[1:], device=left_out_2X.device))
@@ -171,6 +178,6 @@ def _by_block(left_out_2X: torch.Tensor, starts: range) -> Sequence[torch.Tensor
 
 
 def _embeddings(scores: Scores) -> list[torch.Tensor]:
-    """Points, counters, negatives (one after the other), and the points as candidates."""
+    """The embeddings of points, counters and negatives (one row each), and of the points as candidates."""
     assert scores.rival_BD is not None
     return [scores.point_BD, scores.counter_BD, scores.negative_BKD.flatten(0, 1), scores.rival_BD]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from biencoder.config import LossConfig
 from biencoder.model.bi_encoder import Scores
-from biencoder.training.contrastive import Pull
+from biencoder.training.contrastive import CachedGradients
 
 
 class LossParts(NamedTuple):
@@ -35,11 +35,14 @@ class LossParts(NamedTuple):
         return torch.stack([part.detach() for part in self])
 
 
-def combined_loss(scores: Scores, config: LossConfig, pull: Pull | None = None, *, num_chunks: int = 1) -> LossParts:
+def combined_loss(
+    scores: Scores, config: LossConfig, cached: CachedGradients | None = None, *, num_chunks: int = 1
+) -> LossParts:
     """The weighted sum and its parts (Shi, Cao, Nguyen 2023; triplet loss of Schroff et al. 2015, Euclidean).
 
     Args:
-        pull: what the contrastive loss wants of this micro-batch, one of `num_chunks`, whose mean is the step's loss.
+        cached: the contrastive loss's gradients at this micro-batch's embeddings; None where that loss has no weight.
+        num_chunks: micro-batches of the rank in this step; the step's loss is the mean of theirs.
     """
     point_BD, counter_BD, negative_BKD = (scores.point_BD.float(), scores.counter_BD.float(), scores.negative_BKD.float())
     # pairwise_distance adds 1e-6 to the difference: the gradient at distance 0 is finite.
@@ -53,9 +56,9 @@ def combined_loss(scores: Scores, config: LossConfig, pull: Pull | None = None, 
     ce_negative = _mean(F.cross_entropy(logits_BK2.flatten(0, 1), zeros_BK.flatten(), reduction="none"))
     total = config.triplet_weight * triplet + config.classification_weight * (ce_positive + ce_negative)
     contrastive = torch.zeros_like(triplet)
-    if pull:
-        contrastive, surrogate = pull.loss, num_chunks * pull.applied_to(scores)
-        # The surrogate has the loss's gradient, and here it is given the loss's value as well.
+    if cached:
+        contrastive, surrogate = cached.step_loss, num_chunks * cached.surrogate(scores)
+        # The sum has the surrogate's gradient and the contrastive loss's value.
         total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
     return LossParts(total, triplet, ce_positive, ce_negative, contrastive, _mean((triplet_BK > 0).float()))
 

@@ -14,7 +14,7 @@ import torch
 from biencoder.config import LossConfig
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores, TripletBatch
-from biencoder.training.contrastive import Pull, Targets, contrast
+from biencoder.training.contrastive import CachedGradients, Targets, contrast
 from biencoder.training.loss import LossParts, combined_loss
 
 Score = Callable[[int], Scores]
@@ -42,11 +42,11 @@ class Objective:
     def losses(self, batch: StepBatch, score: Score) -> Iterator[LossParts]:
         """The loss of each micro-batch, one after the other: go backward through one before asking for the next. Every rank
         takes part."""
-        pulls, only_scores = self._contrast(batch, score)
-        for number, pull in enumerate(pulls):
-            yield combined_loss(only_scores or score(number), self.config, pull, num_chunks=len(pulls))
+        cached, only_scores = self._contrast(batch, score)
+        for number, gradients in enumerate(cached):
+            yield combined_loss(only_scores or score(number), self.config, gradients, num_chunks=len(cached))
 
-    def _contrast(self, batch: StepBatch, score: Score) -> tuple[list[Pull | None], Scores | None]:
+    def _contrast(self, batch: StepBatch, score: Score) -> tuple[list[CachedGradients | None], Scores | None]:
         """The contrastive loss's gradient at the embeddings of each micro-batch, and the scores where there is only one.
 
         The graphs of several micro-batches would not fit: these are scored without graph here, and again for their loss.

@@ -146,6 +146,6 @@ def test_models_that_were_trained_on_texts_of_two_kinds_need_a_word(
 def test_a_folder_of_somebody_else_is_not_written_to(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, model = write_corpus(numbered_corpus(training=4)), tmp_path / "model"
     export(tiny_bert, model)
-    with pytest.raises(BiencoderError, match=r"without index.json it is none of this command's"):
+    with pytest.raises(BiencoderError, match=r"is no output of this command \(it has no index.json\)"):
         index.main(["--model", str(model), "--data.root", str(corpus), "--out", str(model)])
     assert (model / "biencoder.json").is_file()

@@ -97,8 +97,8 @@ def test_chunks_get_the_gradient_of_the_whole_loss(
     negative_text = np.array([[5, 1], [1, 4], [3, 4], [3, 1]])[:, :negatives]
     chunks = [scores(2, negatives, seed=0), scores(2, negatives, seed=1)]
     wanted = targets(np.arange(4)[None], SPLIT, negative_text, Forbidden.of(SPLIT, 6), rank=0)
-    pulls = contrast(chunks, wanted, config, World.alone())
-    parts = [combined_loss(chunk, config, pull, num_chunks=2) for chunk, pull in zip(chunks, pulls, strict=True)]
+    cached = contrast(chunks, wanted, config, World.alone())
+    parts = [combined_loss(chunk, config, part, num_chunks=2) for chunk, part in zip(chunks, cached, strict=True)]
     (sum(part.total for part in parts) / 2).backward()  # type: ignore[union-attr]  # an engine averages over the chunks
     leaves: list[Any] = [part for chunk in chunks for part in chunk]
     found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]

@@ -210,7 +210,7 @@ def test_dropout_is_what_the_configuration_says(tiny_bert: Path) -> None:
     [
         ({"name": "/no/such/folder"}, "does not exist"),
         ({"name": "./models/none"}, "does not exist"),
-        ({"name": "not-a-model-anywhere"}, "nor to be had from the hub"),
+        ({"name": "not-a-model-anywhere"}, "could not be downloaded from the hub"),
         ({"max_length": 512}, "more than the 64 tokens"),
     ],
 )
