@@ -1,4 +1,7 @@
-"""The reference index: scikit-learn's ball tree, exact, on one thread."""
+"""The reference index: scikit-learn's ball tree, exact, on one thread.
+
+N: vectors, Q: queries, k: rows for each, D: dimension.
+"""
 
 import numpy as np
 from sklearn.neighbors import BallTree
@@ -7,7 +10,7 @@ from biencoder.retrieval.nearest import Embeddings, Rows
 
 
 class BallTreeIndex:
-    """leaf_size 2, as in the reference system."""
+    """A ball tree with leaf_size 2, as in the reference system."""
 
     exact = True
 

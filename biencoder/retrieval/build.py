@@ -1,4 +1,7 @@
-"""The index that a configuration names. Imports wait until one is built: a run needs scikit-learn or FAISS, not both."""
+"""Builds the index that a configuration names, and imports only the library that this index needs.
+
+N: vectors, D: dimension.
+"""
 
 from biencoder.config import MiningConfig
 from biencoder.retrieval.nearest import Embeddings, NegativeIndex, NothingHeld
@@ -18,8 +21,7 @@ def build_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
 
 
 def reference_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
-    """An exact one to hold others against: the ball tree, or a comparison with all vectors where they are, which copies
-    none."""
+    """An exact index to measure others against: the ball tree, or a brute-force search that copies no vectors."""
     if config.index == "balltree" or not len(vectors_ND):
         return build_index(vectors_ND, config)
     from biencoder.retrieval.faiss_index import FlatIndex

@@ -1,4 +1,7 @@
-"""Trained models in one process, whoever trained them: texts become vectors, and there may be a classifier to re-rank."""
+"""One interface to models of this program and of sentence-transformers: they embed texts in one process, and may re-rank.
+
+N: texts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +17,15 @@ from biencoder.retrieval.trained_model import TrainedModel
 
 
 class Embedder(Protocol):
-    """A model in one process."""
+    """A model that embeds texts in one process."""
 
     @property
     def classifier(self) -> PairClassifier | None:
-        """None where the model has none to re-rank with."""
+        """The trained pair classifier for re-ranking; None if the model has none."""
 
     @property
     def max_length(self) -> int | None:
-        """Tokens at which texts are cut; None where that is not known."""
+        """Tokens at which texts are cut; None if unknown."""
 
     def embed_texts(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
@@ -36,10 +39,12 @@ class NamedModel:
 
 
 def load_models(folders: Sequence[str]) -> list[NamedModel]:
-    """The models in these folders, of this program or of sentence-transformers, named by folder, or by path to differ.
+    """The models in these folders, of this program or of sentence-transformers.
+
+    They are named by their folders, or by their paths if two folders have the same name.
 
     Raises:
-        ModelError: a folder holds neither.
+        ModelError: a folder holds neither kind of model.
     """
     names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)

@@ -1,10 +1,10 @@
-"""Embedding a corpus on all ranks: every distinct text once, longest first, the same batches whatever the number of ranks.
+"""Embedding a corpus on all ranks: each distinct text once, longest first, in batches that do not depend on the ranks.
 
-The plan of batches is global, so each rank knows which rows the others hold, and all ranks make the same number of forwards
-(the last round is filled up with repeats: under ZeRO-3 a forward is collective). The rows then travel to rank 0, round by
-round and in bounded messages, or stay where they were made (`sharded`).
+All ranks know the whole plan of batches, so each knows which rows the others hold. All ranks make the same number of
+forwards, because a forward is collective under ZeRO-3; the last round is filled up with repeats. The vectors are then
+gathered on rank 0, round by round in messages of bounded size, or stay on the rank that made them (`sharded`).
 
-N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, D: similarity embedding, H: hidden size.
+N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, B: texts of a batch, D: similarity embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,33 +22,33 @@ from biencoder.model.bi_encoder import Side, Sides, Vectors
 from biencoder.retrieval.nearest import nearest_of_ranks
 
 _MESSAGE_BYTES = 64 * 2**20
-"""Bound of what rank 0 receives at once, and of a block of queries."""
+"""Upper bound of a message to rank 0, and of a block of queries."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedTexts:
-    """Vectors of texts as queries and as candidates (one object where both sides share their weights), on their holder.
+    """The vectors that this process holds, as queries and as candidates (one object if both sides share their weights).
 
-    Either one process holds all texts, or each rank of a world holds a part of them; the same code searches both, given
-    `World.alone()` or that world.
+    Either one process holds all texts, or each rank of a world holds a part of them. The same code searches both, with
+    `World.alone()` or with that world.
     """
 
     text_ids_N: Ids
-    """Of the texts held here, ascending."""
+    """The texts held here, ascending."""
     query: Vectors
     candidate: Vectors
     all_text_ids_M: Ids
-    """Of the texts held by anybody, ascending."""
+    """The texts held by all ranks, ascending."""
     holder_M: npt.NDArray[np.int32]
-    """The rank that holds each."""
+    """The rank that holds each text."""
 
     @classmethod
     def whole(cls, text_ids_N: Ids, query: Vectors, candidate: Vectors) -> "EmbeddedTexts":
-        """All texts in one process."""
+        """The vectors of all texts in one process."""
         return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
 
     def pooled_cosine(self) -> "EmbeddedTexts":
-        """The encoder's own geometry: pooled vectors at length 1, whose Euclidean order is that of the cosine."""
+        """Pooled vectors, normalised, as embeddings: their Euclidean order is that of the pooled vectors' cosine."""
 
         def unit(vectors: Vectors) -> Vectors:
             return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
@@ -58,10 +58,10 @@ class EmbeddedTexts:
     def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
         """The texts' vectors of one side, block by block on every holder: (positions in `text_ids_Q`, vectors).
 
-        Each block is broadcast by the rank that holds it. Every holder takes part, and consumes all blocks.
+        The rank that holds a block broadcasts it. Every holder must consume all blocks.
 
         Args:
-            pooled: whether the pooled vectors are wanted; without, they are empty.
+            pooled: whether to send the pooled vectors; otherwise they are empty.
         """
         vectors = self.query if side == "query" else self.candidate
         holder_Q = self.holder_M[np.searchsorted(self.all_text_ids_M, text_ids_Q)]
@@ -85,7 +85,7 @@ class EmbeddedTexts:
                 )
 
     def distances(self, side: Side, text_X: Ids, candidate_text_X: Ids, world: World) -> npt.NDArray[np.float64]:
-        """Euclidean distance (X,) of each text's vector of that side to the candidate's. Every holder takes part."""
+        """Euclidean distance (X,) of each text's vector of one side to its candidate's vector. Every holder takes part."""
         distance_X = np.empty(len(text_X))
         vectors_ND = self.candidate.embedding
         for block, mine in self.blocks(text_X, world, side=side, pooled=False):
@@ -103,7 +103,7 @@ def plan_batches(lengths_N: Ids, batch_tokens: int, *, max_length: int) -> list[
     """Positions of texts batch by batch, longest first, each batch at most `batch_tokens` tokens with padding.
 
     Args:
-        max_length: where the texts were cut; no batch is padded further.
+        max_length: the length at which texts were cut; no batch is padded further.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
     batches, start = [], 0
@@ -124,22 +124,25 @@ def embed_texts(
     sharded: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedTexts | None:
-    """Vectors of these texts (ascending ids): all on rank 0 and None elsewhere, or each rank's part. Every rank takes part.
+    """The vectors of these texts (ascending ids). Every rank takes part.
 
     Args:
         encode: makes both sides' vectors of a batch, without graph; collective under ZeRO-3.
         sharded: leave the vectors on the ranks that make them.
         advance: called after each round with the number of texts that all ranks have embedded in it.
+
+    Returns:
+        With `sharded` each rank's part; otherwise all vectors on rank 0, and None on other ranks.
     """
     world.doing(f"embedding {len(text_ids_M)} texts")
     batches = plan_batches(tokens.lengths(text_ids_M), batch_tokens, max_length=tokens.max_length)
     rounds = [batches[start : start + world.size] for start in range(0, len(batches), world.size)]
     holder_M = np.zeros(len(text_ids_M), dtype=np.int32)
     if sharded:
-        for rank, batch in ((rank, batch) for some in rounds for rank, batch in enumerate(some)):
+        for rank, batch in ((rank, batch) for round_ in rounds for rank, batch in enumerate(round_)):
             holder_M[batch] = rank
-    held = np.flatnonzero(holder_M == world.rank)
-    table = VectorTable(held)
+    positions_N = np.flatnonzero(holder_M == world.rank)
+    table = VectorTable(positions_N)
     for round_ in rounds:
         mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
         parts = encode(tokens.batch(text_ids_M[mine])).parts()
@@ -150,33 +153,33 @@ def embed_texts(
         advance(sum(len(batch) for batch in round_))
     if not sharded and not world.is_main:
         return None
-    return EmbeddedTexts(text_ids_M[held], *Sides.of(table.parts), text_ids_M, holder_M)
+    return EmbeddedTexts(text_ids_M[positions_N], *Sides.of(table.parts), text_ids_M, holder_M)
 
 
 class VectorTable:
-    """Vectors of the texts at these (ascending) positions, filled batch by batch."""
+    """Vectors of the texts at these (ascending) positions, filled in batch by batch."""
 
     def __init__(self, positions_N: Ids) -> None:
         self._positions_N = positions_N
         self.parts: list[torch.Tensor] = []
 
     def put(self, positions: Ids, parts: Sequence[torch.Tensor]) -> None:
-        """Fill in the first `len(positions)` rows of these parts (see `Sides`)."""
+        """Fill in the first `len(positions)` rows of these parts (see `Sides.parts`)."""
         if not self.parts:
             self.parts = [torch.empty(len(self._positions_N), part.shape[1]) for part in parts]
         target = torch.from_numpy(np.searchsorted(self._positions_N, positions))
-        for part, given in zip(self.parts, parts, strict=True):
-            part[target] = given[: len(positions)].cpu()
+        for table, part in zip(self.parts, parts, strict=True):
+            table[target] = part[: len(positions)].cpu()
 
 
 def gather(parts: Sequence[torch.Tensor], round_: list[Ids], table: VectorTable, world: World) -> None:
-    """Bring a round's vectors to rank 0, in messages of bounded size. Every rank takes part."""
-    rows_BW = torch.cat(list(parts), dim=1)  # W: of all parts, side by side
+    """Gather a round's vectors on rank 0, in messages of bounded size. Every rank takes part."""
+    rows_BW = torch.cat(list(parts), dim=1)  # W: width of all parts side by side
     longest = max(len(batch) for batch in round_)
     padded_BW = torch.nn.functional.pad(rows_BW, (0, 0, 0, longest - len(rows_BW)))
     widths = [part.shape[1] for part in parts]
     size = max(1, _MESSAGE_BYTES // (4 * sum(widths) * world.size))
     for start in range(0, longest, size):
         gathered = world.gather(padded_BW[start : start + size].contiguous())
-        for batch, part_BW in zip(round_, gathered or [], strict=False):  # what comes from repeats is left over
+        for batch, part_BW in zip(round_, gathered or [], strict=False):  # the rest are repeats
             table.put(batch[start : start + size], torch.split(part_BW, widths, dim=1))

@@ -1,8 +1,10 @@
-"""The faster drop-in: FAISS on all threads of the process, and on GPUs where faiss-gpu is installed.
+"""The faster indexes: FAISS on all threads of the process, and on GPUs if faiss-gpu is installed.
 
 flat   exact, by brute force over all vectors
 ivf    k-means cells (4 sqrt(N) of them); a search visits `probes` cells (Jégou, Douze, Schmid 2011)
 hnsw   a navigable small-world graph of 32 neighbours; a search keeps `ef` candidates (Malkov, Yashunin 2018)
+
+N: vectors, Q: queries, k: rows for each, D: dimension.
 """
 
 import math
@@ -17,6 +19,8 @@ from biencoder.retrieval.nearest import MOST_ROWS, Embeddings, Rows
 
 
 class FaissIndex:
+    """The index of kind `mining.faiss_kind`."""
+
     def __init__(self, vectors_ND: Embeddings, config: MiningConfig) -> None:
         vectors_ND = np.ascontiguousarray(vectors_ND)
         self.exact = config.exact
@@ -25,7 +29,7 @@ class FaissIndex:
         if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
             self._index = faiss.index_cpu_to_all_gpus(self._index)
             self._most_rows = MOST_ROWS
-        # The links of a graph depend on how many threads make them; everything else is the same for any number.
+        # The links of a graph depend on the number of threads that make them; the other kinds do not.
         with own_cores() if config.faiss_kind == "hnsw" else nullcontext():
             self._index.add(vectors_ND)
 
@@ -36,7 +40,7 @@ class FaissIndex:
 
 
 class FlatIndex:
-    """All vectors where they are, in memory or in a file that is mapped; none is copied."""
+    """Brute force over vectors in memory or in a mapped file; none is copied."""
 
     exact = True
 
@@ -50,7 +54,7 @@ class FlatIndex:
 
 
 def num_cells(num_vectors: int) -> int:
-    """Cells of an ivf index: 4 sqrt(N), with the 39 vectors for each that k-means wants."""
+    """Cells of an ivf index: 4 sqrt(N), but at least 39 vectors for each, as k-means in FAISS requires."""
     return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // 39))
 
 

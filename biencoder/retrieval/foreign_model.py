@@ -1,6 +1,8 @@
-"""A sentence-transformers folder of any origin: ranked by the cosine of its embeddings, and without a pair classifier.
+"""A sentence-transformers model of any origin: ranked by the cosine of its embeddings, without a pair classifier.
 
-The package sentence-transformers is needed only here. The model's own length limit and prompts hold.
+Only this module needs the package sentence-transformers. The model's own length limit and prompts apply.
+
+N: texts.
 """
 
 import json
@@ -25,15 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SentenceFolder:
+    """A model that sentence-transformers loads."""
+
     model: "SentenceTransformer"
     classifier: None = None
 
     @classmethod
     def load(cls, folder: Path) -> "SentenceFolder":
-        """Load the folder onto the GPU if there is one.
+        """Load the model, onto the GPU if there is one.
 
         Raises:
-            ModelError: the package is not installed, or the folder is not one of its models.
+            ModelError: the package is not installed, or it cannot load the folder.
         """
         try:
             from sentence_transformers import SentenceTransformer
@@ -48,18 +52,18 @@ class SentenceFolder:
             check_finite(f"the model in {folder}", model)
         except ModelError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever its modules raise, which it does not name
+        except Exception as error:  # noqa: BLE001 - its modules raise many kinds, which it does not document
             raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         return cls(model)
 
     @property
     def max_length(self) -> int | None:
-        """Tokens at which texts are cut; None where the model tells no limit."""
+        """Tokens at which texts are cut; None if the model states no limit."""
         return self.model.max_seq_length
 
     def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids, at length 1: their Euclidean order is that of the cosine."""
-        some = [texts[text_id] for text_id in text_ids_N]
+        texts_N = [texts[text_id] for text_id in text_ids_N]
 
         def encode(side: str, texts: list[str]) -> Vectors:
             encode_side = self.model.encode_query if side == "query" else self.model.encode_document
@@ -67,21 +71,21 @@ class SentenceFolder:
             embedding = embedding.float().cpu()
             return Vectors(embedding, embedding)
 
-        candidate = encode("candidate", some)
-        # Whether by prompts, routes or tasks of its own: what makes its sides differ shows on any text.
-        sides_agree = torch.equal(encode("query", some[:1]).embedding, encode("candidate", some[:1]).embedding)
-        return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", some), candidate)
+        candidate = encode("candidate", texts_N)
+        # Sides can differ by prompts, routes or tasks. Any text shows such a difference.
+        sides_agree = torch.equal(encode("query", texts_N[:1]).embedding, encode("candidate", texts_N[:1]).embedding)
+        return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", texts_N), candidate)
 
 
 def _check_encoders(folder: Path) -> None:
     """Raise a ModelError if a file of an encoder is damaged, or lacks weights that the encoder needs.
 
-    sentence-transformers does not ask transformers for its report on the weights, so each encoder is loaded here for it.
+    sentence-transformers ignores transformers' report on the weights, so each encoder is loaded here to read that report.
     """
     for settings in [folder / "config.json", *folder.glob("*/config.json")]:
         if settings.is_file():
             check_file(settings)
             if "model_type" in json.loads(settings.read_text(encoding="utf-8")):  # other modules have a config.json as well
                 check_files(settings.parent)
-                # No pooling module of sentence-transformers asks for BERT's pooler.
+                # No pooling module of sentence-transformers uses BERT's pooler.
                 load_encoder(str(settings.parent)).check(f"the model in {settings.parent}", without=("pooler.",))

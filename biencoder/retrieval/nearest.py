@@ -1,12 +1,12 @@
-"""What mining asks of a nearest-neighbour index, and how it makes all exact ones answer alike.
+"""The nearest allowed rows by an index, with one exact answer whatever exact index is used.
 
-An index may round distances in its own way. `nearest_allowed` therefore measures what the index returned once more,
-exactly, and orders it by (distance, row); it asks for more neighbours while the index's rounding could hide a nearer row.
-So any two exact indexes give the same answer, ties included. A query that has not enough allowed rows among its 2,048
-nearest is compared with every vector, in blocks of bounded size: for it alone the mask is looked up for all rows.
+An index may round distances in its own way. `nearest_allowed` therefore computes the distances of the returned rows again,
+exactly, and orders the rows by (distance, row). It asks for more neighbours while the index's rounding could hide a nearer
+row. So any two exact indexes give the same answer, ties included. A query that has too few allowed rows among its 2,048
+nearest is compared with every vector, in blocks of bounded size; only for such a query is the mask evaluated for all rows.
 
-Q: queries, q: some of them, k: rows that an index returned, K: answers of all ranks, c: rows wanted, N: vectors, n: some of
-them, D: dimension, X: pairs of a query and a row.
+Q: queries, q: a block of them, k: rows that an index returns, K: answers of all ranks, c: rows that the caller asks for,
+N: vectors, n: a block of them, D: dimension, X: pairs of a query and a row.
 """
 
 from collections.abc import Callable
@@ -23,30 +23,32 @@ Rows = npt.NDArray[np.int64]
 Embeddings = npt.NDArray[np.float32]
 
 _ROUNDING = 1e-5
-"""Relative error that an index's own squared distances may have: float32 by ||x||^2 + ||y||^2 - 2xy, with room to spare."""
+"""Upper bound of the relative error of an index's squared distances, computed in float32 as ||x||^2 + ||y||^2 - 2xy."""
 _CHUNK_BYTES = 64 * 2**20
 MOST_ROWS = 2048
-"""Rows that an index is asked for to widen a search, and the most that FAISS finds on a GPU."""
+"""The most rows that a search asks an index for, which is the limit of FAISS on a GPU."""
 _SCANNED_QUERIES, _SCANNED_PAIRS = 64, 2**20
-"""Of a block that is compared with every vector."""
+"""Queries, and pairs of a query and a vector, in a block of the comparison with every vector."""
 
 Allowed = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
 Distances = npt.NDArray[np.float64]
 
 
 class NegativeIndex(Protocol):
-    """Nearest rows by Euclidean distance."""
+    """An index over vectors that finds the nearest rows by Euclidean distance."""
 
     exact: bool
-    """Whether `search` never misses a nearer vector, but for rounding."""
+    """Whether `search` finds all nearest vectors, up to rounding."""
 
     def search(self, queries_QD: Embeddings, k: int) -> Rows:
-        """Row numbers (Q, k) of the k nearest vectors, or of fewer if k is above 2,048; an inexact index may return -1 for
-        "none"."""
+        """Row numbers (Q, k) of the k nearest vectors; fewer columns if k is above 2,048.
+
+        An inexact index may return -1 for "none".
+        """
 
 
 class NothingHeld:
-    """The index of a rank that holds no candidates: more ranks than batches of texts."""
+    """The index of a rank that holds no candidates, because there are more ranks than batches of texts."""
 
     def __init__(self, *, exact: bool) -> None:
         self.exact = exact
@@ -67,9 +69,9 @@ def nearest_allowed(
     """For each query the nearest rows that are allowed, nearest first, ties broken by the lower row, and their distances.
 
     Args:
-        allowed: given query numbers (Q,) and rows (Q, k), which of the rows each query may have (Q, k).
-        count: rows wanted for each query.
-        least_distance_Q: what is nearer than this is not allowed either.
+        allowed: takes query numbers (Q,) and rows (Q, k); returns which of the rows each query may have (Q, k).
+        count: rows for each query.
+        least_distance_Q: rows nearer than this are not allowed.
 
     Returns:
         Rows (Q, count), -1 where no more are allowed, and exact distances, inf there.
@@ -80,25 +82,27 @@ def nearest_allowed(
     N, open_queries, k = len(vectors_ND), np.arange(len(queries_QD)), 7 + count
     while N and len(open_queries):
         k, undecided = min(k, N), []
-        for some in _blocks(open_queries, max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))):
-            best_Qc[some], distance_Qc[some], settled_q = _searched(
-                index, vectors_ND, queries_QD[some], partial(allowed, some), least_Q[some], k, count
+        for block in _blocks(open_queries, max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))):
+            best_Qc[block], distance_Qc[block], settled_q = _search_index(
+                index, vectors_ND, queries_QD[block], partial(allowed, block), least_Q[block], k, count
             )
-            undecided.append(some[~settled_q])
+            undecided.append(block[~settled_q])
         open_queries = np.concatenate(undecided)
         if k >= min(MOST_ROWS, N):
             break
         k = min(4 * k, MOST_ROWS)
-    for some in _blocks(open_queries if N else open_queries[:0], _SCANNED_QUERIES):
-        best_Qc[some], distance_Qc[some] = _scanned(
-            vectors_ND, queries_QD[some], partial(allowed, some), least_Q[some], count
+    for block in _blocks(open_queries if N else open_queries[:0], _SCANNED_QUERIES):
+        best_Qc[block], distance_Qc[block] = _scan_all(
+            vectors_ND, queries_QD[block], partial(allowed, block), least_Q[block], count
         )
     return best_Qc, distance_Qc
 
 
 def nearest_of_ranks(ids_Qk: Rows, distance_Qk: Distances, world: World) -> tuple[Rows, Distances]:
-    """For each query the k nearest of the ranks' answers (ids, distances), nearest first, ties to the lower id. Every rank
-    takes part."""
+    """For each query the k nearest of all ranks' answers (ids and distances), nearest first; ties go to the lower id.
+
+    Every rank takes part.
+    """
     if world.size == 1:
         return ids_Qk, distance_Qk
     ids_QK, distance_QK = (
@@ -112,7 +116,7 @@ def _blocks(positions: Rows, size: int) -> list[Rows]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _searched(
+def _search_index(
     index: NegativeIndex,
     vectors_ND: Embeddings,
     queries_qD: Embeddings,
@@ -121,8 +125,11 @@ def _searched(
     k: int,
     count: int,
 ) -> tuple[Rows, Distances, npt.NDArray[np.bool_]]:
-    """The nearest allowed of the k rows that the index finds for each query (q, c), their distances, and for which queries
-    (q,) no other row can be nearer."""
+    """The nearest allowed rows among the k that the index returns for each query.
+
+    Returns:
+        Rows (q, c), their distances (q, c), and whether the answer is final (q,): no other row can be nearer.
+    """
     rows_qk = index.search(queries_qD, k)
     exact_qk = np.where(rows_qk >= 0, _distances(vectors_ND[rows_qk], queries_qD[:, None]), np.inf)
     measured_qk = np.where(allowed(rows_qk) & (exact_qk >= least_q[:, None]), exact_qk, np.inf)
@@ -134,21 +141,21 @@ def _searched(
     near_qc = np.pad(near_qc, missing, constant_values=np.inf)
     if index.exact and rows_qk.shape[1] == len(vectors_ND):
         return best_qc, near_qc, np.ones(len(rows_qk), dtype=np.bool_)
-    # Settled: everything the index did not return is farther than the last one, its rounding granted.
+    # An answer is final if every row that the index did not return is farther than the last one, rounding included.
     scale_q = np.square(queries_qD.astype(np.float64)).sum(1) + np.square(exact_qk).max(1)
     slack_q = np.sqrt(np.square(near_qc[:, -1]) + _ROUNDING * scale_q)
     settled_q = np.isfinite(near_qc[:, -1]) & (not index.exact or exact_qk.max(axis=1) > slack_q)
     return best_qc, near_qc, settled_q
 
 
-def _scanned(
+def _scan_all(
     vectors_ND: Embeddings,
     queries_qD: Embeddings,
     allowed: Callable[[Rows], npt.NDArray[np.bool_]],
     least_q: Distances,
     count: int,
 ) -> tuple[Rows, Distances]:
-    """The nearest allowed of all rows for each query (q, c), and their distances."""
+    """The nearest allowed rows (q, c) among all vectors, and their distances (q, c)."""
     q, best_qc, distance_qc = (
         len(queries_qD),
         np.full((len(queries_qD), count), -1),
@@ -163,15 +170,15 @@ def _scanned(
         exact_X = np.concatenate(
             [np.empty(0)]
             + [
-                _distances(block_nD[nth_X[some]], queries_qD[query_X[some]])
-                for some in _blocks(np.arange(len(nth_X)), max(1, _CHUNK_BYTES // (8 * block_nD.shape[1])))
+                _distances(block_nD[nth_X[part]], queries_qD[query_X[part]])
+                for part in _blocks(np.arange(len(nth_X)), max(1, _CHUNK_BYTES // (8 * block_nD.shape[1])))
             ]
         )
         kept_X = exact_X >= least_q[query_X]
-        had_q, had_c = np.nonzero(best_qc >= 0)
-        query_X = np.concatenate([had_q, query_X[kept_X]])
-        row_X = np.concatenate([best_qc[had_q, had_c], rows_n[nth_X[kept_X]]])
-        exact_X = np.concatenate([distance_qc[had_q, had_c], exact_X[kept_X]])
+        former = np.nonzero(best_qc >= 0)  # the answers of the blocks before
+        query_X = np.concatenate([former[0], query_X[kept_X]])
+        row_X = np.concatenate([best_qc[former], rows_n[nth_X[kept_X]]])
+        exact_X = np.concatenate([distance_qc[former], exact_X[kept_X]])
         order_X = np.lexsort((row_X, exact_X, query_X))
         query_X = query_X[order_X]
         place_X = np.arange(len(query_X)) - np.searchsorted(query_X, query_X)
@@ -189,10 +196,11 @@ def _may_be_nearest(
     last_q: Distances,
     count: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which vectors of a block (q, n) can be among the `count` nearest that are good, their rounded distances granted.
+    """Which vectors of a block (q, n) can be among each query's `count` nearest good ones, rounding included.
 
     Args:
-        last_q: distance of the last of the `count` that each query has already; inf if it has fewer.
+        good_qn: whether the query may have the vector.
+        last_q: distance of the last of the `count` answers that each query has so far; inf if it has fewer.
     """
     norm_n, norm_q = (np.square(rows.astype(np.float64)).sum(1) for rows in (block_nD, queries_qD))
     squared_qn = norm_n - 2 * (queries_qD @ block_nD.T) + norm_q[:, None]

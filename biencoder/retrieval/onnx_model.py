@@ -1,16 +1,16 @@
-"""A trained model for ONNX Runtime: tokens become similarity embeddings, without PyTorch and without this program.
+"""A trained model as ONNX graphs, which make similarity embeddings of tokens without PyTorch and without this program.
 
-    folder/   model.onnx                  the graph, where one encoder serves both sides
-              query.onnx candidate.onnx   one for each, where they have encoders of their own
-              *.int8.onnx                 the same with weights of 8 bits, where asked for
-              tokenizer.json              cuts and pads by itself
+    folder/   model.onnx                  the graph, if one encoder serves both sides
+              query.onnx candidate.onnx   one graph for each side, if the sides have their own encoders
+              *.int8.onnx                 the same with 8-bit weights, if asked for
+              tokenizer.json              truncates and pads by itself
               onnx.json                   for each side the graph and its output
-              README.md                   how it is used
+              README.md                   how to use it
 
-Graphs take `input_ids` and `attention_mask` of any batch and length. The packages onnx, onnxscript and onnxruntime are
-needed only here.
+Graphs take `input_ids` and `attention_mask` of any batch size and length. Only this module needs the packages onnx,
+onnxscript and onnxruntime.
 
-U: texts, L: tokens, D: similarity embedding.
+N: texts, U: texts of a batch, L: tokens, D: similarity embedding, H: hidden size.
 """
 
 import json
@@ -47,7 +47,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def need_packages() -> None:
-    """Raise a ConfigError if what this module needs is not installed."""
+    """Raise a ConfigError if a package that this module needs is not installed."""
     missing = []
     for name in _PACKAGES:
         try:
@@ -59,16 +59,16 @@ def need_packages() -> None:
 
 
 def write_onnx(folder: Path, model_folder: Path, *, int8: bool) -> None:
-    """Fill an empty folder with the model's graphs and its tokenizer.
+    """Write the model's graphs and its tokenizer into an empty folder.
 
     Args:
-        int8: write the graphs with weights of 8 bits as well.
+        int8: write the graphs with 8-bit weights as well.
 
     Raises:
-        ModelError: there is no model, or its encoder has no ONNX equivalent.
+        ModelError: there is no model, or its encoder cannot be exported.
     """
     model, tokenizer, config = load_model(model_folder)
-    for tower in model.towers:  # the plain formula makes the plainest graph
+    for tower in model.towers:  # eager attention exports to the simplest graph
         tower.encoder.set_attn_implementation("eager")  # type: ignore[operator, union-attr]  # a Tower's encoder
     example = tokenize(["one", "one and another"], tokenizer, max_length=config.max_length).batch(np.arange(2))
     places = _places(model)
@@ -78,7 +78,7 @@ def write_onnx(folder: Path, model_folder: Path, *, int8: bool) -> None:
             graph = _Graph([model.towers[_SIDES.index(side)] for side in sides])  # type: ignore[misc]  # towers
             try:
                 _trace(graph.eval(), example, [places[side][1] for side in sides], folder / f"{name}.onnx")
-            except RuntimeError as error:  # torch.onnx.OnnxExporterError and what it is made of
+            except RuntimeError as error:  # the base class of torch.onnx.OnnxExporterError
                 reason = " ".join(str(error).split())[:300]
                 raise ModelError(f"the encoder in {model_folder} cannot be written as ONNX: {reason}") from None
             if int8:
@@ -90,7 +90,7 @@ def write_onnx(folder: Path, model_folder: Path, *, int8: bool) -> None:
 
 
 def _places(model: BiEncoder) -> dict[str, tuple[str, str]]:
-    """For each side the graph, and its output there."""
+    """For each side the name of its graph, and of its output there."""
     if model.shared:
         return dict.fromkeys(_SIDES, ("model", "sentence_embedding"))
     if model.one_encoder:
@@ -99,7 +99,7 @@ def _places(model: BiEncoder) -> dict[str, tuple[str, str]]:
 
 
 class _Graph(nn.Module):
-    """Towers over one encoder, as a function of tensors: their embeddings (U, D)."""
+    """The towers of one encoder as a function of tensors that returns their embeddings (U, D)."""
 
     def __init__(self, towers: Sequence[Tower]) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def _trace(graph: _Graph, example: Tokens, outputs: list[str], file: Path) -> No
 
 
 def _quantize(file: Path, to: Path) -> None:
-    """Weights of matrices and embeddings to 8 bits; activations are quantized while they are computed."""
+    """Quantize the weights of matrices and embeddings to 8 bits; activations are quantized at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(file, to, weight_type=QuantType.QInt8, per_channel=True)
@@ -204,13 +204,13 @@ class OnnxModel:
         def encode(batch: Tokens) -> list[torch.Tensor]:
             inputs = dict(zip(_INPUTS, (batch.input_ids_UL.numpy(), batch.attention_mask_UL.numpy()), strict=True))
             if self.query is not self.candidate:
-                found = [self.query.run([self.outputs[0]], inputs)[0], self.candidate.run([self.outputs[1]], inputs)[0]]
+                outputs = [self.query.run([self.outputs[0]], inputs)[0], self.candidate.run([self.outputs[1]], inputs)[0]]
             else:
-                found = self.query.run(list(dict.fromkeys(self.outputs)), inputs)
-            embeddings = [torch.from_numpy(embedding_UD) for embedding_UD in found]
-            nothing = embeddings[0].new_empty(len(embeddings[0]), 0)
-            query, candidate = Vectors(embeddings[0], nothing), Vectors(embeddings[-1], nothing)
-            return Sides(query, query if len(found) == 1 else candidate).parts()
+                outputs = self.query.run(list(dict.fromkeys(self.outputs)), inputs)
+            embeddings = [torch.from_numpy(embedding_UD) for embedding_UD in outputs]
+            no_pooled = embeddings[0].new_empty(len(embeddings[0]), 0)
+            query, candidate = Vectors(embeddings[0], no_pooled), Vectors(embeddings[-1], no_pooled)
+            return Sides(query, query if len(outputs) == 1 else candidate).parts()
 
         tokens = tokenize([texts[text_id] for text_id in text_ids_N], self.tokenizer, max_length=self.config.max_length)
         parts = encode_batches(encode, tokens, np.arange(len(text_ids_N)), EvalConfig().batch_tokens_on("cpu"))
@@ -219,7 +219,7 @@ class OnnxModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporter and quantizer warn of what is as it should be: optional packages, names of dimensions, their own changes."""
+    """Silence harmless warnings of the exporter and the quantizer, for instance about optional packages."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

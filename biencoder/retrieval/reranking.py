@@ -1,4 +1,4 @@
-"""The pair classifier's probabilities of ranked candidates, in blocks of bounded memory.
+"""Re-ranking: the pair classifier's probabilities of ranked candidates, in blocks of bounded memory.
 
 Q: queries, k: ranked candidates of each.
 """
@@ -19,12 +19,12 @@ def pair_probability(
     """Probability (Q, k) that candidate ranked_Qk[q, i] answers query q."""
     Q, k = ranked_Qk.shape
     probability_Qk = np.empty((Q, k), dtype=np.float32)
-    # A pair takes the two texts' vectors, and the classifier's features: three of them, and a normalised copy.
+    # Memory of a pair: two vectors of each kind, three features of each kind, and the features normalised.
     pair_bytes = 4 * 8 * sum(part.shape[1] for part in queries)
     chunk = max(1, _CHUNK_BYTES // (k * pair_bytes))
     for start in range(0, Q, chunk):
-        some = slice(start, start + chunk)
-        v = candidates.rows(torch.from_numpy(ranked_Qk[some]))
-        u = Vectors(*(part[some, None].expand(-1, k, -1) for part in queries))
-        probability_Qk[some] = classifier(u, v).softmax(dim=-1)[..., 1].numpy()
+        block = slice(start, start + chunk)
+        v = candidates.rows(torch.from_numpy(ranked_Qk[block]))
+        u = Vectors(*(part[block, None].expand(-1, k, -1) for part in queries))
+        probability_Qk[block] = classifier(u, v).softmax(dim=-1)[..., 1].numpy()
     return probability_Qk

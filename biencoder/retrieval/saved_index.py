@@ -1,22 +1,22 @@
-"""A corpus that can be searched: its texts, their vectors as candidates, and an index over these. In memory, or in a folder
+"""A corpus to search: its texts, their vectors as candidates, and an index over these. It lives in memory, or in a folder
 that is mapped into memory when it is opened:
 
-    folder/   index.json      what it is an index of: model and texts by their SHA-256, whether the texts were cleaned; the
-                              size of every other file
+    folder/   index.json      SHA-256 of the model and of the texts; whether the texts were cleaned; the size of every
+                              other file
               texts.utf8      the texts, one after the other
-              ends.npy        where each of them ends, in bytes
+              ends.npy        the position in bytes at which each text ends
               embedding.npy   similarity embeddings
-              pooled.npy      pooled vectors, where a pair classifier looks at them
+              pooled.npy      pooled vectors, if a pair classifier uses them
               index.faiss     not for `flat`
 
-flat   exact: a search compares with every vector
+flat   exact: a search compares the query with every vector
 ivf    k-means cells, 4 sqrt(N) of them; a search visits 32 (Jégou, Douze, Schmid 2011)
 hnsw   a navigable small-world graph of 16 neighbours (Malkov, Yashunin 2018): slow to build, quickest to search
 
-ivf and hnsw keep 8 bits for a dimension. What they find is measured again with the vectors themselves, as what any index
-finds is (see nearest.py), so distances and their order are exact. Nothing in the folder is a pickle.
+ivf and hnsw keep 8 bits for each dimension. The distances of the rows that they return are computed again with the vectors
+themselves (see nearest.py), so distances and their order are exact. Nothing in the folder is a pickle.
 
-N: texts, n: some of them, D: similarity embedding, H: hidden size, Q: queries.
+N: texts, T: their bytes, Q: queries, k: rows for each, D: similarity embedding, H: hidden size.
 """
 
 import hashlib
@@ -47,28 +47,30 @@ _RECALL_AT, _RECALL_QUERIES = 10, 200
 
 @dataclass(frozen=True, slots=True)
 class SearchIndex:
+    """Texts that can be searched."""
+
     text: Callable[[int], str]
-    """The text of a row."""
+    """Gives the text of a row."""
     embedding_ND: npt.NDArray[np.float32]
     pooled_NH: npt.NDArray[np.float32]
-    """H is 0 where nobody looks at them."""
+    """Empty (H = 0) if no pair classifier uses them."""
     index: NegativeIndex
     clean: bool
-    """Whether the texts were cleaned; queries are taken alike."""
+    """Whether the texts were cleaned; queries are treated alike."""
 
     @classmethod
     def in_memory(cls, texts: Sequence[str], vectors: Vectors, *, clean: bool) -> "SearchIndex":
-        """An exact one.
+        """An exact index in memory.
 
         Args:
-            texts, clean: as `load_texts` gives and takes them.
+            texts, clean: as `load_texts` returns and takes them.
         """
         embedding_ND, pooled_NH = (part.numpy() for part in vectors)
         return cls(texts.__getitem__, embedding_ND, pooled_NH, FlatIndex(embedding_ND), clean)
 
 
 class CompactIndex:
-    """ivf or hnsw."""
+    """A FAISS index of kind ivf or hnsw."""
 
     exact = False
 
@@ -83,7 +85,7 @@ class CompactIndex:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """index.json."""
+    """The content of index.json."""
 
     kind: IndexKind
     num_texts: int
@@ -94,9 +96,9 @@ class Facts:
     clean: bool
     """Whether the texts were cleaned."""
     recall: float
-    """Share of the 10 nearest texts that are found, from up to 200 texts as queries; 1 where the index is exact."""
+    """Share of the 10 nearest texts that a search finds, measured with up to 200 texts as queries; 1 for an exact index."""
     num_bytes: dict[str, int]
-    """Of every other file."""
+    """The size of every other file."""
 
 
 def texts_sha256(texts: Sequence[str]) -> str:
@@ -118,12 +120,12 @@ def write_index(
     queries: Callable[[Sequence[str]], Vectors],
     advance: Callable[[int], None] = lambda count: None,
 ) -> Facts:
-    """Embed and index these texts, and write the folder whole or not at all.
+    """Embed and index these texts, and write the folder completely or not at all.
 
     Args:
-        texts, clean: as `load_texts` gives and takes them.
-        candidates, queries: what the model makes of texts.
-        advance: called with the number of texts that were embedded.
+        texts, clean: as `load_texts` returns and takes them.
+        candidates, queries: embed texts as candidates and as queries.
+        advance: called after each chunk with its number of texts.
 
     Raises:
         DataError: the folder cannot be written.
@@ -136,8 +138,8 @@ def write_index(
             if kind != "flat":
                 index = build_compact(embedding_ND, kind)
                 faiss.write_index(index, str(fresh / "index.faiss"))
-                some = [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, _RECALL_QUERIES).astype(int))]
-                recall = measured_recall(CompactIndex(index), embedding_ND, queries(some).embedding.numpy())
+                sample = [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, _RECALL_QUERIES).astype(int))]
+                recall = measured_recall(CompactIndex(index), embedding_ND, queries(sample).embedding.numpy())
             sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
             facts = Facts(kind, len(texts), model, model_sha256, texts_sha256(texts), clean, recall, sizes)
             (fresh / FACTS).write_text(json.dumps(asdict(facts), indent=2) + "\n", encoding="utf-8")
@@ -161,27 +163,27 @@ def _write_vectors(
     candidates: Callable[[Sequence[str]], Vectors],
     advance: Callable[[int], None],
 ) -> npt.NDArray[np.float32]:
-    """Chunk by chunk, so that never more than a chunk of them is in memory. The embeddings are given back as mapped."""
+    """Write the vectors in chunks, so that only one chunk is in memory. Returns the embeddings, mapped from their file."""
     arrays: list[npt.NDArray[np.float32]] = []
     for start in range(0, len(texts), _CHUNK_TEXTS):
-        some = texts[start : start + _CHUNK_TEXTS]
-        parts = [part.numpy() for part in candidates(some)]
+        chunk = texts[start : start + _CHUNK_TEXTS]
+        parts = [part.numpy() for part in candidates(chunk)]
         if not arrays:
             arrays = [
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (len(texts), part.shape[1]))
                 for name, part in zip(Vectors._fields, parts, strict=True)
                 if part.shape[1]
             ]
-        for array, part in zip(arrays, parts, strict=False):  # pooled vectors that nobody wants are not written
-            array[start : start + len(some)] = part
-        advance(len(some))
+        for array, part in zip(arrays, parts, strict=False):  # empty pooled vectors are not written
+            array[start : start + len(chunk)] = part
+        advance(len(chunk))
     return arrays[0]
 
 
 def build_compact(vectors_ND: npt.NDArray[np.float32], kind: IndexKind) -> Any:
     """A FAISS index of these vectors, ivf or hnsw."""
     N, D = vectors_ND.shape
-    index: Any  # the types of FAISS know nothing of its parts
+    index: Any  # FAISS declares no types for the parts of an index
     if kind == "hnsw":
         index = faiss.index_factory(D, "HNSW16,SQ8")
         index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
@@ -204,16 +206,17 @@ def measured_recall(
 
     count = min(_RECALL_AT, len(vectors_ND))
     true_Qk, found_Qk = (
-        nearest_allowed(some, vectors_ND, queries_QD, allow_all, count=count)[0] for some in (FlatIndex(vectors_ND), index)
+        nearest_allowed(searched, vectors_ND, queries_QD, allow_all, count=count)[0]
+        for searched in (FlatIndex(vectors_ND), index)
     )
     return float((true_Qk[:, :, None] == found_Qk[:, None, :]).any(2).mean())
 
 
 def read_facts(folder: Path) -> Facts:
-    """What the index in this folder is of.
+    """The facts about the index in this folder.
 
     Raises:
-        DataError: it holds none, or a damaged one.
+        DataError: the folder holds no index, or a damaged one.
     """
     file = folder / FACTS
     if not file.is_file():
@@ -225,7 +228,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def check_texts(folder: Path, facts: Facts, texts: Sequence[str]) -> None:
-    """Raise a DataError if the index in this folder is not one of these texts."""
+    """Raise a DataError if the index in this folder was made of other texts."""
     if texts_sha256(texts) != facts.texts_sha256:
         raise DataError(
             f"the index in {folder} is of other texts ({facts.num_texts:,}) than data.root holds now ({len(texts):,}); "
@@ -237,10 +240,10 @@ def open_index(folder: Path, facts: Facts, *, model_sha256: str) -> SearchIndex:
     """Map the index in this folder into memory.
 
     Args:
-        model_sha256: of the model that will embed the queries.
+        model_sha256: the hash of the model that embeds the queries.
 
     Raises:
-        DataError: it was made by another model, or is damaged.
+        DataError: another model made the index, or it is damaged.
     """
     if model_sha256 != facts.model_sha256:
         raise DataError(

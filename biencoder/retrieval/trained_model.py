@@ -31,20 +31,22 @@ from biencoder.retrieval.saved_index import SearchIndex
 
 
 class Hit(NamedTuple):
-    """A text that was found."""
+    """A text that a search returns."""
 
     text: str
-    """As it was compared: cleaned, where the model was trained on cleaned texts."""
+    """The text as it was compared: cleaned if the model was trained on cleaned texts."""
     distance: float
     """Euclidean distance of the similarity embeddings."""
     probability: float
-    """Of the pair classifier that the text is a counter; NaN without one."""
+    """The pair classifier's probability that the text is a counter; NaN without a classifier."""
     row: int = -1
-    """Its position among the texts that were searched."""
+    """The text's position among the candidates."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
+    """A saved model, loaded into this process."""
+
     model: BiEncoder
     tokenizer: PreTrainedTokenizerBase
     config: ModelConfig
@@ -52,13 +54,13 @@ class TrainedModel:
     has_classifier: bool = False
     """Whether the model's pair classifier was trained."""
     notices: tuple[str, ...] = ()
-    """What of a pretrained model is not used, a sentence each."""
+    """Sentences about the parts of a pretrained model that are not used."""
     clean: bool = True
-    """Whether the texts that it was trained on were cleaned; `encode` and `rank` treat texts alike."""
+    """Whether the training texts were cleaned; `encode` and `rank` treat their texts alike."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "TrainedModel":
-        """Load an exported model onto the GPU if there is one.
+        """Load a saved model, onto the GPU if there is one.
 
         Raises:
             ModelError: the folder holds no model of this program.
@@ -69,15 +71,15 @@ class TrainedModel:
 
     @classmethod
     def pretrained(cls, config: ModelConfig) -> "TrainedModel":
-        """An encoder as it is before training: its pooled vectors mean something, its embeddings and classifier nothing.
+        """An encoder before training. Use its pooled vectors only: its projection and its classifier are untrained.
 
         Raises:
             ModelError: there is no such encoder.
         """
-        found = load_pretrained(config)
+        pretrained = load_pretrained(config)
         device = _device()
-        model = build_model(config, found, seed=0).eval().to(device)
-        return cls(model, found.tokenizer, config, device, notices=found.notices)
+        model = build_model(config, pretrained, seed=0).eval().to(device)
+        return cls(model, pretrained.tokenizer, config, device, notices=pretrained.notices)
 
     @property
     def classifier(self) -> PairClassifier | None:
@@ -89,14 +91,14 @@ class TrainedModel:
         return self.config.max_length
 
     def encode(self, texts: Sequence[str], *, side: Side = "query") -> npt.NDArray[np.float32]:
-        """Similarity embeddings (N, D): the nearer two are by Euclidean distance, the better the texts answer each other.
+        """Similarity embeddings (N, D): the smaller their Euclidean distance, the better two texts answer each other.
 
         Args:
-            texts: as people wrote them; they are cleaned if those of the training were.
-            side: what the texts are, where a model treats queries and candidates differently.
+            texts: raw texts; they are cleaned if the training texts were.
+            side: whether the texts are queries or candidates, for a model that treats these differently.
 
         Raises:
-            DataError: a text is empty, or nothing is left of it.
+            DataError: a text is empty before or after cleaning.
         """
         return self.embed_side(self._treated(texts), side).embedding.numpy()
 
@@ -108,12 +110,12 @@ class TrainedModel:
         To search the same candidates often, embed them once: see `biencoder.retrieval.saved_index`.
 
         Args:
-            queries, candidates: as people wrote them; they are cleaned if those of the training were.
-            top_k: candidates for each query; fewer are returned where there are not so many.
-            rerank: put these in the order of the pair classifier's probability, the highest first.
+            queries, candidates: raw texts; they are cleaned if the training texts were.
+            top_k: candidates for each query; fewer are returned if there are fewer.
+            rerank: order these by the pair classifier's probability, the highest first.
 
         Raises:
-            DataError: a text is empty, or nothing is left of it.
+            DataError: a text is empty before or after cleaning.
             ModelError: `rerank` needs a pair classifier, and the model has none.
         """
         if rerank and not self.has_classifier:
@@ -125,7 +127,7 @@ class TrainedModel:
         return self._search(self._treated(queries), index, top_k=top_k, rerank=rerank)
 
     def _treated(self, texts: Sequence[str]) -> list[str]:
-        """The texts as those of the training were."""
+        """The texts with the treatment that the training texts had."""
         treated = list(map(tidier(self.clean), texts))
         if not all(treated):
             number = next(number for number, text in enumerate(treated) if not text)
@@ -152,14 +154,14 @@ class TrainedModel:
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
 
     def embed_side(self, texts: Sequence[str], side: Side) -> Vectors:
-        """Vectors of these texts, as `load_texts` gives them, on one side; the pooled ones are empty where no classifier
-        looks at them."""
+        """Vectors of these texts, as `load_texts` returns them, for one side. The pooled vectors are empty if no classifier
+        uses them."""
         tower = self.model.query_tower if side == "query" else self.model.candidate_tower
-        looked_at = self.has_classifier and self.config.classifier_features != "embedding"
+        uses_pooled = self.has_classifier and self.config.classifier_features != "embedding"
 
         def encode(batch: Tokens) -> list[torch.Tensor]:
             embedding_UD, pooled_UH = tower.project(tower.pool(batch.to(self.device)))
-            return [embedding_UD.float(), pooled_UH.float() if looked_at else pooled_UH[:, :0].float()]
+            return [embedding_UD.float(), pooled_UH.float() if uses_pooled else pooled_UH[:, :0].float()]
 
         batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
         return Vectors(*encode_batches(encode, self.tokenize(texts), np.arange(len(texts)), batch_tokens))
@@ -168,21 +170,21 @@ class TrainedModel:
         """The nearest texts, without the query's own text, nearest first.
 
         Args:
-            query: as a person wrote it; it is cleaned as the texts of the index were.
-            rerank: put them in the order of the pair classifier's probability, the highest first.
+            query: a raw text; it is cleaned if the texts of the index were.
+            rerank: order these by the pair classifier's probability, the highest first.
 
         Raises:
             DataError: the query holds no text.
         """
-        given, query = query, tidier(index.clean)(query)
-        if not query:
+        treated = tidier(index.clean)(query)
+        if not treated:
             raise DataError(
-                f"there is no text in the query {given[:80]!r}" + (" once it is cleaned" if index.clean else "")
+                f"there is no text in the query {query[:80]!r}" + (" once it is cleaned" if index.clean else "")
             )
-        return self._search([query], index, top_k=top_k, rerank=rerank)[0]
+        return self._search([treated], index, top_k=top_k, rerank=rerank)[0]
 
     def _search(self, queries: Sequence[str], index: SearchIndex, *, top_k: int, rerank: bool) -> list[list[Hit]]:
-        """Args: queries: treated as the texts of the index were."""
+        """Search for queries that have the treatment of the index's texts."""
         vectors = self.embed_side(queries, "query")
 
         def is_another(queries_Q: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
@@ -199,8 +201,8 @@ class TrainedModel:
         results = []
         for query, (rows_k, distance_k) in enumerate(zip(rows_Qk, distance_Qk, strict=True)):
             found_k = rows_k >= 0
-            asked = vectors.rows(torch.tensor([query]))
-            hits = self._hits(asked, index, rows_k[found_k], distance_k[found_k])
+            vector = vectors.rows(torch.tensor([query]))
+            hits = self._hits(vector, index, rows_k[found_k], distance_k[found_k])
             results.append(sorted(hits, key=lambda hit: -hit.probability) if rerank else hits)
         return results
 
@@ -221,13 +223,13 @@ def encode_batches(
     text_ids_N: npt.NDArray[np.int64],
     batch_tokens: int,
 ) -> list[torch.Tensor]:
-    """What `encode` makes of the texts with these ids, in batches of about one length; in the order of the ids."""
+    """The output of `encode` for the texts with these ids, in their order. Batches hold texts of similar length."""
     order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens, max_length=tokens.max_length), []
     with torch.inference_mode():
         for batch in order:
             parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return [torch.cat(some)[back] for some in zip(*parts, strict=True)]
+    return [torch.cat(pieces)[back] for pieces in zip(*parts, strict=True)]
 
 
 def _device() -> torch.device:
