@@ -11,6 +11,7 @@ import torch
 from biencoder.config import TrainConfig
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.world import World
+from biencoder.model.attention import use_blocks
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.optim import build_optimizer, schedule
@@ -56,6 +57,7 @@ class Engine:
         self._schedule = schedule(config, total_steps)
         if world.device.type == "cpu":
             sum_in_fp32(model)
+            use_blocks(model, bf16=self.precision == "bf16")
         self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model, config), config=settings)
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too
