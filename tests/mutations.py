@@ -107,9 +107,9 @@ MUTATIONS = (
     ),
     Mutation(
         "ties: ranks that search together take the higher text",
-        "biencoder/distributed/world.py",
-        "np.lexsort((all_ids, all_distances), axis=1)",
-        "np.lexsort((-all_ids, all_distances), axis=1)",
+        "biencoder/retrieval/nearest.py",
+        "np.lexsort((ids_QK, distance_QK), axis=1)",
+        "np.lexsort((-ids_QK, distance_QK), axis=1)",
         "tests/ranks/test_sharded.py",
     ),
     Mutation(
@@ -129,15 +129,15 @@ MUTATIONS = (
     Mutation(
         "resume off by one: a batch is left out",
         "biencoder/training/loop.py",
-        ")[progress.step - start : last - start]",
-        ")[progress.step - start + (progress.step > start) : last - start]",
+        ")[progress.step - start : max(0,",
+        ")[progress.step - start + (progress.step > start) : max(0,",
         RESUME,
     ),
     Mutation(
         "resume: the epoch is mined for once more",
-        "biencoder/training/recovery/resume.py",
-        'progress.negatives = run.miner.last if state["epoch_is_mined"] else None',
-        "progress.negatives = None",
+        "biencoder/mining/refresh.py",
+        'bool(state["epoch_is_mined"]), None',
+        "False, None",
         RESUME,
     ),
     Mutation(
@@ -149,14 +149,14 @@ MUTATIONS = (
     ),
     Mutation(
         "resume: sums not yet logged are forgotten",
-        "biencoder/training/recovery/resume.py",
-        'progress.window.steps = int(state["window_steps"])',
-        "progress.window.steps = 0",
+        "biencoder/training/window.py",
+        'self.steps = int(state["window_steps"])',
+        "self.steps = 0",
         RESUME,
     ),
     Mutation(
         "clip not applied",
-        "biencoder/training/engine/engine.py",
+        "biencoder/training/engine/settings.py",
         '"gradient_clipping": ("train.clip_norm", train.clip_norm)',
         '"gradient_clipping": ("train.clip_norm", 0.0)',
         "tests/ranks/test_engine.py::test_the_applied_update_is_the_clipped_gradient",
@@ -226,7 +226,7 @@ MUTATIONS = (
     ),
     Mutation(
         "label swapped: the probability of the other class",
-        "biencoder/evaluation/protocol.py",
+        "biencoder/retrieval/reranking.py",
         ".softmax(dim=-1)[..., 1]",
         ".softmax(dim=-1)[..., 0]",
         EVALUATION,
@@ -276,8 +276,8 @@ MUTATIONS = (
     Mutation(
         "mean over ranks is a sum",
         "biencoder/distributed/world.py",
-        "values_K /= self.size",
-        "values_K /= 1",
+        "values /= self.size",
+        "values /= 1",
         "tests/ranks/test_world.py::test_collectives",
     ),
     Mutation(
@@ -296,16 +296,16 @@ MUTATIONS = (
     ),
     Mutation(
         "best-model comparison: an equal one replaces the best",
-        "biencoder/training/loop.py",
-        "if value > progress.best:",
-        "if value >= progress.best:",
+        "biencoder/training/best_model.py",
+        "if value > max(",
+        "if value >= max(",
         PATIENCE,
     ),
     Mutation(
         "patience: one evaluation more",
         "biencoder/training/loop.py",
-        "progress.evaluations_since_best >= run.config.eval.patience",
-        "progress.evaluations_since_best > run.config.eval.patience",
+        "self.best.evaluations_since >= config.eval.patience",
+        "self.best.evaluations_since > config.eval.patience",
         PATIENCE,
     ),
     Mutation(
@@ -331,9 +331,9 @@ MUTATIONS = (
     ),
     Mutation(
         "window mean counts skipped steps",
-        "biencoder/training/loop.py",
-        "window.parts / (window.steps or math.nan)",
-        "window.parts / (window.timed_steps or math.nan)",
+        "biencoder/training/window.py",
+        "self.parts_K / (self.steps or math.nan)",
+        "self.parts_K / (self._timed_steps or math.nan)",
         SKIPPED,
     ),
     Mutation(
