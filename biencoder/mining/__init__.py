@@ -1,10 +1,8 @@
-"""Negative mining: an index answers who is near, selection decides which negative each sample gets, refresh moves the data.
+"""Negative mining: each epoch the nearest allowed texts, or random ones, become the negatives of the training pairs.
 
-refresh.Miner   every rank takes part: the holders of the embeddings search and select, ids are broadcast
-selection       pure but for the merging of ranks: random or nearest, never the point, its counter, or a copy of them
-audit           what the negatives are like
-
-The indexes themselves are in retrieval. Imports retrieval and what is below. Hands out `Miner` and what it has `Mined`.
+`refresh.Miner` coordinates the ranks, `selection` decides which texts a sample gets, `audit` measures how hard the
+negatives are, and `pairs.mine` does all of it in one process. Imports retrieval, which has the indexes, and what is below
+it. Hands out `Miner` and its result, `Mined`.
 """
 
 from biencoder.mining.refresh import Mined, Miner

@@ -1,7 +1,7 @@
-"""What the mined negatives are like: how hard, which look like copies of what they should differ from, and whether the
-embeddings they were found with still tell texts apart.
+"""The audit of mined negatives: how hard they are, which look like copies of their point or counter, and whether the
+embeddings still distinguish texts.
 
-P: samples, K: negatives of each, X: P * K, N: texts held here, D: dimension.
+P: samples, K: negatives of each, X: P * K, N: texts held here, n: a block of them, D: dimension.
 """
 
 import math
@@ -17,7 +17,7 @@ from biencoder.distributed.world import World
 from biencoder.retrieval.embedding import EmbeddedTexts
 
 NEAR_COPY = 0.2
-"""A text is nearly a copy of another if their distance is below this share of that of two texts drawn at random."""
+"""A text is a near copy of another if their distance is below this share of the distance of two random texts."""
 _MOST_BINS = 40
 _LISTED = 10
 _MOST_ROWS = 20_000
@@ -25,7 +25,7 @@ _MOST_ROWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """See the `mine/` names in tracking/names.py."""
+    """The audit's metrics; tracking/names.py describes them as `mine/...`."""
 
     forbidden: int
     pair_distance: float
@@ -38,7 +38,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class CloseNegative:
-    """A sample whose negative is close to a copy."""
+    """A sample's negative that is close to its point or counter, and the distances between the three."""
 
     sample: int
     negative_text: int
@@ -51,16 +51,17 @@ class CloseNegative:
 class Audit:
     figures: Figures
     hardness_edges: list[float]
-    """Of the bins of the histogram of d(point, counter) - d(point, negative)."""
+    """Edges of the bins of the histogram of d(point, counter) - d(point, negative)."""
     hardness_counts: list[int]
+    """Negatives in each bin."""
     closest: list[CloseNegative]
     """The negatives nearest to their sample's point or counter, nearest first."""
     fingerprint: str
-    """Of the embeddings, and so of the weights, the texts and the settings that made them."""
+    """A hash of the embeddings, and so of the weights, texts and settings that made them."""
 
 
 def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> Audit:
-    """Every rank of `world`, the holders of `embedded`, takes part, and gets the same."""
+    """Audit the negatives. Every rank of `world`, the holders of `embedded`, takes part and gets the same result."""
     start = time.perf_counter()
     P, K = negative_text_PK.shape
     point_X, counter_X, negative_X = (
@@ -70,7 +71,7 @@ def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: E
     )
     pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, world)
     pair_X, negative_distance_X = np.repeat(pair_P, K), embedded.distances("query", point_X, negative_X, world)
-    # As candidates, which share one geometry also where queries have an encoder of their own.
+    # All as candidates: queries may have an encoder of their own, and so a geometry of their own.
     to_counter_X = embedded.distances("candidate", counter_X, negative_X, world)
     copied_X = np.minimum(embedded.distances("candidate", point_X, negative_X, world), to_counter_X)
     spread, effective_rank = geometry(embedded, world)
@@ -96,33 +97,33 @@ def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: E
 
 
 def churn(now_PK: Ids, before_PK: Ids | None) -> float:
-    """Share of negatives that their sample did not have in the epoch before; NaN where there was none."""
+    """Share of negatives that their sample did not have in the epoch before; NaN in the first epoch."""
     if before_PK is None:
         return math.nan
     return float((now_PK[:, :, None] != before_PK[:, None, :]).all(2).mean())
 
 
 def fingerprint(embedded: EmbeddedTexts, world: World) -> str:
-    """A hash of all embeddings, the same wherever they are held. Every rank of `world` takes part.
+    """A hash of all embeddings, which does not depend on how ranks hold them. Every rank of `world` takes part.
 
-    Multilinear, modulo 2^64 (Carter, Wegman 1979): a random odd factor for each coordinate, another odd one for each text.
+    It is multilinear modulo 2^64 (Carter, Wegman 1979): each coordinate has a random odd factor, and each text another one.
     """
-    found, factor_N = 0, 2 * embedded.text_ids_N.astype(np.uint64) + 1
+    digest, factor_N = 0, 2 * embedded.text_ids_N.astype(np.uint64) + 1
     for side, vectors in enumerate((embedded.query, embedded.candidate)):
         factor_D = np.random.default_rng(side).integers(2**63, size=vectors.embedding.shape[1], dtype=np.uint64) * 2 + 1
         for start in range(0, len(factor_N), _MOST_ROWS):
-            some = slice(start, start + _MOST_ROWS)
-            bits_nD = vectors.embedding[some].contiguous().numpy().view(np.uint32).astype(np.uint64)
-            found += int((factor_N[some] * (bits_nD @ factor_D)).sum())
-    return f"{sum(world.all_gather_object(found)) % 2**64:016x}"
+            block = slice(start, start + _MOST_ROWS)
+            bits_nD = vectors.embedding[block].contiguous().numpy().view(np.uint32).astype(np.uint64)
+            digest += int((factor_N[block] * (bits_nD @ factor_D)).sum())
+    return f"{sum(world.all_gather_object(digest)) % 2**64:016x}"
 
 
 def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:
     """Spread and effective rank of the candidates' embeddings. Every rank of `world` takes part.
 
-    The spread is the root mean square distance from the mean; two texts drawn at random are sqrt(2) times as far apart. The
-    effective rank is the exponential of the entropy of the singular values' shares (Roy and Vetterli 2007): D for
-    embeddings that spread alike in all directions, 1 on a line. Measured on up to 20,000 texts a rank.
+    The spread is the root mean square distance from the mean; two random texts are sqrt(2) times as far apart. The
+    effective rank is the exponential of the entropy of the normalised singular values (Roy and Vetterli 2007). It is D if
+    embeddings spread equally in all directions, and 1 on a line. Both are measured on up to 20,000 texts of each rank.
     """
     vectors_ND = embedded.candidate.embedding
     vectors_ND = vectors_ND[:: max(1, len(vectors_ND) // _MOST_ROWS)].double()
@@ -134,7 +135,7 @@ def geometry(embedded: EmbeddedTexts, world: World) -> tuple[float, float]:
     )
     covariance_DD = mean[:-2] - torch.outer(mean[-2], mean[-2])
     variance_D = torch.linalg.eigvalsh(covariance_DD).clamp_min(0)
-    # What rounding leaves of the difference above says nothing: equal embeddings have no direction at all.
+    # Rounding errors of the difference above are no variance: equal embeddings must have none.
     variance_D[variance_D < 1e-10 * mean[:-2].diagonal().sum()] = 0
     share_D = variance_D.sqrt() / variance_D.sqrt().sum().clamp_min(1e-300)
     entropy = -(share_D * share_D.clamp_min(1e-300).log()).sum()

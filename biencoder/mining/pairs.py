@@ -1,4 +1,4 @@
-"""Negatives for pairs of texts, in one process and without a run: what training mines before an epoch.
+"""Mining negatives for pairs of texts in one process, without a run, by the same code as training.
 
     negatives = mine(points, counters, model)                         # a model embeds the texts
     negatives = mine(points, counters, (points_PD, counters_PD))      # they have been embedded
@@ -29,7 +29,7 @@ _SIDES: tuple[Side, Side] = ("query", "candidate")
 
 
 class Encoder(Protocol):
-    """What embeds texts: a `TrainedModel`, or anything with this method."""
+    """A model that embeds texts: a `TrainedModel`, or any object with this method."""
 
     def encode(self, texts: Sequence[str], *, side: Side) -> Embeddings:
         """Embeddings (N, D) of texts as queries or as candidates."""
@@ -45,23 +45,23 @@ def mine(
     seed: int = 0,
     epoch: int = 0,
 ) -> list[list[str]]:
-    """For each pair K texts, of all points and counters, that are hard to tell from its counter.
+    """Hard negatives for each pair: K texts among all points and counters.
 
-    A point never gets its own text, nor a counter that it is paired with anywhere, however often these texts occur.
+    A point never gets its own text, nor any counter that it is paired with, even if these texts occur several times.
 
     Args:
         points, counters: the texts of pair p are points[p] and counters[p].
         embeddings: a model that embeds the texts, or their embeddings: (P, D) of the points, (P, D) of the counters.
         config: the settings under `mining`; by default the nearest text, with exact search, and no random ones.
-        clean: whether texts that are the same once they are cleaned count as the same.
-        seed, epoch: of the random draws, where `config` wants some.
+        clean: whether texts count as the same if they are equal after cleaning.
+        seed, epoch: determine the random draws, if `config` asks for some.
 
     Returns:
         `config.negatives` texts for each pair, the nearest first.
 
     Raises:
-        ConfigError: numbers of points, counters and embeddings differ, or `config` needs debates.
-        DataError: a text is empty, or a pair has no text that could be its negative.
+        ConfigError: the numbers of points, counters and embeddings differ, or `config` needs debates.
+        DataError: a text is empty, or a pair has no possible negative.
     """
     config = config or MiningConfig(random_rate=0.0)
     _check(config)
@@ -84,7 +84,7 @@ def _check(config: MiningConfig) -> None:
 
 
 def _split(points: Sequence[str], counters: Sequence[str], *, clean: bool) -> tuple[list[str], Split]:
-    """The distinct texts as they were first given, and the pairs as ids of them."""
+    """The distinct texts, each in its first raw form, and the pairs as their ids."""
     if len(points) != len(counters):
         raise ConfigError(f"there are {len(points)} points but {len(counters)} counters")
     if not points:
@@ -117,7 +117,7 @@ def _by_model(texts: Sequence[str], model: Encoder) -> EmbeddedTexts:
 def _by_vectors(split: Split, points_PD: Embeddings, counters_PD: Embeddings) -> EmbeddedTexts:
     """
     Raises:
-        ConfigError: there is not one vector for each point and each counter, all of one length.
+        ConfigError: the arrays do not hold one vector of one length for each point and each counter.
     """
     shapes = [np.shape(points_PD), np.shape(counters_PD)]
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != len(split):

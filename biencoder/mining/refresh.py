@@ -1,8 +1,10 @@
-"""Mining as one collective act: the holders of the fresh embeddings search and select, every rank receives the same ids.
+"""Mining across the ranks: the holders of the embeddings search and select, and all ranks receive the same negatives.
 
-With `mining.overlap` rank 0 searches in a thread while all ranks train: the negatives of an epoch are searched from the
-moment the epoch before begins, with the embeddings of that moment, and taken over where the epoch starts. When the search
-ends has no influence on what is trained.
+With `mining.overlap` rank 0 searches in a thread while all ranks train. The search for an epoch's negatives starts with the
+epoch before it, uses the embeddings of that moment, and is collected when the epoch starts. The time at which the search
+ends has no influence on training.
+
+P: samples (pairs of the training split), K: negatives of each, Q: samples that are searched for, k: their nearest texts.
 """
 
 import hashlib
@@ -38,25 +40,27 @@ from biencoder.retrieval.build import build_index
 from biencoder.retrieval.embedding import EmbeddedTexts
 
 _BALL_TREE_TEXTS = 20_000
-"""Up to which the ball tree answers a few queries in a second."""
+"""The largest number of texts among which the ball tree answers a few queries in a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search took and found."""
+    """The metrics of a search for near negatives."""
 
     nearest_share: float = 0.0
-    """Share of negatives that are near texts rather than random ones."""
+    """Share of all negatives that the search found; the others are random."""
     nearest_distance: float = math.nan
-    """Mean distance from a point to such a negative; NaN where all are random."""
+    """Mean distance from a point to such a negative; NaN if all are random."""
     recall: float = math.nan
-    """Share of the truly nearest texts that were found, measured on a part of them; NaN where all are random."""
+    """Share of the truly nearest texts that the index found, measured on a sample; NaN if all negatives are random."""
     shortfalls: int = 0
-    """Negatives for which nothing near was found that is allowed, and which are random texts instead."""
+    """Negatives that are random because the search found no allowed text for them."""
     reference_agreement: float = math.nan
-    """Share of these texts that the ball tree, the reference, finds as well; NaN where that was not looked at."""
+    """Share of the ball tree's nearest texts that the index found as well; NaN if it was not measured."""
     index_s: float = 0.0
+    """Seconds in which the index was built."""
     search_s: float = 0.0
+    """Seconds of the search itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,20 @@ class Mined:
     staleness: int
     """Age, in epochs, of the embeddings that were searched."""
     wait_s: float
-    """Seconds in which training stood still for them."""
+    """Seconds in which training waited for the negatives."""
     churn: float
-    """Share of them that their sample did not have in the epoch before."""
+    """Share of negatives that their sample did not have in the epoch before."""
     search: Search
     audit: Audit
 
     @property
     def digest(self) -> str:
-        """Equal for equal negatives: two runs or two indexes that mined the same print the same."""
+        """A short hash, equal for equal negatives, by which runs or indexes can be compared."""
         return hashlib.sha256(self.negative_text_PK.tobytes()).hexdigest()[:16]
 
 
 class Miner:
-    """Selects a negative for every sample of the training split, epoch by epoch."""
+    """Mines the negatives of every sample of the training split, epoch by epoch."""
 
     def __init__(
         self, split: Split, forbidden: Forbidden, world: World, config: MiningConfig, *, seed: int, num_epochs: int
@@ -92,32 +96,32 @@ class Miner:
         self._members = Members.of(split, config.focus, forbidden.num_texts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
-        """The epoch that is searched in the background, known to all ranks, and on rank 0 the search."""
+        """The epoch of the background search, on all ranks, and the search itself on rank 0."""
         self._searched: EmbeddedTexts | None = None
-        """What that search looks at."""
+        """The embeddings of the background search."""
         self._newest: Ids | None = None
         """The newest negatives (P, K)."""
         self._in_use = False
-        """Whether they belong to the epoch that is being trained."""
+        """Whether the newest negatives belong to the current epoch."""
 
     @property
     def current(self) -> Ids | None:
-        """Text ids of each sample's negatives in this epoch (P, K); None where it has yet to be mined for."""
+        """Text ids of each sample's negatives in this epoch (P, K); None before they are mined."""
         return self._newest if self._in_use else None
 
     def leave_epoch(self) -> None:
-        """The epoch is whole: the next one needs negatives of its own."""
+        """End the epoch: the next one needs new negatives."""
         self._in_use = False
 
     def mine_nothing(self) -> None:
-        """An epoch without negatives begins."""
+        """Begin an epoch without negatives."""
         self._newest, self._in_use = np.empty((len(self._split), 0), dtype=np.int64), True
 
     def mine(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
-        """Find the `current` negatives of an epoch, given embeddings of the moment it starts. Every rank takes part.
+        """Mine the negatives of an epoch, which become `current`. Every rank takes part.
 
         Args:
-            embedded: on the ranks that hold embeddings; None elsewhere.
+            embedded: the embeddings at the epoch's start, on the ranks that hold them; None on other ranks.
         """
         self._world.doing(f"mining negatives for epoch {epoch}")
         start = time.perf_counter()
@@ -127,13 +131,13 @@ class Miner:
 
         def select(holders: World) -> tuple[Search, Audit]:
             if stale and ahead and ahead[1]:
-                negative_text_PK[:], search, found = ahead[1].result()
+                negative_text_PK[:], search, figures = ahead[1].result()
             else:
                 assert embedded is not None
-                negative_text_PK[:], search, found = self._select(epoch, embedded, holders)
-            return search, found
+                negative_text_PK[:], search, figures = self._select(epoch, embedded, holders)
+            return search, figures
 
-        search, found = self._world.on_holders(select, sharded=self._config.sharded)
+        search, figures = self._world.on_holders(select, sharded=self._config.sharded)
         self._world.broadcast(torch.from_numpy(negative_text_PK))
         before, self._newest, self._in_use = self._newest, negative_text_PK, True
         wait_s = time.perf_counter() - start
@@ -146,14 +150,14 @@ class Miner:
             wait_s,
             churn(negative_text_PK, before),
             search,
-            found,
+            figures,
         )
 
     def search_ahead(self, epoch: int, embedded: EmbeddedTexts | None) -> None:
         """Start the search for an epoch's negatives in the background. Every rank calls it; only rank 0 has embeddings.
 
-        After the run's last epoch there is nothing to search for, but a longer run that goes on from here would have
-        searched: the embeddings are kept for it.
+        After the run's last epoch no search starts. The embeddings are kept all the same, because a resumed run may be
+        longer and must then search with them.
         """
         future = None
         if embedded and epoch < self._num_epochs:
@@ -161,7 +165,7 @@ class Miner:
         self._ahead, self._searched = (epoch, future), embedded
 
     def state_dict(self) -> dict[str, Any]:
-        """The negatives, and what a background search looks at. No other rank takes part."""
+        """The negatives, and the embeddings of the background search. Not collective."""
         state: dict[str, Any] = {"epoch_is_mined": self._in_use, "ahead": self._ahead[0] if self._ahead else None}
         if self._newest is not None:
             state["negatives"] = torch.from_numpy(self._newest)
@@ -171,7 +175,7 @@ class Miner:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that rank 0 has; the others have its numbers only. Every rank takes part."""
+        """Restore a state. Rank 0 has all of it, other ranks all but the tensors. Every rank takes part."""
         self._newest, self._in_use, self._ahead = None, bool(state["epoch_is_mined"]), None
         if self._world.on_main(lambda: "negatives" in state):
             empty = torch.empty(len(self._split), self._config.negatives, dtype=torch.int64)
@@ -180,39 +184,39 @@ class Miner:
             self.search_ahead(int(state["ahead"]), self._embedded(state) if "ahead_query" in state else None)
 
     def _embedded(self, state: Mapping[str, Any]) -> EmbeddedTexts:
-        """What a background search looks at; its pooled vectors were not needed and not kept."""
+        """The embeddings of the background search; it needs no pooled vectors, so the state has none."""
         query, candidate = (
             Vectors(rows, rows.new_empty(len(rows), 0)) for rows in (state["ahead_query"], state["ahead_candidate"])
         )
         return EmbeddedTexts.whole(self._split.text_ids, query, candidate)
 
     def raise_failure(self) -> None:
-        """Raise, on rank 0 alone, what a search in the background has failed with, rather than train on for nothing."""
+        """Raise the failure of the background search, on rank 0 alone, so that training does not go on in vain."""
         future = self._ahead[1] if self._ahead else None
         if future and future.done() and (error := future.exception()):
             raise BiencoderError(f"mining in the background: {error}") from None
 
     def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search, Audit]:
-        """The negatives (P, K) of an epoch and what they are like, on every rank of `holders`, all of which take part."""
+        """The negatives (P, K) of an epoch, with metrics and audit. Every rank of `holders` takes part and gets them."""
         split, seed, K = self._split, self._seed, self._config.negatives
         rate = self._config.random_rate_at(epoch)
         is_random_PK = draws_random(seed=seed, epoch=epoch, num_samples=len(split), count=K, random_rate=rate)
         negative_text_PK, search = np.full((len(split), K), -1, dtype=np.int64), Search()
-        searched = np.flatnonzero(~is_random_PK.all(1))
-        if len(searched):
-            found_QK, search = self._search(searched, ~is_random_PK[searched], epoch, embedded, holders)
-            negative_text_PK[searched] = found_QK
+        samples_Q = np.flatnonzero(~is_random_PK.all(1))
+        if len(samples_Q):
+            mined_QK, search = self._search(samples_Q, ~is_random_PK[samples_Q], epoch, embedded, holders)
+            negative_text_PK[samples_Q] = mined_QK
         for number in range(K):
-            left = np.flatnonzero(negative_text_PK[:, number] < 0)
-            negative_text_PK[left, number] = random_negatives(
-                left, negative_text_PK[left], split, self._forbidden, seed=seed, epoch=epoch, number=number
+            samples = np.flatnonzero(negative_text_PK[:, number] < 0)
+            negative_text_PK[samples, number] = random_negatives(
+                samples, negative_text_PK[samples], split, self._forbidden, seed=seed, epoch=epoch, number=number
             )
         return negative_text_PK, search, audit(split, negative_text_PK, self._forbidden, embedded, holders)
 
     def _search(
-        self, samples: Ids, wanted_QK: npt.NDArray[np.bool_], epoch: int, embedded: EmbeddedTexts, holders: World
+        self, samples: Ids, is_near_QK: npt.NDArray[np.bool_], epoch: int, embedded: EmbeddedTexts, holders: World
     ) -> tuple[Ids, Search]:
-        """Near allowed texts of these samples (-1: none found) where they are wanted."""
+        """The near negatives of these samples where `is_near_QK` (-1: no allowed text), and the metrics of the search."""
         start = time.perf_counter()
         split, config = self._split, self._config
         index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), config))
@@ -224,8 +228,8 @@ class Miner:
         near_Qk, distance_Qk = nearest_negatives(
             samples, split, limits, embedded, index, holders, count=config.num_neighbours
         )
-        # The first wanted one gets the first rank, wherever random ones stand between them.
-        nth_QK = np.maximum(0, np.cumsum(wanted_QK, axis=1) - 1)
+        # The n-th near negative of a sample gets its n-th rank, whatever random ones stand between them.
+        nth_QK = np.maximum(0, np.cumsum(is_near_QK, axis=1) - 1)
         ranks_QK = np.take_along_axis(chosen_ranks(samples, config, seed=self._seed, epoch=epoch), nth_QK, axis=1)
         mined_QK = np.take_along_axis(near_Qk, ranks_QK, axis=1)
         distance_QK = np.take_along_axis(distance_Qk, ranks_QK, axis=1)
@@ -235,19 +239,19 @@ class Miner:
                 raise no_negative(split, samples[int(np.argmax(near_Qk[:, 0] < 0))])
 
         holders.together(check)
-        mined_QK = np.where(wanted_QK, mined_QK, -1)
-        found_QK, searched = mined_QK >= 0, time.perf_counter()
+        mined_QK = np.where(is_near_QK, mined_QK, -1)
+        is_mined_QK, searched = mined_QK >= 0, time.perf_counter()
 
-        def found_again(reference: MiningConfig) -> float:
+        def recall_against(reference: MiningConfig) -> float:
             return recall(near_Qk, samples, split, limits, embedded, holders, reference)
 
         small = config.index != "balltree" and len(embedded.all_text_ids_M) <= _BALL_TREE_TEXTS
         return mined_QK, Search(
-            nearest_share=float(found_QK.sum() / (len(split) * config.negatives)),
-            nearest_distance=float(distance_QK[found_QK].mean()) if found_QK.any() else math.nan,
-            recall=1.0 if index.exact else found_again(MiningConfig()),
-            reference_agreement=found_again(MiningConfig(index="balltree")) if small else math.nan,
-            shortfalls=int((wanted_QK & ~found_QK).sum()),
+            nearest_share=float(is_mined_QK.sum() / (len(split) * config.negatives)),
+            nearest_distance=float(distance_QK[is_mined_QK].mean()) if is_mined_QK.any() else math.nan,
+            recall=1.0 if index.exact else recall_against(MiningConfig()),
+            reference_agreement=recall_against(MiningConfig(index="balltree")) if small else math.nan,
+            shortfalls=int((is_near_QK & ~is_mined_QK).sum()),
             index_s=indexed - start,
             search_s=searched - indexed,
         )

@@ -1,7 +1,7 @@
-"""Which negatives each sample gets: random texts or near ones, as a function of (seed, epoch, sample).
+"""Selects each sample's negatives: random texts or near ones, as a function of (seed, epoch, sample).
 
-P: samples (pairs of the training split), Q: samples in a block, K: negatives of a sample, k: neighbours, N: candidate texts
-held here, D: dimension.
+P: samples (pairs of the training split), Q: a block of them, K: negatives of a sample, k: neighbours, N: candidate texts
+held here, D: dimension, U: distinct points, n: allowed texts of each.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ _MAX_DRAWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a near negative must keep to."""
+    """The conditions that a near negative must meet."""
 
     forbidden: Forbidden
     members: Members | None = None
-    """The groups that it must share with its sample."""
+    """The negative must belong to the sample's group."""
     least_distance_P: Distances | None = None
-    """How far from the sample's point it must be."""
+    """The negative must be at least this far from the sample's point."""
 
     @property
     def optional(self) -> bool:
-        """Whether there are limits that a random negative need not keep to."""
+        """Whether there are conditions that a random negative need not meet."""
         return self.members is not None or self.least_distance_P is not None
 
 
@@ -54,11 +54,11 @@ def random_negatives(
     """For each of these samples a text drawn from all points and counters, redrawn while it is forbidden or taken.
 
     Args:
-        taken_QK: texts that the samples have already (negative: none). Where nothing else is left, they count as free.
-        number: which of its negatives this is: each has draws of its own.
+        taken_QK: texts that the samples already have (negative: none). If no other text is allowed, these count as free.
+        number: which of the sample's negatives this is; each has its own draws.
 
     Raises:
-        DataError: a sample has no text that it may have as a negative.
+        DataError: a sample has no possible negative.
     """
     pool = np.concatenate([split.point_text_P, split.counter_text_P])
     chosen = np.full(len(samples), -1, dtype=np.int64)
@@ -71,7 +71,7 @@ def random_negatives(
         texts = pool[(u * len(pool)).astype(np.int64)]
         good = forbidden.allows(split.point_text_P[samples[left]], texts) & (texts[:, None] != taken_QK[left]).all(1)
         chosen[left[good]] = texts[good]
-    # A tiny corpus, or one text nearly everywhere: take the first that is allowed. Samples of one point have the same ones.
+    # In a tiny corpus, or if one text is nearly everywhere, take the first allowed text. It depends on the point alone.
     stubborn = np.flatnonzero(chosen < 0)
     point_U, which = np.unique(split.point_text_P[samples[stubborn]], return_inverse=True)
     first_Un = [np.unique(pool[forbidden.allows(point, pool)])[: taken_QK.shape[1] + 1] for point in point_U]
@@ -95,12 +95,12 @@ def nearest_negatives(
 ) -> tuple[Ids, Distances]:
     """For each of these samples the nearest allowed texts, nearest first, and their distances; ties go to the lower id.
 
-    Each rank of `world` searches the candidates that it holds, and the nearest of their answers count: with exact indexes
-    that is what one index over all candidates finds. The reference keeps an index of points and one of counters and takes
-    the nearer answer of the two; one index over both gives the same. Every rank of `world` takes part.
+    Each rank of `world` searches the candidates that it holds, and the nearest answers of all ranks are kept. With exact
+    indexes this equals a search of one index over all candidates. The reference system has an index of points and another
+    of counters, and takes the nearer answer; one index over both gives the same. Every rank of `world` takes part.
 
     Args:
-        index: over the candidates held here, in the order of `embedded.text_ids_N`.
+        index: the index of the candidates held here, in the order of `embedded.text_ids_N`.
 
     Returns:
         Text ids (len(samples), count), -1 where fewer are allowed, and distances, inf there.
@@ -111,10 +111,10 @@ def nearest_negatives(
     for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         samples_Q = samples[block]
 
-        def allowed(some: Ids, rows: Ids, samples_Q: Ids = samples_Q) -> npt.NDArray[np.bool_]:
-            texts, some_Q1 = embedded.text_ids_N[rows], samples_Q[some][:, None]
-            good = limits.forbidden.allows(split.point_text_P[some_Q1], texts)
-            return good if limits.members is None else good & limits.members.include(some_Q1, texts)
+        def allowed(numbers: Ids, rows: Ids, samples_Q: Ids = samples_Q) -> npt.NDArray[np.bool_]:
+            texts, samples_Q1 = embedded.text_ids_N[rows], samples_Q[numbers][:, None]
+            good = limits.forbidden.allows(split.point_text_P[samples_Q1], texts)
+            return good if limits.members is None else good & limits.members.include(samples_Q1, texts)
 
         least_Q = None if limits.least_distance_P is None else limits.least_distance_P[samples_Q]
         rows_Qk, distance_Qk = nearest_allowed(
@@ -126,9 +126,9 @@ def nearest_negatives(
 
 
 def chosen_ranks(samples: Ids, config: MiningConfig, *, seed: int, epoch: int) -> Ids:
-    """Which of their nearest texts (0: the nearest) these samples take, in the order they take them (Q, K).
+    """The ranks (Q, K) of the nearest texts (0: the nearest) that these samples take, in order.
 
-    Those from `range_min` on, or, up to `range_max`, any of these at random.
+    The ranks from `range_min` on; with `range_max` a random choice of those in this range.
     """
     window = np.arange(config.range_min, config.num_neighbours)
     if not config.range_max:
@@ -142,7 +142,7 @@ def chosen_ranks(samples: Ids, config: MiningConfig, *, seed: int, epoch: int) -
 
 
 def least_distances(pair_distance_P: Distances, config: MiningConfig) -> Distances:
-    """How far a near negative must be from its point, given the distances of the points' own counters."""
+    """The least distance of a near negative from its point, given the distance of the point's own counter."""
     bounds = []
     if config.absolute_margin:
         bounds.append(pair_distance_P + config.absolute_margin)
@@ -168,12 +168,14 @@ def recall(
     world: World,
     reference: MiningConfig,
 ) -> float:
-    """Share of the nearest allowed texts by a reference index that are among those found, over some of these samples: up to
-    500, or 50 where the reference is the ball tree."""
+    """Share of a reference index's nearest allowed texts that are among `found_Qk`.
+
+    It is measured on up to 500 of these samples, or on 50 if the reference is the ball tree.
+    """
     size = 50 if reference.index == "balltree" else 500
-    some = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
+    sample_n = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
     index = reference_index(embedded.candidate.embedding.numpy(), reference)
-    truth_Qk, _ = nearest_negatives(samples[some], split, limits, embedded, index, world, count=found_Qk.shape[1])
-    there_Qk = truth_Qk >= 0
-    again_Qk = (truth_Qk[:, :, None] == found_Qk[some][:, None, :]).any(2)
-    return float(again_Qk[there_Qk].mean()) if there_Qk.any() else 1.0
+    truth_nk, _ = nearest_negatives(samples[sample_n], split, limits, embedded, index, world, count=found_Qk.shape[1])
+    exists_nk = truth_nk >= 0
+    is_found_nk = (truth_nk[:, :, None] == found_Qk[sample_n][:, None, :]).any(2)
+    return float(is_found_nk[exists_nk].mean()) if exists_nk.any() else 1.0
