@@ -1,21 +1,10 @@
-"""Retrieval accuracy: rank every candidate of a split for every point, then let the pair classifier re-rank the top.
+"""Retrieval accuracy: rank all candidates of a split for each of its points, re-rank the top, and compute metrics.
 
-protocol     what training ranks, and which metrics a split gets
-metrics      accuracy@k, MRR@10 and nDCG@10 of ranked lists
-
-Beyond training, for launcher/evaluate.py:
-
-tasks        the eight tasks of the corpus paper, and BEIR's form
-rankers      what ranks candidates: embeddings, words
-baselines    BM25 and TF-IDF
-systems      what a command line asks to compare
-leaks        which queries training has seen
-intervals    how sure a mean is
-comparison   all of it, as figures
-tables       what is shown of it
-fidelity     what an exported graph loses against its model
-
-Imports mining and what is below, and from tracking how texts are shown. Hands out `evaluate_split`.
+`protocol` does this on the ranks of a training run. The other modules serve the commands that evaluate and export:
+`comparison` measures several systems (`systems`, with the `rankers` of models and `baselines`) on several `tasks`, with
+confidence `intervals` and without `leaks` from training; `fidelity` compares an exported model with its original; `tables`
+shows the results. Imports mining and what is below it, and the console of
+tracking. Hands out `evaluate_split` and its result.
 """
 
 from biencoder.evaluation.protocol import SplitResult, evaluate_split

@@ -1,6 +1,8 @@
-"""What a trained model must beat: words in common, weighted by BM25 or TF-IDF.
+"""Lexical baselines that a trained model must beat: common words, weighted by BM25 or TF-IDF.
 
-Word statistics are those of all texts of the dataset, and a query is a text like any other, taken whole.
+Word statistics are those of all texts of the dataset. A query is one of these texts, with all its words.
+
+N: texts, V: vocabulary, T: words of all texts.
 """
 
 from collections.abc import Sequence
@@ -17,13 +19,13 @@ TF_IDF = "cosine of scikit-learn's TF-IDF weights"
 
 
 def bm25(texts: Sequence[str]) -> LexicalRanker:
-    """Robertson and Zaragoza 2009, as Lucene computes it; a word that the query repeats counts as often."""
+    """BM25 (Robertson and Zaragoza 2009) as Lucene computes it; a repeated word of the query counts repeatedly."""
     words = bm25s.tokenize(list(texts), stopwords="english", show_progress=False)
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     index.index(words, show_progress=False)
-    held = index.scores  # of every word in every text, word by word
-    shape = (len(texts), len(held["indptr"]) - 1)
-    candidate_NV = csc_array((held["data"], held["indices"], held["indptr"]), shape=shape).tocsr()
+    scores = index.scores  # of every word in every text, word by word
+    shape = (len(texts), len(scores["indptr"]) - 1)
+    candidate_NV = csc_array((scores["data"], scores["indices"], scores["indptr"]), shape=shape).tocsr()
     word_T = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in words.ids])
     text_T = np.repeat(np.arange(len(texts)), [len(ids) for ids in words.ids])
     query_NV = csr_array((np.ones(len(word_T), dtype=np.float32), (text_T, word_T)), shape=shape)

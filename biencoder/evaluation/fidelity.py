@@ -1,6 +1,6 @@
-"""What an exported model loses and gains against the one it was made from: agreement, speed, size, accuracy.
+"""Compares an exported model with its original: agreement of the embeddings, speed and accuracy.
 
-N: texts, D: similarity embedding.
+N: texts, n: a chunk of them, D: similarity embedding.
 """
 
 import time
@@ -21,51 +21,53 @@ from biencoder.retrieval.embedding import EmbeddedTexts
 
 _CHUNK = 128
 _LEAST_COSINE = 0.9999
-"""Of an fp32 graph with PyTorch; rounding leaves a ten-thousandth of that distance from 1."""
+"""The least cosine of an fp32 graph's and PyTorch's embedding. Rounding causes a 10,000th of this distance from 1."""
 
 
 class Encoder(Protocol):
+    """A model that embeds texts."""
+
     def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """One way to run a model, against PyTorch's. Differences are the larger of the two sides'."""
+    """How one way to run a model agrees with PyTorch. Of two sides the worse one counts."""
 
     name: str
     texts_per_s: float
     largest_difference: float
-    """Of any coordinate."""
+    """The largest absolute difference of a coordinate."""
     mean_cosine: float
     least_cosine: float
     accuracy: dict[str, float]
-    """accuracy@1, and with copies as one (`_text`); empty where no corpus was given."""
+    """accuracy@1, strict ("") and on distinct texts ("_text"); empty if no split was given."""
 
 
 def compare(
     encoders: Mapping[str, Encoder], texts: Sequence[str], text_ids_N: npt.NDArray[np.int64], split: Split | None
 ) -> list[Agreement]:
-    """Run all encoders on these texts, in turns: whatever else the machine does slows all of them alike.
+    """Run all encoders on these texts, chunk by chunk in turns, so that other load slows all of them alike.
 
     Args:
-        encoders: by name; the first is what the others are compared with.
-        text_ids_N: ascending; all texts of the split, where one is given.
-        split: to measure accuracy on.
+        encoders: by name; the others are compared with the first.
+        text_ids_N: ascending; if a split is given, all its texts.
+        split: the split to measure accuracy on.
     """
     parts: dict[str, list[EmbeddedTexts]] = {name: [] for name in encoders}
     seconds = dict.fromkeys(encoders, 0.0)
-    for encoder in encoders.values():  # first calls make room, and count for nothing
+    for encoder in encoders.values():  # the first call allocates memory, and is not timed
         encoder.embed_texts(texts, text_ids_N[:_CHUNK])
     for chunk_n in np.array_split(text_ids_N, -(-len(text_ids_N) // _CHUNK)):
         for name, encoder in encoders.items():
             start = time.perf_counter()
             parts[name].append(encoder.embed_texts(texts, chunk_n))
             seconds[name] += time.perf_counter() - start
-    found = {name: _joined(some) for name, some in parts.items()}
-    reference = next(iter(found.values()))
+    embeddings = {name: _concatenate(chunks) for name, chunks in parts.items()}
+    reference = next(iter(embeddings.values()))
     rows = []
-    for name, embedded in found.items():
+    for name, embedded in embeddings.items():
         pairs = [(embedded.query, reference.query), (embedded.candidate, reference.candidate)]
         cosines = [torch.cosine_similarity(one.embedding, other.embedding) for one, other in pairs]
         rows.append(
@@ -81,11 +83,11 @@ def compare(
     return rows
 
 
-def _joined(parts: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
-    """One of consecutive ones."""
+def _concatenate(parts: Sequence[EmbeddedTexts]) -> EmbeddedTexts:
+    """The vectors of consecutive texts as one object."""
 
     def side(vectors: Sequence[Vectors]) -> Vectors:
-        return Vectors(*(torch.cat(some) for some in zip(*vectors, strict=True)))
+        return Vectors(*(torch.cat(tensors) for tensors in zip(*vectors, strict=True)))
 
     text_ids_N = np.concatenate([part.text_ids_N for part in parts])
     return EmbeddedTexts.whole(text_ids_N, side([part.query for part in parts]), side([part.candidate for part in parts]))
@@ -97,7 +99,7 @@ def _accuracy(embedded: EmbeddedTexts, split: Split) -> dict[str, float]:
 
 
 def check(exported: Agreement) -> None:
-    """Raise a ModelError if a graph in full precision is another function than the model."""
+    """Raise a ModelError if a graph in full precision does not compute the model's embeddings."""
     if not exported.least_cosine >= _LEAST_COSINE:
         raise ModelError(
             f"the ONNX graph does not compute what the model does (cosine {exported.least_cosine:.4f} for one text), so "

@@ -1,8 +1,7 @@
-"""How sure a mean over queries is: 95 % intervals by the bootstrap, resampling whole groups of debates.
+"""95 % confidence intervals of means over queries, by a bootstrap that resamples whole groups of debates.
 
-Queries of one debate succeed and fail together, so resampling single queries would claim more certainty than there is
-(Field and Welsh 2007 on the cluster bootstrap). The draws depend on the groups alone: all figures of a split are resampled
-alike, row by row of a table.
+Queries of one debate succeed and fail together, so resampling single queries would give intervals that are too narrow
+(Field and Welsh 2007 on the cluster bootstrap). The draws depend on the groups alone, so all figures of a split share them.
 
 Q: queries, G: groups, M: metrics.
 """
@@ -23,7 +22,7 @@ _BATCH_NUMBERS = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A mean over queries, and the ends of its interval; NaN where there is but one group to resample."""
+    """A mean over queries and the ends of its interval, which are NaN if there is only one group."""
 
     value: float
     low: float
@@ -31,7 +30,7 @@ class Figure:
 
 
 def figures(metrics: Mapping[str, npt.NDArray[np.float64]], group_Q: npt.NDArray[np.int64]) -> dict[str, Figure]:
-    """The mean of each metric (Q,), with its interval by the percentile bootstrap (2,000 draws, seeded)."""
+    """The mean of each metric (Q,) and its interval by the percentile bootstrap (2,000 draws, seeded)."""
     group_of_Q = np.unique(group_Q, return_inverse=True)[1]
     total_MG = np.stack([np.bincount(group_of_Q, weights=metric_Q) for metric_Q in metrics.values()])
     count_MG = np.broadcast_to(np.bincount(group_of_Q).astype(np.float64), total_MG.shape)
@@ -56,6 +55,6 @@ def figures(metrics: Mapping[str, npt.NDArray[np.float64]], group_Q: npt.NDArray
 
 
 def _mean(total: npt.NDArray[Any], count: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
-    """Mean over the queries of the groups along an axis, however many each has."""
+    """Mean over all queries of the groups along an axis; groups can differ in size."""
     mean: npt.NDArray[Any] = total.sum(axis) / count.sum(axis)
     return mean

@@ -1,10 +1,10 @@
-"""Which queries of a split were seen in training, whole or in part: debates that share texts across splits.
+"""Leak-free evaluation: without the queries whose debates share texts with the training split.
 
-The corpus lists debates under several themes, takes up debates again in other words, and its splits keep the copies apart
-from each other only in part. A query is leak-free if neither its debate has a text, or nearly a text, of a training debate,
-nor any debate that it is joined with by such texts. Candidates stay as they are, so that the task is no easier.
+The corpus lists debates under several themes and repeats debates in other words, and its splits separate such copies only
+in part. Debates that share a text, or a near-duplicate of one, form groups. A query is leak-free if its group has no
+training debate. All candidates stay, so that the task becomes no easier.
 
-P: pairs of a split, N: texts of the dataset.
+P: pairs of a split, N: texts of the dataset, E: edges between debates and texts.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,14 @@ from biencoder.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class LeakFree:
-    """What is left of a split without the queries that training may have seen."""
+    """The leak-free queries of a split, with counts for the report."""
 
     kept_P: npt.NDArray[np.bool_]
+    """Whether a pair's point is a leak-free query."""
     num_leaked_debates: int
     num_debates: int
     num_near_duplicates: int
-    """Distinct texts of the whole dataset that are nearly the same as another one."""
+    """Distinct texts of the whole dataset that are a near-duplicate of another one."""
     num_texts: int
 
     def as_json(self) -> dict[str, int]:
@@ -44,9 +45,10 @@ class LeakFree:
 
 
 def leak_free(dataset: Dataset, split: Split) -> LeakFree:
-    """
+    """The queries of a split that share no text with training, directly or through other debates.
+
     Raises:
-        DataError: there is no training split to compare with, or no query is left.
+        DataError: there is no training split to compare with, or no query is leak-free.
     """
     training = dataset.splits.get("training")
     if training is None or split.name == "training":
@@ -72,12 +74,12 @@ def leak_free(dataset: Dataset, split: Split) -> LeakFree:
 
 
 def debate_groups(splits: Sequence[Split], same_N: Ids) -> list[Ids]:
-    """For each split the number (P,) of the group of debates that each pair belongs to.
+    """For each split the group number (P,) of each pair's debate; the numbers are unique across splits.
 
-    Debates that share a text are one group, and so is what such debates join. Numbers count through all splits.
+    Debates that share a text are in one group, also through other debates (connected components).
 
     Args:
-        same_N: a number for each text of the dataset, equal for texts that count as the same.
+        same_N: equal for texts that count as the same.
     """
     debates, edges, start = [], [], 0
     for split in splits:
@@ -93,6 +95,6 @@ def debate_groups(splits: Sequence[Split], same_N: Ids) -> list[Ids]:
 
 
 def _debates(split: Split) -> Ids:
-    """The number of each pair's debate (P,); where a table names no topics, each pair is one."""
+    """The number (P,) of each pair's debate; if no pair has a topic, each pair is a debate of its own."""
     numbers = split.groups("debates") if any(pair.point.topic for pair in split.pairs) else None
     return np.arange(len(split)) if numbers is None else numbers

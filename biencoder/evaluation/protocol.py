@@ -148,7 +148,7 @@ class Ranking(NamedTuple):
     distance_Qk: npt.NDArray[np.float32]
     """Euclidean distance of the embeddings; inf beyond the last."""
     probability_Qk: npt.NDArray[np.float32]
-    """Of the pair classifier that the candidate answers the query; NaN without one."""
+    """The pair classifier's probability that the candidate answers the query; NaN without a classifier."""
 
     def reranked(self, top_k: int) -> Ids:
         """The first `top_k` candidates (Q, top_k), ordered by probability, the highest first."""
@@ -156,14 +156,14 @@ class Ranking(NamedTuple):
         return np.take_along_axis(self.candidate_Qk[:, :top_k], order_Qk, axis=1)
 
     def nearest(self, k: int) -> "Ranking":
-        """The k nearest of several rankings that stand side by side."""
+        """The k nearest candidates, where the columns are those of several rankings side by side."""
         order_Qk = np.lexsort((self.candidate_Qk, self.distance_Qk), axis=1)[:, :k]
-        return joined([[np.take_along_axis(part, order_Qk, axis=1)] for part in self], axis=0)
+        return join_rankings([[np.take_along_axis(part, order_Qk, axis=1)] for part in self], axis=0)
 
 
-def joined(parts: Iterable[Sequence[npt.NDArray[Any]]], *, axis: int) -> Ranking:
-    """One ranking of several: their candidates, their distances, their probabilities."""
-    candidate, distance, probability = (np.concatenate(some, axis=axis) for some in parts)
+def join_rankings(parts: Iterable[Sequence[npt.NDArray[Any]]], *, axis: int) -> Ranking:
+    """Concatenate rankings, given as all their candidates, all their distances and all their probabilities."""
+    candidate, distance, probability = (np.concatenate(arrays, axis=axis) for arrays in parts)
     return Ranking(candidate, distance, probability)
 
 
@@ -177,9 +177,9 @@ def rank_candidates(
     k: int,
     world: World,
 ) -> Ranking:
-    """The k nearest candidates of each query, on rank 0 of `world` (elsewhere nothing of meaning). All its ranks take part.
+    """The k nearest candidates of each query, on rank 0 of `world` (empty on other ranks). All its ranks take part.
 
-    Each rank ranks the candidates that it holds, and rank 0 merges.
+    Each rank ranks the candidates that it holds, and rank 0 merges the rankings.
 
     Args:
         candidate_text_C: text id of each candidate.
@@ -197,30 +197,31 @@ def rank_candidates(
         gathered = [world.gather(torch.from_numpy(part)) for part in mine]
         if world.is_main:
             order.append(block)
-            nearest = joined([[part.numpy() for part in some or []] for some in gathered], axis=1).nearest(k)
+            nearest = join_rankings([[part.numpy() for part in parts or []] for parts in gathered], axis=1).nearest(k)
             squared_Qk = nearest.distance_Qk + queries.embedding.square().sum(1, keepdim=True).numpy()
             merged.append(nearest._replace(distance_Qk=np.sqrt(np.maximum(squared_Qk, 0))))
     if not world.is_main:
-        return nothing_found(0, k)
+        return empty_ranking(0, k)
     back_Q = np.argsort(np.concatenate(order))
-    return joined([[np.concatenate(some)[back_Q]] for some in zip(*merged, strict=True)], axis=0)
+    return join_rankings([[np.concatenate(blocks)[back_Q]] for blocks in zip(*merged, strict=True)], axis=0)
 
 
-def nothing_found(num_queries: int, k: int) -> Ranking:
+def empty_ranking(num_queries: int, k: int) -> Ranking:
+    """A ranking (Q, k) without candidates, to be filled in."""
     shape = (num_queries, k)
     return Ranking(np.full(shape, -1), np.full(shape, np.inf, np.float32), np.full(shape, np.nan, np.float32))
 
 
 class HeldCandidates(NamedTuple):
-    """The candidates whose texts are held here; made once for all blocks of queries. N: their distinct texts."""
+    """The candidates whose texts this rank holds; made once for all blocks of queries."""
 
     position_c: Ids
-    """In the list of candidates, ascending."""
+    """Positions in the list of candidates, ascending."""
     column_c: torch.Tensor
-    """Each one's text. Distances are computed once per distinct text, so that copies tie."""
+    """The distinct text of each candidate. Distances are computed once for each distinct text, so that copies tie."""
     vectors_ND: torch.Tensor
     norm_N: torch.Tensor
-    """Squared."""
+    """Squared norms."""
 
     @classmethod
     def of(cls, candidate_text_C: Ids, embedded: EmbeddedTexts) -> "HeldCandidates":
@@ -231,19 +232,19 @@ class HeldCandidates(NamedTuple):
 
 
 def nearest_candidates(queries: Vectors, held: HeldCandidates, excluded_Q: Ids | None, *, k: int) -> Ranking:
-    """The nearest of those candidates that are held here, for a block of queries, without probabilities.
+    """The nearest candidates among those that this rank holds, for a block of queries, without probabilities.
 
-    Distances are squared, and less the query's own squared norm, which changes no order.
+    The distances are squared distances minus the query's squared norm, which does not change the order.
     """
     Q, here_c = len(queries.embedding), held.position_c
-    ranking = nothing_found(Q, k)
+    ranking = empty_ranking(Q, k)
     if not len(here_c):
         return ranking
-    found = min(k, len(here_c))
+    depth = min(k, len(here_c))
     chunk = max(1, _CHUNK_BYTES // (4 * len(here_c)))
     for start in range(0, Q, chunk):
         part_qD = queries.embedding[start : start + chunk]
-        # |q - v|^2 = |q|^2 + |v|^2 - 2 q.v, and |q|^2 changes no order.
+        # |q - v|^2 = |q|^2 + |v|^2 - 2 q.v, and |q|^2 does not change the order.
         distance_qN = torch.addmm(held.norm_N, part_qD, held.vectors_ND.T, alpha=-2)
         distance_qc = distance_qN[:, held.column_c]
         if excluded_Q is not None:
@@ -252,15 +253,15 @@ def nearest_candidates(queries: Vectors, held: HeldCandidates, excluded_Q: Ids |
                 here_c[np.minimum(own_q, len(here_c) - 1)] == excluded_Q[start : start + chunk]
             )
             distance_qc[torch.from_numpy(np.flatnonzero(is_here)), torch.from_numpy(own_q[is_here])] = torch.inf
-        nearest_qk = smallest(distance_qc, found)
-        ranking.distance_Qk[start : start + chunk, :found] = distance_qc.gather(1, nearest_qk).numpy()
-        ranking.candidate_Qk[start : start + chunk, :found] = here_c[nearest_qk.numpy()]
+        nearest_qk = smallest(distance_qc, depth)
+        ranking.distance_Qk[start : start + chunk, :depth] = distance_qc.gather(1, nearest_qk).numpy()
+        ranking.candidate_Qk[start : start + chunk, :depth] = here_c[nearest_qk.numpy()]
     ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
     return ranking
 
 
 def smallest(values_qC: torch.Tensor, k: int) -> torch.Tensor:
-    """Positions (q, k) of the k smallest values, ascending, equal ones in the order of their positions."""
+    """Positions (q, k) of the k smallest values, ascending; equal values are in the order of their positions."""
     wide = min(values_qC.shape[1], k + 32)
     values, positions = values_qC.topk(wide, dim=1, largest=False)
     by_position = positions.argsort(dim=1)

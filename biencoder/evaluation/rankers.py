@@ -1,6 +1,6 @@
-"""What ranks candidates for queries: embeddings by their distance, or words by their weights.
+"""Rankers: they rank candidates for queries, by the distance of embeddings or by the weights of words.
 
-Whatever ranks is asked in the same way, and equal candidates keep their order, so that all figures come about alike.
+All rankers share one interface. Candidates with equal scores keep their order, so that all metrics are comparable.
 
 Q: queries, C: candidates, N: texts, V: vocabulary, k: top.
 """
@@ -16,8 +16,8 @@ from biencoder.data.ids import Ids
 from biencoder.evaluation.protocol import (
     HeldCandidates,
     Ranking,
+    empty_ranking,
     nearest_candidates,
-    nothing_found,
     smallest,
 )
 from biencoder.model.bi_encoder import PairClassifier
@@ -28,20 +28,22 @@ _CHUNK_BYTES = 256 * 2**20
 
 
 class Ranker(Protocol):
+    """Ranks candidates for queries; both are texts of the dataset."""
+
     def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
-        """The k best candidates of each query, -1 beyond the last one, with probabilities where there is a pair classifier.
+        """The k best candidates of each query, -1 beyond the last one, with probabilities if there is a pair classifier.
 
         Args:
-            own_Q: for each query the position of a candidate that it may not get; -1 for none.
+            own_Q: for each query the position of the candidate that it must not retrieve: itself; -1 for none.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRanker:
-    """By the Euclidean distance of embeddings, as in training's own evaluation."""
+    """Ranks by the Euclidean distance of embeddings, as the evaluation in training does."""
 
     embedded: EmbeddedTexts
-    """All texts in one process."""
+    """The vectors of all texts, in this process."""
     classifier: PairClassifier | None
 
     def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
@@ -56,23 +58,23 @@ class EmbeddingRanker:
 
 @dataclass(frozen=True, slots=True)
 class LexicalRanker:
-    """By the product of the query's word weights and the candidate's; its negative stands for the distance."""
+    """Ranks by the inner product of query's and candidate's word weights; the distance is the negative product."""
 
     query_NV: csr_array
     candidate_NV: csr_array
 
     def rank(self, query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, *, k: int) -> Ranking:
         C = len(candidate_text_C)
-        ranking, found = nothing_found(len(query_text_Q), k), min(k, C)
+        ranking, depth = empty_ranking(len(query_text_Q), k), min(k, C)
         candidate_VC = self.candidate_NV[candidate_text_C].T.tocsr()
         chunk = max(1, _CHUNK_BYTES // (4 * C))
         for start in range(0, len(query_text_Q), chunk):
-            some = slice(start, start + chunk)
-            distance_qC = -(self.query_NV[query_text_Q[some]] @ candidate_VC).toarray()
-            has_own = np.flatnonzero(own_Q[some] >= 0)
-            distance_qC[has_own, own_Q[some][has_own]] = np.inf
-            best_qk = smallest(torch.from_numpy(distance_qC), found).numpy()
-            ranking.distance_Qk[some, :found] = np.take_along_axis(distance_qC, best_qk, axis=1)
-            ranking.candidate_Qk[some, :found] = best_qk
+            block = slice(start, start + chunk)
+            distance_qC = -(self.query_NV[query_text_Q[block]] @ candidate_VC).toarray()
+            has_own = np.flatnonzero(own_Q[block] >= 0)
+            distance_qC[has_own, own_Q[block][has_own]] = np.inf
+            best_qk = smallest(torch.from_numpy(distance_qC), depth).numpy()
+            ranking.distance_Qk[block, :depth] = np.take_along_axis(distance_qC, best_qk, axis=1)
+            ranking.candidate_Qk[block, :depth] = best_qk
         ranking.candidate_Qk[np.isinf(ranking.distance_Qk)] = -1
         return ranking

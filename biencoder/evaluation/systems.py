@@ -1,4 +1,7 @@
-"""What a command line asks to compare: exported models, sentence-transformers folders, pretrained encoders, words."""
+"""The systems that a command line names: saved models, sentence-transformers models, pretrained encoders, baselines.
+
+N: texts.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,20 +29,20 @@ def model_system(model: NamedModel, texts: Sequence[str], text_ids_N: Ids) -> Sy
 def zero_shot_systems(
     name: str | None, models: Sequence[NamedModel], texts: Sequence[str], text_ids_N: Ids
 ) -> list[System]:
-    """The pretrained encoders that the models were trained from, or the one that is named, as training measures them.
+    """The named pretrained encoder, or those that the models were trained from, measured as training measures them.
 
     Args:
-        name: texts are cut as for the first model of this program, where there is one.
+        name: an encoder, or None. Its texts are cut as those of the first model of this program, if there is one.
 
     Raises:
-        ModelError: an encoder is not to be had here.
+        ModelError: an encoder cannot be loaded.
     """
     bases = [model.embedder.config for model in models if isinstance(model.embedder, TrainedModel)]
     if name is not None:
-        wanted = [ModelConfig(name=name, max_length=(bases or [ModelConfig()])[0].max_length, embedding_dim=0)]
+        configs = [ModelConfig(name=name, max_length=(bases or [ModelConfig()])[0].max_length, embedding_dim=0)]
     else:
-        wanted = [ModelConfig(name=b.name, max_length=b.max_length, pooling=b.pooling, embedding_dim=0) for b in bases]
-    return [_zero_shot(config, texts, text_ids_N) for config in dict.fromkeys(wanted)]
+        configs = [ModelConfig(name=b.name, max_length=b.max_length, pooling=b.pooling, embedding_dim=0) for b in bases]
+    return [_zero_shot(config, texts, text_ids_N) for config in dict.fromkeys(configs)]
 
 
 def _zero_shot(config: ModelConfig, texts: Sequence[str], text_ids_N: Ids) -> System:

@@ -1,4 +1,4 @@
-"""What the evaluating commands show: systems side by side, what a leak takes away, exported graphs, hits of a search."""
+"""The tables of the commands that evaluate, export and search."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _WITH_INTERVAL = ("acc@1", "nDCG")
 
 
 def comparison_table(comparison: Comparison) -> Group:
-    """Every system on every task: a line for each, all in the same columns."""
+    """A table for each task with a row for each system; all tables have the same columns."""
     tables: list[Table] = []
     for task in comparison.tasks:
         title = f"{task.name}: {task.title}; {comparison.mean_candidates[task.name]:,.1f} candidates"
@@ -50,20 +50,20 @@ def comparison_table(comparison: Comparison) -> Group:
     return Group(shown(legend), *tables)
 
 
-def leak_free_line(split: str, left: LeakFree) -> str:
-    """What leaving out leaked queries leaves."""
+def leak_free_line(split: str, kept: LeakFree) -> str:
+    """How many queries of the split are leak-free, and why the others are not."""
     return (
-        f"leak-free: {left.kept_P.sum()} of {len(left.kept_P)} {split} queries stay; {left.num_leaked_debates} of "
-        f"{left.num_debates} debates share a text with training, some by way of others; {left.num_near_duplicates} of "
-        f"{left.num_texts} distinct texts are near-duplicates of others"
+        f"leak-free: {kept.kept_P.sum()} of {len(kept.kept_P)} {split} queries stay; {kept.num_leaked_debates} of "
+        f"{kept.num_debates} debates share a text with training, some by way of others; {kept.num_near_duplicates} of "
+        f"{kept.num_texts} distinct texts are near-duplicates of others"
     )
 
 
 def agreements_table(rows: Sequence[Agreement], sizes: Sequence[int], split: str) -> Table:
-    """What exported graphs lose and gain against the model, the first row.
+    """Exported graphs compared with the model, which is the first row.
 
     Args:
-        sizes: of their files, in bytes.
+        sizes: bytes of each row's files.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
@@ -86,13 +86,13 @@ def agreements_table(rows: Sequence[Agreement], sizes: Sequence[int], split: str
 
 def hits_table(query: str, hits: Sequence[Hit]) -> Table:
     """A query and its hits, in their order."""
-    judged = not any(math.isnan(hit.probability) for hit in hits)
+    has_probability = not any(math.isnan(hit.probability) for hit in hits)
     table = Table(title=shown(query, "table.title"), title_justify="left", box=None, show_lines=True)
     table.add_column("distance", justify="right")
-    if judged:
+    if has_probability:
         table.add_column("is a counter", justify="right")
     table.add_column("text", overflow="fold")
     for hit in hits:
-        probability = [f"{100 * hit.probability:.0f} %"] if judged else []
+        probability = [f"{100 * hit.probability:.0f} %"] if has_probability else []
         table.add_row(f"{hit.distance:.3f}", *probability, shown(hit.text))
     return table

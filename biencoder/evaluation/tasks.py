@@ -1,10 +1,10 @@
-"""What is searched: the eight tasks of the corpus paper, and the form in which BEIR and MTEB hold the corpus.
+"""Retrieval tasks: the eight tasks of the corpus paper, and the task that BEIR and MTEB make of the corpus.
 
 The tasks are those of Wachsmuth, Syed, Stein, "Retrieval of the Best Counterargument without Prior Topic Knowledge" (ACL
 2018), from easy to hard. Queries are always the points of a split, the right answer is always the point's own counter, and
-the point itself is never a candidate. A counter argues against the point it answers: in the folder layout it lies in that
-point's folder, and stands for the other side. So the texts that oppose a pro point are the counters of its debate's pro
-points, and, where points are candidates as well, the con points.
+the point itself is never a candidate. A counter argues against its point: in the folder layout it lies in that point's
+folder, but takes the other side. So the texts that oppose a pro point are the counters of its debate's pro points, and, if
+points are candidates as well, the con points.
 
 sdoc   same debate, opposing counters     counters of the debate's points of the query's own stance
 sdc    same debate, counters              all counters of the debate
@@ -14,7 +14,7 @@ stc    same theme, counters               all counters of the theme
 sta    same theme, arguments              all counters and points of the theme
 epc    entire portal, counters            all counters of the split
 epa    entire portal, arguments           all counters and points of the split: what training measures (protocol.py)
-beir   all splits, distinct texts         every distinct text of every split, less texts identical to the query; MTEB's
+beir   all splits, distinct texts         every distinct text of every split, except texts identical to the query; MTEB's
                                           ArguAna, whose main score is nDCG@10 (Thakur et al. 2021, arXiv 2104.08663)
 
 P: pairs of the split, Q: queries of a pool, C: its candidates.
@@ -33,14 +33,16 @@ from biencoder.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Task:
+    """A definition of the candidates of a query."""
+
     name: str
     title: str
     scope: Literal["debate", "theme", "portal", "everything"]
-    """Whose texts are candidates; everything: of all splits."""
+    """Candidates are the texts of the query's debate or theme, of the split (portal), or of all splits (everything)."""
     has_points: bool
     """Whether points are candidates besides counters."""
     opposing: bool = False
-    """Whether only texts of the side against the query are."""
+    """Whether all candidates oppose the query."""
 
 
 TASKS = {
@@ -61,18 +63,18 @@ TASKS = {
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Queries that choose among the same candidates."""
+    """Queries that share their candidates."""
 
     pair_Q: Ids
     """Each query's pair in the split."""
     candidate_text_C: Ids
     gold_Q: Ids
-    """Position of the right answer among the candidates."""
+    """Position of each query's right answer among the candidates."""
     own_Q: Ids
-    """Position of the query itself, which it may not get; -1 where it is none of them."""
+    """Position of the query itself, which it must not retrieve; -1 if it is no candidate."""
 
     def distinct(self, split: Split) -> "Pool":
-        """The same pool of distinct texts: a copy of the counter is the counter, and copies of the point are the point."""
+        """The pool with each distinct text as one candidate: a copy of the counter is right, a copy of the point is own."""
         text_C, position_C = np.unique(self.candidate_text_C, return_inverse=True)
         point_Q = split.point_text_P[self.pair_Q]
         place_Q = np.minimum(np.searchsorted(text_C, point_Q), len(text_C) - 1)
@@ -85,10 +87,10 @@ class Pool:
 
 
 def pools(task: Task, split: Split, num_texts: int) -> Iterator[Pool]:
-    """The task's pools, which share no query and together have all. Candidates are counters, then points, in their order.
+    """The task's pools; each pair of the split is a query of exactly one. Candidates are counters, then points, in order.
 
     Args:
-        num_texts: distinct texts of all splits.
+        num_texts: number of distinct texts of all splits.
     """
     every_P = np.arange(len(split))
     if task.scope == "everything":
@@ -113,7 +115,7 @@ def pools(task: Task, split: Split, num_texts: int) -> Iterator[Pool]:
 
 
 def _scopes_and_sides(scope_P: Ids, side_P: Ids) -> Iterator[tuple[Ids, int]]:
-    """The pairs of each scope, and a side that some of them are on: every such scope and side once."""
+    """Every combination of a scope and a side that occurs in it, as the scope's pairs and the side."""
     order_P = np.argsort(scope_P, kind="stable")
     for in_scope in np.split(order_P, np.flatnonzero(np.diff(scope_P[order_P])) + 1):
         for side in sorted(set(side_P[in_scope].tolist())):
@@ -146,7 +148,7 @@ def choose_tasks(text: str, split: Split) -> list[Task]:
 
 
 def _lacking(task: Task, split: Split) -> str:
-    """The field that a task needs and the corpus has nowhere; empty where all is there."""
+    """The field that a task needs and no pair of the split has; empty if there is none."""
     needed = {"topic": task.scope == "debate", "domain": task.scope == "theme", "stance": task.opposing}
     for field, is_needed in needed.items():
         if is_needed and not any(getattr(pair.point, field) for pair in split.pairs):
