@@ -52,8 +52,10 @@ FREE, FIXED, LENGTH = OnResume
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class DataConfig:
     root: Annotated[str, FREE] = "examples/debates"
-    """Corpus: a folder in the ArguAna layout, a folder with train/validation/test files, or one JSONL/CSV/Parquet file of
-    pairs."""
+    """Corpus: a folder in the ArguAna layout, a folder with train/validation/test tables, one table of pairs (JSONL, CSV,
+    TSV, Parquet), or a folder that `datasets` has saved; see docs/data.md."""
+    columns: Annotated[str, FREE] = ""
+    """Columns of the tables, where they have other names than those in use, such as `point=title,counter=body`."""
     clean: Annotated[bool, FIXED] = True
     """Resolve HTML entities, drop footnote marks and trailing reference lists."""
 

@@ -69,10 +69,17 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
 
 
 def corpus_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that read a corpus beside a model have in common: data_root, clean."""
+    """What the commands that read a corpus beside a model have in common: data_root, data_columns, clean."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     root = Config().data.root
     parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
+    parser.add_argument(
+        "--data.columns",
+        dest="data_columns",
+        default="",
+        metavar="ROLE=COLUMN,…",
+        help="its columns, such as point=title,counter=body [default: the names in use]",
+    )
     parser.add_argument(
         "--clean",
         action=argparse.BooleanOptionalAction,
@@ -102,7 +109,7 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
 
 
 def model_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that rank with trained models have in common: data_root, clean, top_k."""
+    """What the commands that rank with trained models have in common: data_root, data_columns, clean, top_k."""
     parser = corpus_parser(prog=prog, description=description)
     parser.add_argument(
         "--top-k", type=_top_k, default=Config().eval.top_k, metavar="K", help="candidates to re-rank or show"

@@ -70,7 +70,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(arguments.data_root, clean=clean, needs_training=False)
+    dataset = load_dataset(arguments.data_root, clean=clean, columns=arguments.data_columns, needs_training=False)
     (model,) = load_models(arguments.model)
     terminal.show(*findings_table(dataset.findings))
     embedder, alone = model.embedder, World.alone()
@@ -103,7 +103,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(arguments.data_root, clean=clean, needs_training=False)
+    dataset = load_dataset(arguments.data_root, clean=clean, columns=arguments.data_columns, needs_training=False)
     name = arguments.split or dataset.deciding_split
     if name not in dataset.splits:
         raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")

@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
     terminal, model_folder = Terminal(is_main=True), user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
     clean = cleans(arguments.clean, [arguments.model])
-    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, needs_training=False)
+    columns = arguments.data_columns if arguments.data_root else ""
+    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, columns=columns, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
     model = TrainedModel.load(arguments.model)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))

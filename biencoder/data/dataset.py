@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from biencoder.config import SPLITS, find_file
 from biencoder.data.cleaning import tidier
+from biencoder.data.columns import ColumnNames
 from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, pair_up
 from biencoder.errors import DataError
@@ -66,15 +67,19 @@ class Dataset:
         return "validation" if "validation" in self.splits else "training"
 
 
-def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Dataset:
+def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: bool = True) -> Dataset:
     """Read, clean, check and pair a corpus. Oddities do not raise; `findings` counts them.
 
+    Args:
+        columns: the names of a table's columns, as data.columns gives them.
+
     Raises:
+        ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing, broken or too small.
     """
     findings = Findings()
     path = find_file(root)
-    records = _cleaned(read_records(path, findings), clean=clean, findings=findings)
+    records = _cleaned(read_records(path, findings, ColumnNames.parse(columns)), clean=clean, findings=findings)
     pairs = {split: pair_up(records.get(split, []), findings) for split in SPLITS}
     if not any(pairs.values()):
         raise DataError(f"data.root {root} holds no pair of a point and its counter in any split")
@@ -98,17 +103,18 @@ def load_dataset(root: str, *, clean: bool, needs_training: bool = True) -> Data
     return Dataset(tuple(text_id), splits, findings, _fingerprint(splits))
 
 
-def load_texts(root: str, *, clean: bool) -> tuple[tuple[str, ...], Findings]:
-    """The distinct texts of a corpus to search: the texts of all its pairs, or those of a file that has texts alone.
+def load_texts(root: str, *, clean: bool, columns: str = "") -> tuple[tuple[str, ...], Findings]:
+    """The distinct texts of a corpus to search: the texts of all its pairs, or those of a table that has texts alone.
 
     Raises:
+        ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing or broken, or holds nothing.
     """
-    rows = read_texts(find_file(root))
-    if rows is None:
-        dataset = load_dataset(root, clean=clean, needs_training=False)
-        return dataset.texts, dataset.findings
     tidy, findings = tidier(clean), Findings()
+    rows = read_texts(find_file(root), findings, ColumnNames.parse(columns))
+    if rows is None:
+        dataset = load_dataset(root, clean=clean, columns=columns, needs_training=False)
+        return dataset.texts, dataset.findings
     texts: dict[str, None] = {}
     for raw, source in rows:
         text = tidy(raw)

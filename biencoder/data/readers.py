@@ -1,21 +1,25 @@
 """Readers: the files at a path become records, split by split. The layout of the path decides which reader is used.
 
 ArguAna layout   {training,validation,test}/{theme}/{debate}/{pro,con}/{pro,con}NN{a-point,b-counter}.txt
-Tables           a folder with train/validation/test files, or one file with a `split` column: .jsonl, .csv or .parquet,
-                 columns `point` and `counter` (texts), optional `domain`, `topic`, `stance`, `id`, `split`; see tables.py.
-                 Each row is a pair, whatever its id, and pairs keep the order of their rows
-Texts alone      one such file with a column `text` and without pairs: it can be searched, not trained on
+Tables           a folder with train/validation/test files, or one file with a `split` column; see tables.py for the formats
+                 and columns.py for the names of columns. `train-00000-of-00002.parquet` and its like are one table.
+                 Each row is a pair, whatever its id, and pairs keep the order of their rows. A row whose counter is a list
+                 is several pairs
+Saved datasets   what `datasets` has written with `save_to_disk`; see saved_folders.py
+Texts alone      one table with a column `text` and without pairs: it can be searched, not trained on
 """
 
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
-from biencoder.data.records import Findings, Record, Role
-from biencoder.data.tables import SUFFIXES, Table, encodable, listed, read_table, regular_file
+from biencoder.data.columns import ColumnNames, Roles
+from biencoder.data.records import Findings, Reading, Record, Role
+from biencoder.data.saved_folders import is_saved, read_saved, saved_splits
+from biencoder.data.tables import SUFFIXES, Row, Table, encodable, read_table, regular_file, table_suffix
 from biencoder.errors import DataError
 
 _SPLIT_OF = {
@@ -25,6 +29,8 @@ _SPLIT_OF = {
 }
 _ARGUMENT = re.compile(r"(?P<stance>pro|con)(?P<number>\d+)(?P<letter>[a-z])-(?P<kind>point|counter)\.txt")
 _NOT_ARGUMENTS = {"thesis.txt", "intro.txt", "metadata.txt", ".DS_Store"}
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{16})?")
+"""Names of the parts of a table; older ones on the hub end in a hash."""
 _DEPTH = 3
 """Folders below that of a split: theme, debate, stance."""
 
@@ -32,14 +38,30 @@ Records = dict[str, list[Record]]
 """Split name (`training`, `validation`, `test`) → its records in the order of their sources."""
 
 
-def read_records(root: Path, findings: Findings) -> Records:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a split comes from: a folder, or one or more files."""
+
+    name: str
+    """For messages."""
+    paths: tuple[Path, ...]
+
+
+def read_records(root: Path, findings: Findings, names: ColumnNames | None = None) -> Records:
     """Read a corpus in any of the layouts above.
+
+    Args:
+        findings: takes what is odd, and how tables were read.
+        names: of the columns of tables; None: the names in use.
 
     Raises:
         DataError: the path does not exist, holds no arguments, or holds a broken file; the message names it.
     """
+    names = names or ColumnNames()
     try:
-        return _read_folder(root, findings) if _is_folder(root) else _read_tables({"": root}, findings)
+        if _is_folder(root) and not is_saved(root):
+            return _read_folder(root, findings, names)
+        return _read_tables({"": _Source(str(root), (root,))}, findings, names)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
 
@@ -51,21 +73,29 @@ def _is_folder(root: Path) -> bool:
         raise DataError(f"data.root {root} does not exist") from None
 
 
-def read_texts(path: Path) -> list[tuple[str, str]] | None:
-    """(text, source) of every row of a file of texts alone; None for any other corpus.
+def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple[str, str]] | None:
+    """(text, source) of every row of a table of texts alone; None for any other corpus.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the table cannot be read.
     """
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and not is_saved(path):
         return None
-    table = read_table(path)
-    if "text" not in table.columns or {"point", "counter"} <= set(table.columns):
+    table = _table_at(path, names)
+    roles = names.texts_alone(table.columns, path)
+    if roles is None:
         return None
-    return [(row.text("text"), row.source) for row in table.rows]
+    text = {"text": roles.of["text"]}
+    left_out = tuple(column for column in table.columns if column not in text.values())
+    findings.readings.append(Reading(str(path), len(table.rows), text, left_out))
+    return [(row.text(text["text"]), row.source) for row in table.rows]
 
 
-def _read_folder(root: Path, findings: Findings) -> Records:
+def _table_at(path: Path, names: ColumnNames) -> Table:
+    return read_saved(path, names) if is_saved(path) else read_table(path, names)
+
+
+def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
     """Read the layout that a folder holds. Two layouts, or two sources of one split, are refused."""
     debates, tables = _sources_of_splits(root, findings)
     if debates and tables:
@@ -73,41 +103,79 @@ def _read_folder(root: Path, findings: Findings) -> Records:
             f"data.root {root} holds both folders ({_names(debates)}) and tables ({_names(tables)}); "
             "keep one layout there, and move the other away"
         )
-    for split, paths in (debates or tables).items():
-        if len(paths) > 1:
+    for split, sources in (debates or tables).items():
+        if len(sources) > 1:
             raise DataError(
-                f"data.root {root} holds {_names({split: paths})}, all of which are the {split} split; keep one of them"
+                f"data.root {root} holds {_names({split: sources})}, all of which are the {split} split; keep one of them"
             )
+    if debates and names.given:
+        raise DataError(f"data.columns is set, but data.root {root} holds folders of debates and no table; leave it out")
     if debates:
-        return {split: list(_read_debates(folder, findings)) for split, (folder,) in debates.items()}
+        return {split: list(_read_debates(source.paths[0], findings)) for split, (source,) in debates.items()}
     if tables:
-        return _read_tables({split: file for split, (file,) in tables.items()}, findings)
+        return _read_tables({split: source for split, (source,) in tables.items()}, findings, names)
     raise DataError(
         f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
-        f"files train, validation, test ending in {', '.join(SUFFIXES)}"
+        f"files train, validation, test ending in {SUFFIXES}"
     )
 
 
-def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[_Source]], dict[str, list[_Source]]]:
     """The folders of debates of each split, and the tables of each split."""
-    debates: dict[str, list[Path]] = {}
-    tables: dict[str, list[Path]] = {}
+    debates: dict[str, list[_Source]] = {}
+    tables: dict[str, list[_Source]] = {}
+    shards: dict[str, list[Path]] = {}
+    _count_other_splits(root, findings)
     for path in sorted(root.iterdir()):
-        split = _SPLIT_OF.get(path.name.split(".")[0].lower())
+        stem = path.name.split(".")[0].lower()
+        shard = _SHARD.fullmatch(stem)
+        split = _SPLIT_OF.get(shard["name"] if shard else stem)
         if split is None:
             continue
-        if path.is_dir():
-            if "." not in path.name:
-                debates.setdefault(split, []).append(path)
-        elif path.suffix.lower() in SUFFIXES and path.stem.lower() in _SPLIT_OF:
-            tables.setdefault(split, []).append(path)
-        else:
+        if path.is_dir() and not is_saved(path):
+            if not shard and "." not in path.name:
+                debates.setdefault(split, []).append(_Source(f"{path.name}/", (path,)))
+        elif not is_saved(path) and path.name.lower() != stem + (table_suffix(path) or "?"):
             findings.add("file of a split that is no table (ignored)", str(path))
+        elif shard:
+            shards.setdefault(f"{shard['name']}-*-of-{shard['count']}{table_suffix(path) or ''}", []).append(path)
+        else:
+            tables.setdefault(split, []).append(_Source(path.name + "/" * path.is_dir(), (path,)))
+    for name, paths in shards.items():
+        tables.setdefault(_SPLIT_OF[name.split("-")[0]], []).append(_whole(root, name, paths))
     return debates, tables
 
 
-def _names(sources: dict[str, list[Path]]) -> str:
-    return ", ".join(path.name + ("/" if path.is_dir() else "") for paths in sources.values() for path in paths)
+def _count_other_splits(root: Path, findings: Findings) -> None:
+    for split in saved_splits(root) or []:
+        if split.lower() not in _SPLIT_OF:
+            findings.add("saved split of another name (ignored)", str(root / split))
+
+
+def _whole(root: Path, name: str, paths: list[Path]) -> _Source:
+    """The files of one table, in their order.
+
+    Raises:
+        DataError: some are missing, or one is there twice.
+    """
+    numbers = []
+    for path in paths:
+        shard = _SHARD.fullmatch(path.name.split(".")[0].lower())
+        assert shard
+        numbers.append((int(shard["number"]), path))
+    count = int(name.split("-of-")[1].split(".")[0])
+    first = min(1, min(numbers)[0]) if len(numbers) == count else 0
+    missing = sorted(set(range(first, first + min(count, 100_000))) - {number for number, _ in numbers})
+    if missing or len(numbers) != count:
+        lacking = f" (number {missing[0]:05d} is missing)" if missing else ""
+        raise DataError(
+            f"data.root {root} holds {len(numbers)} of the {count} files {name}{lacking}; copy all of them there"
+        )
+    return _Source(name, tuple(path for _, path in sorted(numbers)))
+
+
+def _names(sources: dict[str, list[_Source]]) -> str:
+    return ", ".join(source.name for several in sources.values() for source in several)
 
 
 def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
@@ -150,10 +218,10 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
+def _read_tables(tables: dict[str, _Source], findings: Findings, names: ColumnNames) -> Records:
     records: Records = {}
-    for split, path in tables.items():
-        for name, record in _read_pairs(read_table(path), split):
+    for split, source in tables.items():
+        for name, record in _read_source(split, source, findings, names):
             if record.text:
                 records.setdefault(name, []).append(record)
             else:
@@ -161,21 +229,69 @@ def _read_tables(tables: dict[str, Path], findings: Findings) -> Records:
     return records
 
 
-def _read_pairs(table: Table, split: str) -> Iterable[tuple[str, Record]]:
-    """(split, record) of every cell that should be an argument; `split` is empty if a column names it."""
-    missing = {"point", "counter"} - set(table.columns)
-    if missing:
-        has = f"it has {listed(table.columns)}" if table.columns else "it is empty"
-        raise DataError(f"{table.path} lacks the column {' and '.join(sorted(missing))}; {has}")
-    for number, row in enumerate(table.rows, start=1):
-        label = row.name("split") if "split" in table.columns and not split else split or "training"
-        name = _SPLIT_OF.get(label.lower())
-        if name is None:
-            raise DataError(f"{row.source}: split is {label!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
-        names = {key: row.name(key) for key in ("domain", "topic", "stance")}
-        utterance_id = row.name("id") or f"{number:09d}"
-        for kind in get_args(Role):
-            yield (
-                name,
-                Record(**names, utterance_id=utterance_id, kind=kind, text=row.text(kind), source=row.source, row=number),
-            )
+def _read_source(split: str, source: _Source, findings: Findings, names: ColumnNames) -> Iterator[tuple[str, Record]]:
+    """(split, record) of every text that should be an argument; `split` is empty if the table names it."""
+    num_rows, num_pairs = 0, 0
+    readings: dict[Path, Roles] = {}
+    for path in source.paths:
+        table = _table_at(path, names)
+        roles = readings[path] = names.roles(table.columns, path)
+        _refuse_other_columns(readings)
+        for row in table.rows:
+            num_rows += 1
+            name = _split_of(row, split, table.split, roles)
+            for record in _records_of(row, roles, num_rows, num_pairs):
+                num_pairs = record.row
+                yield name, record
+            _count_negatives(row, roles, findings)
+    left_out = dict.fromkeys(column for roles in readings.values() for column in (*roles.negatives, *roles.left_out))
+    columns = dict(pair for roles in readings.values() for pair in roles.of.items())
+    if split:
+        left_out |= {columns.pop("split"): None} if "split" in columns else {}
+    findings.readings.append(Reading(source.name, num_rows, columns, tuple(left_out)))
+
+
+def _refuse_other_columns(readings: dict[Path, Roles]) -> None:
+    """Raise a DataError if the last file of a table takes its pairs from other columns than the first one."""
+    (first, *_), (last, *_) = readings, reversed(readings)
+    pairs = [[readings[path].of[role] for role in ("point", "counter")] for path in (first, last)]
+    if pairs[0] != pairs[1]:
+        raise DataError(
+            f"{first} has pairs of {' and '.join(pairs[0])}, but {last} of {' and '.join(pairs[1])}; "
+            "give both the same columns"
+        )
+
+
+def _split_of(row: Row, split: str, of_table: str, roles: Roles) -> str:
+    """The split of a row: that of the file's name, of the column, of the saved dataset, or training."""
+    if split:
+        return split
+    if "split" not in roles.of:
+        return _SPLIT_OF.get(of_table.lower(), "training")
+    label = row.name(roles.of["split"])
+    if label.lower() not in _SPLIT_OF:
+        raise DataError(f"{row.source}: split is {label!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
+    return _SPLIT_OF[label.lower()]
+
+
+def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator[Record]:
+    """The point and the counter of each pair of a row.
+
+    Args:
+        number: of the row in its split, counted from 1.
+        num_pairs: pairs of the rows before.
+    """
+    labels = {role: row.name(roles.of[role]) if role in roles.of else "" for role in ("domain", "topic", "stance")}
+    name = row.name(roles.of["id"]) if "id" in roles.of else ""
+    point = row.text(roles.of["point"])
+    for pair, counter in enumerate(row.texts(roles.of["counter"]) or [""], start=num_pairs + 1):
+        texts: dict[Role, str] = {"point": point, "counter": counter}
+        for kind, text in texts.items():
+            yield Record(**labels, utterance_id=name or f"{number:09d}", kind=kind, text=text, source=row.source, row=pair)
+
+
+def _count_negatives(row: Row, roles: Roles, findings: Findings) -> None:
+    for column in roles.negatives:
+        count = sum(text.strip() != "" for text in row.texts(column))
+        if count:
+            findings.add("given negative (left out: negatives are mined)", row.source, count=count)

@@ -11,8 +11,8 @@ _Place = tuple[int, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One argument: a point or a counter. The two of a table's row form a pair; in the ArguAna layout those with the same
-    (domain, topic, utterance_id, stance)."""
+    """One argument: a point or a counter. In a table those with the same number form a pair, in the ArguAna layout those
+    with the same (domain, topic, utterance_id, stance)."""
 
     domain: str
     topic: str
@@ -23,7 +23,7 @@ class Record:
     source: str
     """The file that it was read from, for messages: a path, or `file:line`."""
     row: int = 0
-    """Its row in a table, counted from 1; 0 in the ArguAna layout."""
+    """The number of its pair in a table, counted from 1; 0 in the ArguAna layout."""
 
     @property
     def name(self) -> tuple[str, str, str, str]:
@@ -42,12 +42,25 @@ class Pair:
     counter: Record
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one table was read."""
+
+    source: str
+    rows: int
+    columns: dict[str, str]
+    """Role, such as point → the name of the column."""
+    left_out: tuple[str, ...]
+    """Columns that are not used."""
+
+
 @dataclass(slots=True)
 class Findings:
-    """The oddities of a corpus, counted by kind, with up to three sources of each."""
+    """The oddities of a corpus, counted by kind, with up to three sources of each; and how its tables were read."""
 
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    readings: list[Reading] = field(default_factory=list)
 
     def add(self, kind: str, source: str, *, count: int = 1) -> None:
         self.counts[kind] += count

@@ -3,13 +3,16 @@
 .jsonl     an object a line; lines end at a line feed and nowhere else
 .csv       a header, and as many fields in every row; fields are separated by commas, or by the semicolons or tabs that
            separate those of the header
+.tsv       the same with tabs
 .parquet   any schema; messages give the number of the row as the line
 
-Names (ids, topics) are read as they are written in the file. Texts must be text: a number, a list or bytes are refused.
+The first three may be compressed: .jsonl.gz, .jsonl.zst and so on. Names (ids, topics) are read as they are written in the
+file. Texts must be text: a number or bytes are refused, and so is a list where one text belongs.
 """
 
 import codecs
 import csv
+import io
 import json
 import os
 import sys
@@ -17,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from biencoder.data.columns import ColumnNames, listed, may_hold_lists
 from biencoder.errors import DataError
 
-_COLUMNS = ("point", "counter", "text", "domain", "topic", "stance", "id", "split")
 _DELIMITERS = ",;\t"
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class _Number(str):
@@ -48,6 +52,22 @@ class Row:
         if type(value) is not str:
             raise DataError(f"{self.source}: {column} is {_kind(value)}, expected text")
         return value
+
+    def texts(self, column: str) -> list[str]:
+        """The texts of this cell: of its list, or the one that it holds, which is empty where the cell is missing.
+
+        Raises:
+            DataError: the cell is neither, or is a list where the column's name promises one text.
+        """
+        value = self.cells.get(column)
+        if not isinstance(value, list) or not may_hold_lists(column):
+            text = self.text(column)
+            if may_hold_lists(column) and text.startswith(('["', "['")) and text.endswith("]"):
+                raise DataError(
+                    f"{self.source}: {column} is a list that was written as text; save it as .jsonl or .parquet"
+                )
+            return [text]
+        return [Row(self.source, {column: item}).text(column) for item in value]
 
     def name(self, column: str) -> str:
         """The text of this cell, or its number as text; empty where it is missing.
@@ -77,22 +97,35 @@ class Table:
     columns: list[str]
     """All columns of the file, in its order."""
     rows: list[Row]
+    split: str = ""
+    """The split that the table itself names for all its rows, if any."""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, names: ColumnNames | None = None) -> Table:
     """Read one file.
+
+    Args:
+        names: of the columns whose cells are wanted; None: the names in use.
 
     Raises:
         DataError: it cannot be read, or its content does not fit its suffix.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"data.root {path} is a file of unknown type; expected one of {', '.join(SUFFIXES)}")
+    suffix = table_suffix(path)
+    if suffix is None:
+        raise DataError(f"data.root {path} is a file of unknown type; expected one of {SUFFIXES}")
     try:
         regular_file(path)
-        return reader(path)
+        return _READERS["." + suffix.split(".")[1]](path, names or ColumnNames())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or ' '.join(str(error).split())}") from None
+
+
+def table_suffix(path: Path) -> str | None:
+    """The end of a table's name in lower case, such as `.csv` or `.jsonl.gz`; None for any other file."""
+    *_, first, last = ["", *(suffix.lower() for suffix in path.suffixes)] if path.suffixes else ["", ""]
+    if last in _CODECS:
+        return first + last if first in _READERS and first != ".parquet" else None
+    return last if last in _READERS else None
 
 
 def regular_file(path: Path) -> None:
@@ -110,11 +143,6 @@ def encodable(text: str) -> bool:
     return True
 
 
-def listed(columns: Iterable[str]) -> str:
-    """The columns' names for a message, in one line."""
-    return " ".join(", ".join(columns).split())[:200]
-
-
 def _kind(value: Any) -> str:
     """The type of a cell's value in words, for messages."""
     kinds: list[tuple[type | tuple[type, ...], str]] = [
@@ -127,24 +155,30 @@ def _kind(value: Any) -> str:
     return next((words for kind, words in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
-def _known(columns: Iterable[str]) -> set[str]:
-    return set(_COLUMNS).intersection(columns)
+def _open(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed. A damaged file raises an OSError, here or while it is read."""
+    codec = _CODECS.get(path.suffix.lower())
+    if codec is None:
+        return path.open("rb")
+    import pyarrow
+
+    return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)))
 
 
-def _read_jsonl(path: Path) -> Table:
+def _read_jsonl(path: Path, names: ColumnNames) -> Table:
     columns: dict[str, None] = {}
     rows = []
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
             cells = _parse(line, f"{path}:{number}")
             columns |= dict.fromkeys(cells)
-            rows.append(Row(f"{path}:{number}", {column: cells[column] for column in _known(cells)}))
+            rows.append(Row(f"{path}:{number}", {column: cells[column] for column in cells if names.knows(column)}))
     return Table(path, list(columns), rows)
 
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines without a byte-order mark. Only line feeds end a line; U+2028 and its like are ordinary characters."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode()
@@ -179,29 +213,44 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return cells
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, names: ColumnNames) -> Table:
+    return _read_separated(path, names, _DELIMITERS)
+
+
+def _read_tsv(path: Path, names: ColumnNames) -> Table:
+    return _read_separated(path, names, "\t")
+
+
+def _read_separated(path: Path, names: ColumnNames, delimiters: str) -> Table:
+    """Read fields that one of these delimiters separates: the one that fits the header."""
     csv.field_size_limit(sys.maxsize)  # a text may have any length
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = _delimiter(file.readline())
-            file.seek(0)
-            return _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True))
+        with _open_text(path) as file:
+            header = file.readline()
+        with _open_text(path) as file:
+            delimiter = _delimiter(header, delimiters, names)
+            return _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True), names)
     except UnicodeDecodeError as error:
         for _ in _lines(path):  # raises at the wrong bytes, and names the line
             pass
         raise DataError(f"{path} is not UTF-8 text: {error.reason}") from None
 
 
-def _delimiter(header: str) -> str:
+def _open_text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="")
+
+
+def _delimiter(header: str, delimiters: str, names: ColumnNames) -> str:
     """The delimiter that separates most of the columns that this program knows."""
 
     def fitness(delimiter: str) -> tuple[int, int]:
-        return len(_known(name.strip(' "\r\n') for name in header.split(delimiter))), header.count(delimiter)
+        columns = {name.strip(' "\r\n') for name in header.split(delimiter)}
+        return sum(names.knows(column) for column in columns), header.count(delimiter)
 
-    return max(_DELIMITERS, key=fitness)
+    return max(delimiters, key=fitness)
 
 
-def _read_fields(path: Path, reader: Any) -> Table:
+def _read_fields(path: Path, reader: Any, names: ColumnNames) -> Table:
     """The rows that a reader of the csv module gives."""
     columns: list[str] = []
     rows, line = [], 1
@@ -212,8 +261,8 @@ def _read_fields(path: Path, reader: Any) -> Table:
                 continue
             if not columns:
                 columns = [name.strip() for name in fields]
-                _refuse_repeats(columns, source)
-                known = [(column, columns.index(column)) for column in _known(columns)]
+                refuse_repeats(columns, source, names)
+                known = [(column, place) for place, column in enumerate(columns) if names.knows(column)]
             elif len(fields) != len(columns):
                 raise DataError(
                     f"{source} has another number of fields ({len(fields)}) than the header has columns ({len(columns)}: "
@@ -226,31 +275,37 @@ def _read_fields(path: Path, reader: Any) -> Table:
     return Table(path, columns, rows)
 
 
-def _refuse_repeats(columns: list[str], source: str) -> None:
-    for column in _COLUMNS:
+def refuse_repeats(columns: list[str], source: str, names: ColumnNames) -> None:
+    """Raise a DataError for a column that the file has twice."""
+    for column in filter(names.knows, columns):
         if columns.count(column) > 1:
             raise DataError(f"{source} has the column {column} {columns.count(column)} times")
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, names: ColumnNames) -> Table:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             columns = list(file.schema_arrow.names)
-            _refuse_repeats(columns, str(path))
-            rows: list[Row] = []
-            for batch in file.iter_batches(columns=sorted(_known(columns))):
-                start = len(rows) + 1
-                cells = {name: _values(batch.column(name), path, name, start) for name in batch.schema.names}
-                rows += [
-                    Row(f"{path}:{start + place}", {name: values[place] for name, values in cells.items()})
-                    for place in range(batch.num_rows)
-                ]
+            refuse_repeats(columns, str(path), names)
+            return Table(path, columns, rows_of_batches(path, file.iter_batches(columns=[*filter(names.knows, columns)])))
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path} is not a valid Parquet file: {' '.join(str(error).split())[:300]}") from None
-    return Table(path, columns, rows)
+
+
+def rows_of_batches(path: Path, batches: Iterable[Any]) -> list[Row]:
+    """The rows of pyarrow's record batches."""
+    rows: list[Row] = []
+    for batch in batches:
+        start = len(rows) + 1
+        cells = {name: _values(batch.column(name), path, name, start) for name in batch.schema.names}
+        rows += [
+            Row(f"{path}:{start + place}", {name: values[place] for name, values in cells.items()})
+            for place in range(batch.num_rows)
+        ]
+    return rows
 
 
 def _values(column: Any, path: Path, name: str, start: int) -> list[Any]:
@@ -267,5 +322,11 @@ def _values(column: Any, path: Path, name: str, start: int) -> list[Any]:
     return values
 
 
-_READERS: dict[str, Callable[[Path], Table]] = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-SUFFIXES = tuple(_READERS)
+_READERS: dict[str, Callable[[Path, ColumnNames], Table]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+SUFFIXES = ".jsonl, .csv, .tsv (each also .gz or .zst), .parquet"
+"""For messages."""

@@ -17,7 +17,25 @@ from biencoder.training.preflight.judgements import CheckResult
 
 
 def findings_table(findings: Findings) -> list[RenderableType]:
-    """The data check's oddities; nothing where there are none."""
+    """How tables were read, and the data check's oddities; nothing where there are none."""
+    return [*_readings_table(findings), *_oddities_table(findings)]
+
+
+def _readings_table(findings: Findings) -> list[RenderableType]:
+    if not findings.readings:
+        return []
+    table = Table(title="Tables", title_justify="left", box=None, pad_edge=False)
+    table.add_column("rows", justify="right")
+    table.add_column("table", overflow="fold")
+    table.add_column("columns", overflow="fold")
+    table.add_column("left out", overflow="fold")
+    for reading in findings.readings:
+        columns = ", ".join(role if role == name else f"{role} = {name}" for role, name in reading.columns.items())
+        table.add_row(str(reading.rows), shown(reading.source), shown(columns), shown(", ".join(reading.left_out) or "–"))
+    return [table]
+
+
+def _oddities_table(findings: Findings) -> list[RenderableType]:
     if not findings.counts:
         return []
     table = Table(title="Data check", title_justify="left", box=None, pad_edge=False)
@@ -55,7 +73,8 @@ def closing_line(folder: Path, config: Config) -> str:
     model = next((folder for folder in (best, last) if folder.is_dir()), None)
     if model is None:
         return f"Neither {best} nor {last} is there: the run has left no model"
-    command = [*typed("search"), "--model", str(model), "--data.root", config.data.root, "your argument"]
+    command = [*typed("search"), "--model", str(model), "--data.root", config.data.root]
+    command += [*(["--data.columns", config.data.columns] if config.data.columns else []), "your argument"]
     which = "The best model" if model == best else f"{best} is not there; the last model"
     return f"{which} is in {model}. Try it: {shlex.join(command)}"
 

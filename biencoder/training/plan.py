@@ -109,7 +109,7 @@ def read_data(config: Config) -> Dataset:
         DataError: the corpus cannot be read.
         ConfigError: it does not fill one global batch.
     """
-    dataset = load_dataset(config.data.root, clean=config.data.clean)
+    dataset = load_dataset(config.data.root, clean=config.data.clean, columns=config.data.columns)
     config.check_data(len(dataset.splits["training"]))
     return dataset
 

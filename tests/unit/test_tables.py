@@ -1,9 +1,12 @@
 """Tables: a row is a pair, in the order of the file, whatever its id. What is no table, or no text, is named."""
 
 import csv
+import gzip
 import hashlib
 import json
 import os
+import re
+import shutil
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -12,9 +15,11 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 
 from biencoder.data import Dataset, load_dataset, load_texts
-from biencoder.errors import DataError
+from biencoder.errors import ConfigError, DataError
+from biencoder.training.opening import findings_table
 from tests.conftest import WriteCorpus, numbered_corpus
 
 KINDS = ("jsonl", "csv", "parquet")
@@ -34,8 +39,8 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def load(file: Path, *, clean: bool = True) -> Dataset:
-    return load_dataset(str(file), clean=clean, needs_training=False)
+def load(file: Path, *, clean: bool = True, columns: str = "") -> Dataset:
+    return load_dataset(str(file), clean=clean, columns=columns, needs_training=False)
 
 
 def pairs(dataset: Dataset, split: str = "training") -> list[tuple[str, str]]:
@@ -255,7 +260,7 @@ def test_nothing_hides_a_split(tmp_path: Path, files: list[str], sentence: str) 
 
 def test_a_split_in_a_format_that_is_not_read_is_counted(tmp_path: Path) -> None:
     (tmp_path / "train.JSONL").write_text(ROW)
-    for name in ("test.tsv", "dev.jsonl.gz", "README.md"):
+    for name in ("test.txt", "dev.parquet.gz", "README.md"):
         (tmp_path / name).write_text("")
     dataset = load(tmp_path)
     assert dataset.findings.counts["file of a split that is no table (ignored)"] == 2
@@ -334,3 +339,416 @@ def test_names_and_files_of_debates_that_are_no_text(write_corpus: WriteCorpus) 
     os.remove(folder + b"/pro01a-point.txt")
     os.mkfifo(root / "training/theme/debate-0/pro/pro07a-point.txt")
     assert "pro07a-point.txt is not a regular file" in refusal(root)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+SECTIONS = {section.splitlines()[0]: section for section in PAGE.split("\n## ")[1:] if "```bash" in section}
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_every_example_of_the_page_holds_the_same_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    options: list[str] = []
+    for kind, name, content in re.findall(r"```(\w+) ?(\S*)\n(.*?)```", SECTIONS[title], re.DOTALL):
+        if kind == "bash":
+            options = content.split()[1:]
+        elif kind == "python":
+            if "import datasets" in content:
+                pytest.importorskip("datasets")
+            exec(content, {})
+        else:
+            Path(name).write_text(content)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    if title == "Texts alone":
+        assert load_texts(given["--data.root"], clean=True)[0] == (
+            "Buses are late.",
+            "Shops need cars.",
+            "It hits the poor.",
+        )
+    else:
+        dataset = load(Path(given["--data.root"]), columns=given.get("--data.columns", ""))
+        assert pairs(dataset) == PAIRS
+        assert len(dataset.findings.readings) == 1
+
+
+PAIRS = [("Ban cars.", "Buses are late."), ("Ban cars.", "Shops need cars."), ("Tax sugar.", "It hits the poor.")]
+
+
+@pytest.mark.parametrize(
+    ("point", "counter", "beside", "left_out"),
+    [
+        ("point", "counter", ("query", "positive", "label", "url"), ["query", "positive", "label", "url"]),
+        ("anchor", "positive", ("negative", "negative_1", "negative_12"), ["negative", "negative_1", "negative_12"]),
+        ("query", "positive", ("negatives", "pos_scores"), ["negatives", "pos_scores"]),
+        ("query", "pos", ("neg", "prompt"), ["neg", "prompt"]),
+        ("query", "answer", (), []),
+        ("question", "answer", ("negative1",), ["negative1"]),
+        ("question", "context", ("answers",), ["answers"]),
+        ("sentence1", "sentence2", ("text",), ["text"]),
+    ],
+)
+def test_names_in_use_are_understood_and_said(
+    tmp_path: Path, point: str, counter: str, beside: tuple[str, ...], left_out: list[str]
+) -> None:
+    rows = [{point: p, counter: c, "id": "7"} | dict.fromkeys(beside, "x") for p, c in PAIRS]
+    for kind in ("jsonl", "csv", "tsv", "parquet"):
+        file = tmp_path / f"a.{kind}"
+        if kind == "tsv":
+            file.write_text("\n".join("\t".join(row.values()) for row in [dict(zip(rows[0], rows[0], strict=True)), *rows]))
+        else:
+            write(file, rows)
+        dataset = load(file)
+        assert pairs(dataset) == PAIRS
+        (reading,) = dataset.findings.readings
+        assert reading.columns == {"point": point, "counter": counter, "id": "id"}
+        assert (reading.source, reading.rows, sorted(reading.left_out)) == (str(file), 3, sorted(left_out))
+        negatives = sum(name.startswith("neg") and name != "negative1" for name in left_out)
+        assert dataset.findings.counts.get("given negative (left out: negatives are mined)", 0) == 3 * negatives
+        assert load_texts(str(file), clean=True)[0] == dataset.texts
+
+
+def test_the_data_check_shows_how_a_table_was_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"query": "a", "pos": ["b", "c"], "url": "u", "split": "dev"}])
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(*findings_table(load(file).findings))
+    said = " ".join(capture.get().split())
+    assert f"1 {file} point = query, counter = pos, split url" in said
+    shutil.copy(file, tmp_path / "train.jsonl")
+    assert load(tmp_path).findings.readings[0].left_out == ("url", "split")  # the file's name decides
+
+
+def test_lists_of_right_answers_are_pairs_of_one_point(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"query": "a", "pos": ["b", "c", None, ""]},
+        {"query": "d", "pos": []},
+        {"query": "e", "pos": None},
+        {"query": "f", "pos": ["g"]},
+    ]
+    lists = [load(write(tmp_path / f"a.{kind}", rows)) for kind in ("jsonl", "parquet")]
+    for dataset in lists:
+        assert pairs(dataset) == [("a", "b"), ("a", "c"), ("f", "g")]
+        assert [pair.point.utterance_id for pair in dataset.splits["training"].pairs] == ["000000001"] * 2 + ["000000004"]
+        assert dataset.findings.counts["empty counter (dropped)"] == 4
+        assert dataset.findings.counts["point without a counter (dropped)"] == 4
+    assert pairs(load(write(tmp_path / "b.jsonl", [{"query": "a", "positives": "b"}]))) == [("a", "b")]
+    mapped = write(tmp_path / "c.jsonl", [{"q": "a", "good": ["b", "c"]}])
+    assert pairs(load(mapped, columns="point=q,counter=good")) == [("a", "b"), ("a", "c")]
+
+
+def test_columns_of_any_name(tmp_path: Path) -> None:
+    rows = [{"title": p, "body": c, "counter": "x", "part": "dev"} for p, c in PAIRS]
+    for kind in KINDS:
+        file = write(tmp_path / f"a.{kind}", rows)
+        dataset = load(file, columns=" point = title, counter=body ,split=part")
+        assert pairs(dataset, "validation") == PAIRS
+        assert dataset.findings.readings[0].left_out == ("counter",)
+        assert pairs(load(file, columns="point=title")) == [(p, "x") for p, _ in PAIRS]
+        texts, findings = load_texts(str(file), clean=True, columns="text=body")
+        assert texts == tuple(c for _, c in PAIRS)
+        assert (findings.readings[0].columns, findings.readings[0].rows) == ({"text": "body"}, 3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "sentence"),
+    [
+        (
+            "query anchor positive",
+            "",
+            "a.jsonl can be read as point=anchor,counter=positive or point=query,counter=positive;",
+        ),
+        (
+            "question answer context",
+            "",
+            "can be read as point=question,counter=answer or point=question,counter=context; ch",
+        ),
+        ("query pos positives", "", "can be read as point=query,counter=positives or point=query,counter=pos; choose one"),
+        (
+            "title answer context",
+            "point=title",
+            "can be read as point=title,counter=answer or point=title,counter=context;",
+        ),
+        (
+            "title body",
+            "",
+            "a.jsonl lacks the column counter and point; it has title, body; say which columns hold the texts with",
+        ),
+        (
+            "query body",
+            "",
+            "lacks the column counter and point; it has query, body; say which columns hold the texts with data.c",
+        ),
+        (
+            "title body",
+            "point=title",
+            "a.jsonl lacks the column counter; it has title, body; say which columns hold the texts",
+        ),
+        (
+            "title body",
+            "point=titel,counter=body",
+            "the column of point is titel, but {} has no such column; it has title, body",
+        ),
+        (
+            "title body",
+            "topic=x",
+            "data.columns says that the column of topic is x, but {} has no such column; it has title, b",
+        ),
+        (
+            "sentence1 sentence2 label",
+            "",
+            "a.jsonl has the column label beside sentence1 and sentence2: perhaps not every row",
+        ),
+        ("anchor positive score", "", "drop that column or set data.columns to point=anchor,counter=positive"),
+    ],
+)
+def test_columns_that_fit_nothing_or_too_much_are_refused(tmp_path: Path, columns: str, given: str, sentence: str) -> None:
+    file = write(tmp_path / "a.jsonl", [dict.fromkeys(columns.split(), "x")])
+    with pytest.raises(DataError) as error:
+        load(file, columns=given)
+    assert sentence.format(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_score_is_no_reason_to_refuse_columns_that_are_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{"anchor": "a", "positive": "b", "score": 1}])
+    assert pairs(load(file, columns="point=anchor,counter=positive")) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ("title", "data.columns is 'title', expected role=column, separated by commas, such as point=title,counter=body;"),
+        ("points=title", "the roles are point, counter, text, domain, topic, stance, id, split"),
+        ("point=", "expected role=column"),
+        ("point=a,", "expected role=column"),
+        ("point=a,point=b", "which names point twice; name each role and column once"),
+        ("point=a,counter=a", "which names a twice"),
+    ],
+)
+def test_data_columns_is_checked(columns: str, sentence: str) -> None:
+    for read in (load_dataset, load_texts):
+        with pytest.raises(ConfigError) as error:
+            read("examples/debates", clean=True, columns=columns)
+        assert sentence in str(error.value)
+        with pytest.raises(DataError, match="holds folders of debates and no table; leave it out"):
+            read("examples/debates", clean=True, columns="point=title")
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"query": ["a"], "pos": ["b"]}, "a.jsonl:1: query is a list, expected text"),
+        ({"query": "a", "pos": ["b", 3]}, "a.jsonl:1: pos is a number, expected text"),
+        ({"query": "a", "pos": [["b"]]}, "a.jsonl:1: pos is a list, expected text"),
+        ({"query": "a", "pos": {"b": "c"}}, "a.jsonl:1: pos is an object, expected text"),
+        ({"query": "a", "positive": ["b"]}, "a.jsonl:1: positive is a list, expected text"),
+        ({"query": "a", "pos": ["b"], "neg": [{}]}, "a.jsonl:1: neg is an object, expected text"),
+        ({"query": "a", "pos": ["b"], "negative_1": ["c"]}, "a.jsonl:1: negative_1 is a list, expected text"),
+        ({"query": "a", "pos": "['b', 'c']"}, "a.jsonl:1: pos is a list that was written as text; save it as .jsonl or"),
+        ({"query": "a", "pos": ["\ud800"]}, "a.jsonl:1: pos holds half of a surrogate pair"),
+    ],
+    ids=str,
+)
+def test_cells_of_other_names_are_as_strict(tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+    assert refusal(write(tmp_path / "a.jsonl", [row])).startswith(sentence)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_compressed_tables(tmp_path: Path, kind: str, codec: str) -> None:
+    suffix = {"gzip": ".gz", "zstd": ".zst"}[codec]
+    rows = [{"point": f"point {i}", "counter": f"counter {i} é", "id": str(i)} for i in range(500)]
+    plain = write(tmp_path / f"train.{'csv' if kind == 'tsv' else kind}", rows)
+    content = plain.read_bytes().replace(b",", b"\t") if kind == "tsv" else plain.read_bytes()
+    file = tmp_path / "in" / f"Train.{kind.upper()}{suffix}"
+    file.parent.mkdir()
+
+    def compressed(content: bytes) -> bytes:
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(sink, codec) as stream:
+            stream.write(content)
+        return bytes(sink.getvalue())
+
+    file.write_bytes(compressed(content))
+    dataset = load(file.parent)
+    assert dataset.fingerprint == load(plain).fingerprint
+    assert load(file).fingerprint == dataset.fingerprint
+    whole = file.read_bytes()
+    for damaged in (whole[:-3], whole[:20], content):
+        file.write_bytes(damaged)
+        assert " cannot be read: " in refusal(file)
+    file.write_bytes(compressed(content + b"caf\xe9"))
+    assert f"{suffix}:{502 - (kind == 'jsonl')} is not UTF-8 text (byte 3 of the line is 0xe9)" in refusal(file)
+
+
+def test_gzip_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        b"".join(gzip.compress(f'{{"point":"a","counter":"{c}"}}\n'.encode()) for c in "bc")
+    )
+    assert pairs(load(tmp_path / "a.jsonl.gz")) == [("a", "b"), ("a", "c")]
+    (tmp_path / "a.gz").write_bytes(b"")
+    expected = "is a file of unknown type; expected one of .jsonl, .csv, .tsv (each also .gz or .zst), .parquet"
+    assert expected in refusal(tmp_path / "a.gz")
+
+
+def test_a_table_in_several_files_is_the_same_table(tmp_path: Path) -> None:
+    rows = [{"point": f"point {i}", "counter": f"counter {i}"} for i in range(12)]
+    whole = load(write(tmp_path / "train.jsonl", rows))
+    for kind in (*KINDS, "jsonl.gz"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for i in range(12):
+            file = write(folder / f"train-{i:05d}-of-00012.{kind.removesuffix('.gz')}", rows[i : i + 1])
+            if kind.endswith("gz"):
+                file.with_suffix(".jsonl.gz").write_bytes(gzip.compress(file.read_bytes()))
+                file.unlink()
+        if kind == "csv":
+            for file in folder.iterdir():
+                file.rename(folder / f"{file.stem.upper()}-0123456789abcdef{file.suffix}")
+        write(folder / "dev.jsonl", rows[:2])
+        dataset = load(folder)
+        assert pairs(dataset) == pairs(whole)
+        names = [pair.point.name for pair in dataset.splits["training"].pairs]
+        assert names == [pair.point.name for pair in whole.splits["training"].pairs]
+        assert [(r.source, r.rows) for r in dataset.findings.readings] == [
+            ("dev.jsonl", 2),
+            (f"train-*-of-00012.{kind}", 12),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            ["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"],
+            "holds 2 of the 3 files train-*-of-00003.jsonl (number 00001 is",
+        ),
+        (
+            ["train-00000-of-99999999.jsonl"],
+            "holds 1 of the 99999999 files train-*-of-99999999.jsonl (number 00001 is missing)",
+        ),
+        (
+            ["train-00000-of-00001.jsonl", "train.jsonl"],
+            "holds train.jsonl, train-*-of-00001.jsonl, all of which are the training",
+        ),
+        (
+            ["dev-00000-of-00001.jsonl", "val-00000-of-00001.csv"],
+            "dev-*-of-00001.jsonl, val-*-of-00001.csv, all of which are the v",
+        ),
+        (
+            ["train-00000-of-00001.jsonl", "train-0-of-00001.jsonl"],
+            "holds 2 of the 1 files train-*-of-00001.jsonl; copy all of",
+        ),
+        (["test-00000-of-00001.jsonl", "train/"], "holds both folders (train/) and tables (test-*-of-00001.jsonl)"),
+    ],
+    ids=str,
+)
+def test_files_of_one_table_are_complete(tmp_path: Path, files: list[str], sentence: str) -> None:
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for name in files:
+        (root / name).mkdir() if name.endswith("/") else (root / name).write_text(ROW)
+    assert sentence in refusal(root)
+
+
+def test_debates_in_the_formats_of_others_are_the_same_pairs(tmp_path: Path) -> None:
+    debates = load_dataset("examples/debates", clean=True)
+    split = debates.splits["training"]
+    texts = pairs(debates)
+    triplets = [{"anchor": p, "positive": c, "negative": texts[0][1]} for p, c in texts]
+    lists = [{"query": p, "pos": [c], "neg": [texts[0][1]]} for p, c in texts]
+    for folder, name, rows in (("triplets", "train.jsonl", triplets), ("lists", "train.jsonl", lists)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / name, rows)
+    (tmp_path / "shards").mkdir()
+    for i in range(3):
+        rows = lists[i * len(lists) // 3 : (i + 1) * len(lists) // 3]
+        write(tmp_path / "shards" / f"train-{i:05d}-of-00003.parquet", rows)
+    for folder in ("triplets", "lists", "shards"):
+        table = load(tmp_path / folder).splits["training"]
+        assert [(p.point.text, p.counter.text) for p in table.pairs] == texts
+        assert table.point_text_P.tolist() == split.point_text_P.tolist()
+        assert table.counter_text_P.tolist() == split.counter_text_P.tolist()
+
+
+def test_files_of_one_table_have_the_same_pairs(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    root.mkdir()
+    write(root / "train-00001-of-00002.jsonl", [{"query": "a", "answer": "b"}])
+    write(root / "train-00002-of-00002.jsonl", [{"query": "a", "pos": "b", "url": "c"}])
+    assert "of-00002.jsonl has pairs of query and answer, but " in refusal(root)
+    write(root / "train-00002-of-00002.jsonl", [{"query": "a", "answer": "c", "url": "c"}])
+    dataset = load(root)
+    assert pairs(dataset) == [("a", "b"), ("a", "c")]
+    assert dataset.findings.readings[0].left_out == ("url",)
+
+
+def save(folder: Path, rows: list[dict[str, Any]], *, files: int = 1, split: str | None = None) -> Path:
+    """What `datasets` writes with save_to_disk."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05d}-of-{files:05d}.arrow" for i in range(files)]
+    schema = pyarrow.Table.from_pylist(rows).schema
+    for i, name in enumerate(names):
+        table = pyarrow.Table.from_pylist(rows[i::files], schema)
+        with pyarrow.ipc.new_stream(folder / name, schema) as stream:
+            stream.write_table(table, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], "_split": split}))
+    return folder
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    rows = [{"query": p, "pos": [c], "id": i, "emb": [0.5]} for i, (p, c) in enumerate(PAIRS)]
+    several = tmp_path / "several"
+    for split in ("train", "dev", "holdout"):
+        save(several / split, rows)
+    (several / "dataset_dict.json").write_text('{"splits": ["train", "dev", "holdout"]}')
+    dataset = load(several)
+    assert list(dataset.splits) == ["training", "validation"]
+    assert pairs(dataset) == pairs(dataset, "validation") == PAIRS
+    assert dataset.findings.counts["saved split of another name (ignored)"] == 1
+    assert dataset.findings.readings[1].source == "train/"
+    assert dataset.findings.readings[1].columns == {"point": "query", "counter": "pos", "id": "id"}
+    assert pairs(load(save(tmp_path / "one", rows, files=2))) == [PAIRS[0], PAIRS[2], PAIRS[1]]
+    assert list(load(save(tmp_path / "of_a_split", rows, split="test")).splits) == ["test"]
+    labelled = [row | {"split": "dev"} for row in rows]
+    assert list(load(save(tmp_path / "labelled", labelled, split="train")).splits) == ["validation"]
+    assert load_texts(str(save(tmp_path / "texts", [{"text": "a"}, {"text": "b"}])), clean=True)[0] == ("a", "b")
+
+
+def test_damaged_saved_datasets_are_named(tmp_path: Path) -> None:
+    rows = [{"query": p, "pos": c} for p, c in PAIRS]
+    root = save(tmp_path / "corpus", rows)
+    file, state = root / "data-00000-of-00001.arrow", (root / "state.json").read_text()
+    whole = file.read_bytes()
+    for content, sentence in (
+        (whole[:-8], "corpus/data-00000-of-00001.arrow is cut off: its end is missing; copy it again"),
+        (whole[:-100], "corpus/data-00000-of-00001.arrow is not a valid Arrow file: "),
+        (b"", "corpus/data-00000-of-00001.arrow is not a valid Arrow file: "),
+    ):
+        file.write_bytes(content)
+        assert refusal(root).startswith(sentence)
+    file.write_bytes(whole)
+    for text, sentence in (
+        ("{", "corpus/state.json is not valid JSON: Expecting"),
+        ("[]", "corpus/state.json is not what datasets writes with save_to_disk"),
+        ("{}", "corpus/state.json names no data files"),
+        (
+            state.replace("data-0", "../data-0"),
+            "corpus/state.json names ../data-00000-of-00001.arrow, which is not a file in",
+        ),
+        (state.replace("data-0", "data-1"), "corpus/state.json names data-10000-of-00001.arrow, which is not a file in"),
+        (state[:-1] + ', "_indices_data_files": [{}]}', "corpus was saved with indices by an old version"),
+    ):
+        (root / "state.json").write_text(text)
+        assert refusal(root).startswith(sentence)
+    (root / "state.json").unlink()
+    (root / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert "names the split train, but" in refusal(root)
+    (root / "dataset_dict.json").write_text('{"splits": "train"}')
+    assert "corpus/dataset_dict.json has no list of splits" in refusal(root)
+    save(root / "train", [{"query": "a", "pos": 5}])
+    (root / "dataset_dict.json").unlink()
+    assert "data-00000-of-00001.arrow:1: pos is a number, expected text" in refusal(root)
