@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster.needs import need
-from tests.ranks.launch import ROOT
+from tests.launch import ROOT
+from tests.needs import need
 
 NETWORK = "10.77.0"
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")

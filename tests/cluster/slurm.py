@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.needs import need, path_of
 from tests.cluster.nodes import Cluster, Machine
+from tests.needs import need, path_of
 
 _CONFIGURATION = """
 ClusterName=test

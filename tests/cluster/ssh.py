@@ -2,8 +2,8 @@
 
 import subprocess
 
-from tests.cluster.needs import need, path_of
 from tests.cluster.nodes import Cluster
+from tests.needs import need, path_of
 
 
 def open_ssh(cluster: Cluster) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import Slurm
+from tests.commands import BIN, records, small_run, train, wait_for
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import BIN, records, small_run, train, wait_for
-from tests.e2e.test_resume import story
+from tests.runs import story
 
 pytestmark = pytest.mark.cluster
 

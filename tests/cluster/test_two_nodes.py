@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.needs import need
 from tests.cluster.nodes import Cluster, Job
 from tests.cluster.ssh import open_ssh
+from tests.commands import BIN, records, small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import BIN, records, small_run, train
+from tests.needs import need
 
 pytestmark = pytest.mark.cluster
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run, small_run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import run, small_run
 
 pytestmark = pytest.mark.e2e
 DOCTOR = [sys.executable, "launcher/doctor.py"]

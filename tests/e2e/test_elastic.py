@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import BIN, records, small_run, train, wait_for, workers_of
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import BIN, records, small_run, train, wait_for, workers_of
-from tests.e2e.test_resume import story
-from tests.ranks.launch import ROOT
+from tests.launch import ROOT
+from tests.runs import story
 
 pytestmark = pytest.mark.e2e
 

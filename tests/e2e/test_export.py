@@ -8,9 +8,9 @@ import pytest
 from biencoder.errors import BiencoderError
 from biencoder.evaluation import fidelity as onnx_check
 from launcher.export import main
+from tests.commands import run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import run
-from tests.unit.test_export import export
+from tests.models import export
 
 pytestmark = pytest.mark.e2e
 

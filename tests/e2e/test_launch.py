@@ -10,8 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import (
+from tests.commands import (
     TRAIN,
     Launcher,
     records,
@@ -22,6 +21,7 @@ from tests.e2e.commands import (
     wait_for,
     workers_of,
 )
+from tests.conftest import WriteCorpus, numbered_corpus
 
 pytestmark = pytest.mark.e2e
 

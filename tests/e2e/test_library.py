@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import records, run, small_run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, run, small_run
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.e2e

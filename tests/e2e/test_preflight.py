@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import small_run, train
-from tests.ranks.launch import ROOT, free_port, rank_environment
+from tests.launch import ROOT, free_port, rank_environment
 
 pytestmark = pytest.mark.e2e
 

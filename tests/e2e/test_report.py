@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.needs import need_programs, path_of
+from tests.commands import run, small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import run, small_run, train
-from tests.unit.test_report import ALERT, EVIL, write_run
+from tests.needs import need_programs, path_of
+from tests.records import ALERT, EVIL, write_run
 
 pytestmark = pytest.mark.e2e
 REPORT = [sys.executable, "launcher/report.py"]

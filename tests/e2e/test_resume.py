@@ -1,7 +1,6 @@
 """A run that was stopped, killed or damaged goes on and ends as if nothing had happened."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -10,36 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
-from biencoder.tracking.names import measures_time
 from biencoder.training.recovery.checkpoint import CheckpointFolder
+from tests.commands import records, small_run, train, training, wait_for, workers_of
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, small_run, train, training, wait_for, workers_of
+from tests.runs import same_weights, story
 
 pytestmark = pytest.mark.e2e
 EXIT_CODE = 75
-
-
-def story(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run has computed, in order: losses, norms, learning rates, negatives, accuracies; no times, no restarts."""
-    told = []
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        of_time = record.get("guard") in ("slow rank", "data stall")
-        if record["kind"] != "checkpoint" and record.get("event") not in ("resumed", "checkpoint failed") and not of_time:
-            told.append({k: v for k, v in record.items() if k != "time" and not measures_time(k)})
-    return told
-
-
-def same_weights(one: Path, other: Path, model: str = "last") -> bool:
-    def weights(run_dir: Path) -> dict[str, Any]:
-        folder = run_dir / "model" / model
-        files = sorted(folder.rglob("*.safetensors"))
-        return {f"{file.relative_to(folder)} {k}": w for file in files for k, w in load_file(file).items()}
-
-    a, b = weights(one), weights(other)
-    return len(a) > 1 and a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
 def arguments(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) -> list[str]:

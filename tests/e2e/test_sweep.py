@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from biencoder.config import typed
+from tests.commands import records, run, small_run, wait_for
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, run, small_run, wait_for
-from tests.ranks.launch import ROOT
+from tests.launch import ROOT
 
 pytestmark = pytest.mark.e2e
 

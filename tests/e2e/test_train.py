@@ -11,9 +11,9 @@ import pytest
 
 from biencoder.config import load_config
 from biencoder.tracking.names import CHECKPOINT, CLOSEST, EVAL, HARDNESS, LOSS_PARTS, MINE, STEP, examples
+from tests.commands import records, run, small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, run, small_run, train
-from tests.e2e.wandb_file import history, wandb_records
+from tests.wandb_file import history, wandb_records
 
 pytestmark = pytest.mark.e2e
 

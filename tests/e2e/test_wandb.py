@@ -12,11 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 from biencoder.tracking.names import CLOSEST, HARDNESS, examples
+from tests.commands import records, train, training, wait_for
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, train, training, wait_for
-from tests.e2e.test_resume import arguments, same_weights, stop_at, story
-from tests.e2e.wandb_file import history
+from tests.e2e.test_resume import arguments, stop_at
 from tests.processes import ROOT
+from tests.runs import same_weights, story
+from tests.wandb_file import history
 
 pytestmark = pytest.mark.e2e
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launch import run_ranks
 from tests.ranks import cases
-from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 FILES = [f"zero{stage} fp32" for stage in range(4)]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.commands import records, small_run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, small_run
-from tests.ranks.launch import Ended, run_ranks
+from tests.launch import Ended, run_ranks
 
 pytestmark = pytest.mark.ranks
 

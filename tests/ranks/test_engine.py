@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.launch import run_ranks
 from tests.modes import MODES
 from tests.ranks import cases
-from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.commands import records, small_run, training, wait_for, workers_of
+from tests.commands import run as run_command
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, small_run, training, wait_for, workers_of
-from tests.e2e.commands import run as run_command
-from tests.ranks.launch import run_ranks
+from tests.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.commands import BIN
+from tests.commands import BIN
 from tests.processes import ROOT, free_port
 
 pytestmark = pytest.mark.ranks

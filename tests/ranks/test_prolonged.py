@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from biencoder.tracking.record import read_record
+from tests.commands import records, small_run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import records, small_run
-from tests.e2e.test_resume import same_weights, story
-from tests.ranks.launch import run_ranks
+from tests.launch import run_ranks
+from tests.runs import same_weights, story
 
 pytestmark = pytest.mark.ranks
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from biencoder.config import load_config
-from tests.ranks.launch import run_ranks
+from tests.launch import run_ranks
 
 RECIPES = sorted(Path("configs").glob("*.toml"))
 

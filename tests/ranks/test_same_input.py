@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.commands import small_run
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.e2e.commands import small_run
-from tests.ranks.launch import run_ranks
+from tests.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks.launch import run_ranks
+from tests.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 

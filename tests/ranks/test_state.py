@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import run_ranks
 from tests.modes import MODES
-from tests.ranks.launch import run_ranks
 
 pytestmark = pytest.mark.ranks
 

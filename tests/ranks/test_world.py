@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.ranks.launch import Ended, run_ranks
+from tests.launch import Ended, run_ranks
 
 pytestmark = pytest.mark.ranks
 

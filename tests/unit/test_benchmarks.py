@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks.launch import ROOT
+from tests.launch import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -10,24 +10,14 @@ import torch
 from biencoder.config import ModelConfig
 from biencoder.data.tokens import tokenize
 from biencoder.errors import ModelError
-from biencoder.model.bi_encoder import BiEncoder, Side, Sides, build_model
+from biencoder.model.bi_encoder import BiEncoder, Side, Sides
 from biencoder.model.folder import load_model, save_model, trained_on_clean_texts
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.saved_index import SearchIndex
 from biencoder.retrieval.trained_model import TrainedModel
+from tests.models import export
 
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
-
-
-def export(tiny_bert: Path, folder: Path, *, clean: bool = True, **settings: Any) -> BiEncoder:
-    config = ModelConfig(name=str(tiny_bert), max_length=16, **{"embedding_dim": 8, **settings})
-    pretrained = load_pretrained(config)
-    model = build_model(config, pretrained, seed=0).eval()
-    with torch.no_grad():  # away from the starting point, and the sides away from each other
-        for i, parameter in enumerate(model.parameters()):
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
-    save_model(folder, model, model.state_dict(), pretrained.tokenizer, config, card="# card", clean=clean)
-    return model
 
 
 def embeddings(model: BiEncoder, tiny_bert: Path, side: Side = "query") -> torch.Tensor:

@@ -20,7 +20,7 @@ from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.onnx_model import OnnxModel, need_packages, write_onnx
 from biencoder.retrieval.trained_model import TrainedModel
-from tests.unit.test_export import export
+from tests.models import export
 
 TEXTS = ["the quick fox", "taxes rise and fall with votes against a lazy dog " * 3, "a", "the dog argues against the fox"]
 EVERY = np.arange(len(TEXTS))

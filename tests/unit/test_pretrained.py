@@ -27,7 +27,7 @@ from biencoder.retrieval.embedding import plan_batches
 from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.engine.state import EngineTensors
 from launcher import index, search
-from tests.unit.test_export import export
+from tests.models import export
 from tests.unit.test_sentence_folder import without_our_files
 
 Weights = dict[str, torch.Tensor]

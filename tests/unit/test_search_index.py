@@ -27,7 +27,7 @@ from biencoder.retrieval.saved_index import (
     read_facts,
 )
 from biencoder.retrieval.trained_model import Hit, TrainedModel
-from tests.unit.test_export import export
+from tests.models import export
 
 WORDS = "fox dog taxes votes quick lazy brown argues point counter".split()
 TEXTS = tuple(f"{a} against the {b}, größer" for a in WORDS for b in WORDS)

@@ -15,7 +15,7 @@ from biencoder.evaluation.systems import model_system, zero_shot_systems
 from biencoder.evaluation.tasks import TASKS
 from biencoder.retrieval.embedders import load_models
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.unit.test_export import export
+from tests.models import export
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -22,7 +22,7 @@ from biencoder.tracking.names import accuracy
 from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, read_sweep, write_ranking
 from launcher import sweep as launcher
 from launcher.entry import parse_run
-from tests.ranks.launch import ROOT
+from tests.launch import ROOT
 
 SHIPPED = ROOT / "configs" / "sweep.yaml"
 

@@ -16,7 +16,7 @@ from biencoder.config import TrackingConfig
 from biencoder.tracking import wandb_run
 from biencoder.tracking.wandb_log import key_of, read_given
 from biencoder.tracking.wandb_run import WandbRun, start_wandb
-from tests.e2e.wandb_file import history, wandb_records
+from tests.wandb_file import history, wandb_records
 
 KEY = "0123456789" * 4
 NOWHERE = "http://127.0.0.1:9"  # where nothing listens
