@@ -1,38 +1,83 @@
 """A dataset: the distinct texts of a corpus, and for each split its pairs as text ids.
 
-P: pairs of a split.
+P: pairs of a split, C: passages of a corpus.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from biencoder.config import SPLITS, find_file
+from biencoder.data.beir import Beir, is_beir, read_beir
 from biencoder.data.cleaning import tidier
 from biencoder.data.columns import ColumnNames
+from biencoder.data.ids import Ids
 from biencoder.data.readers import Records, read_records, read_texts
-from biencoder.data.records import Findings, Pair, pair_up
+from biencoder.data.records import Findings, Pair, Record, pair_up
 from biencoder.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
+class Judgements:
+    """What makes the pairs of a split the answers of queries over a corpus, of which a query may have several."""
+
+    query_P: Ids
+    """The number of each pair's query, from 0. Queries with different ids differ, also where their texts are the same."""
+    passage_P: Ids
+    """The position of each pair's counter in `corpus_text_C`."""
+    grade_P: Ids
+
+
+def _nothing() -> Ids:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
-    """The pairs of one split; `*_text_P` hold text ids."""
+    """The pairs of one split; `*_text_*` hold text ids."""
 
     name: str
     pairs: tuple[Pair, ...]
-    point_text_P: npt.NDArray[np.int64]
-    counter_text_P: npt.NDArray[np.int64]
+    point_text_P: Ids
+    counter_text_P: Ids
+    corpus_text_C: Ids = field(default_factory=_nothing)
+    """Every passage of the corpus, for queries over one; else none."""
+    judgements: Judgements | None = None
+    """For queries over a corpus only. Without, each pair is a query whose only answer is its own counter."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
-    def text_ids(self) -> npt.NDArray[np.int64]:
-        """The distinct text ids of this split, ascending."""
-        return np.unique(np.concatenate([self.point_text_P, self.counter_text_P]))
+    def text_ids(self) -> Ids:
+        """The distinct text ids of this split and its candidates, ascending."""
+        return np.unique(np.concatenate([self.point_text_P, self.counter_text_P, self.corpus_text_C]))
+
+    @property
+    def negative_pool(self) -> Ids:
+        """Texts, with copies, that a random negative is drawn from."""
+        if self.judgements:
+            return self.corpus_text_C
+        return np.concatenate([self.point_text_P, self.counter_text_P, self.corpus_text_C])
+
+    def is_candidate(self, num_texts: int) -> npt.NDArray[np.bool_]:
+        """Which of the dataset's texts can be retrieved for a query of this split."""
+        is_candidate_N = np.zeros(num_texts, dtype=np.bool_)
+        is_candidate_N[self.candidate_text_C] = True
+        return is_candidate_N
+
+    @property
+    def candidate_text_C(self) -> Ids:
+        """What can be retrieved, with copies: the passages of the corpus, or, without one, all counters and all points.
+
+        The queries over a corpus are not among its passages.
+        """
+        if self.judgements:
+            return self.corpus_text_C
+        return np.concatenate([self.counter_text_P, self.point_text_P, self.corpus_text_C])
 
     def groups(self, kind: str) -> npt.NDArray[np.int64] | None:
         """The group number (P,) of each pair.
@@ -79,8 +124,37 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
     """
     findings = Findings()
     path = find_file(root)
-    records = _cleaned(read_records(path, findings, ColumnNames.parse(columns)), clean=clean, findings=findings)
-    pairs = {split: pair_up(records.get(split, []), findings) for split in SPLITS}
+    names = ColumnNames.parse(columns)
+    beir = read_beir(path, tidier(clean), findings) if is_beir(path) else None
+    if beir:
+        if names.given:
+            raise DataError(f"data.columns is set, but data.root {root} is a BEIR folder and no table; leave it out")
+        pairs = {split: _answers(beir, split, findings) for split in SPLITS}
+    else:
+        records = _cleaned(read_records(path, findings, names), clean=clean, findings=findings)
+        pairs = {split: pair_up(records.get(split, []), findings) for split in SPLITS}
+    _check(pairs, root, findings, needs_training=needs_training)
+    text_id: dict[str, int] = {}
+    corpus_text_C = _text_ids((passage.text for passage in beir.passages.values()), text_id) if beir else _nothing()
+    place_of = {identity: place for place, identity in enumerate(beir.passages)} if beir else {}
+    splits = {
+        split: Split(
+            split,
+            tuple(pairs[split]),
+            _text_ids((pair.point.text for pair in pairs[split]), text_id),
+            _text_ids((pair.counter.text for pair in pairs[split]), text_id),
+            corpus_text_C,
+            _judgements(pairs[split], place_of) if beir else None,
+        )
+        for split in SPLITS
+        if pairs[split]
+    }
+    _count_duplicates(splits, findings)
+    return Dataset(tuple(text_id), splits, findings, _fingerprint(splits, tuple(text_id)))
+
+
+def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs_training: bool) -> None:
+    """Raise a DataError where there are too few pairs, and count the splits that have none."""
     if not any(pairs.values()):
         raise DataError(f"data.root {root} holds no pair of a point and its counter in any split")
     if needs_training and len(pairs["training"]) < 2:
@@ -88,33 +162,67 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
     for split in SPLITS:
         if not pairs[split]:
             findings.add("split without pairs (skipped)", split)
-    text_id: dict[str, int] = {}
-    splits = {
-        split: Split(
-            split,
-            tuple(pairs[split]),
-            np.array([text_id.setdefault(pair.point.text, len(text_id)) for pair in pairs[split]], dtype=np.int64),
-            np.array([text_id.setdefault(pair.counter.text, len(text_id)) for pair in pairs[split]], dtype=np.int64),
-        )
-        for split in SPLITS
-        if pairs[split]
-    }
-    _count_duplicates(splits, findings)
-    return Dataset(tuple(text_id), splits, findings, _fingerprint(splits))
+
+
+def _text_ids(texts: Iterable[str], text_id: dict[str, int]) -> Ids:
+    """The ids of these texts; those that are new get the next ones."""
+    return np.array([text_id.setdefault(text, len(text_id)) for text in texts], dtype=np.int64)
+
+
+def _answers(beir: Beir, split: str, findings: Findings) -> list[Pair]:
+    """A pair of each query and each of its answers, in the order of the judgements."""
+    pairs = []
+    for row, answer in enumerate(beir.judgements.get(split, []), start=1):
+        query, passage = beir.queries[answer.query], beir.passages[answer.passage]
+        if query.text == passage.text:
+            findings.add("query and answer are the same text (pair dropped)", answer.source)
+            continue
+        point = Record("", "", "", answer.query, "point", query.text, answer.source, row)
+        counter = Record("", "", "", answer.passage, "counter", passage.text, answer.source, row)
+        pairs.append(Pair(point, counter, answer.grade))
+    return pairs
+
+
+def _judgements(pairs: list[Pair], place_of: dict[str, int]) -> Judgements:
+    """
+    Args:
+        place_of: the position of each passage in the corpus, by its id.
+    """
+    number_of: dict[str, int] = {}
+    return Judgements(
+        np.array([number_of.setdefault(pair.point.utterance_id, len(number_of)) for pair in pairs], dtype=np.int64),
+        np.array([place_of[pair.counter.utterance_id] for pair in pairs], dtype=np.int64),
+        np.array([pair.grade for pair in pairs], dtype=np.int64),
+    )
 
 
 def load_texts(root: str, *, clean: bool, columns: str = "") -> tuple[tuple[str, ...], Findings]:
-    """The distinct texts of a corpus to search: the texts of all its pairs, or those of a table that has texts alone.
+    """The distinct texts of a corpus to search: the texts of all its pairs, the passages of a BEIR folder, or the
+    rows of a table that has texts alone.
 
     Raises:
         ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing or broken, or holds nothing.
     """
-    tidy, findings = tidier(clean), Findings()
-    rows = read_texts(find_file(root), findings, ColumnNames.parse(columns))
+    path, findings = find_file(root), Findings()
+    if is_beir(path):
+        return _distinct(read_beir(path, str.strip, findings).passages.values(), root, clean=clean, findings=findings)
+    rows = read_texts(path, findings, ColumnNames.parse(columns))
     if rows is None:
         dataset = load_dataset(root, clean=clean, columns=columns, needs_training=False)
         return dataset.texts, dataset.findings
+    return _distinct(rows, root, clean=clean, findings=findings)
+
+
+def _distinct(
+    rows: Iterable[tuple[str, str]], root: str, *, clean: bool, findings: Findings
+) -> tuple[tuple[str, ...], Findings]:
+    """The distinct cleaned texts of (text, source) pairs.
+
+    Raises:
+        DataError: there is none.
+    """
+    tidy = tidier(clean)
     texts: dict[str, None] = {}
     for raw, source in rows:
         text = tidy(raw)
@@ -144,16 +252,27 @@ def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
 
 
 def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
-    for name, split in splits.items():
-        repeats = 2 * len(split) - len(split.text_ids)
-        if repeats:
+    """Splits of queries over a corpus share its passages, so of these only the queries are compared."""
+    corpus_text_C = next(iter(splits.values())).corpus_text_C
+    if repeats := len(corpus_text_C) - len(np.unique(corpus_text_C)):
+        findings.add("passage with the text of another", "corpus", count=repeats)
+    texts_of = {name: _own_texts(split) for name, split in splits.items()}
+    for name, texts in texts_of.items():
+        if repeats := len(texts) - len(np.unique(texts)):
             findings.add("text repeated within a split", name, count=repeats)
     names = list(splits)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            shared = np.intersect1d(splits[first].text_ids, splits[second].text_ids)
+            shared = np.intersect1d(texts_of[first], texts_of[second])
             if len(shared):
                 findings.add("text that stands in two splits", f"{first} and {second}", count=len(shared))
+
+
+def _own_texts(split: Split) -> Ids:
+    """The texts, with copies, that no other split should have."""
+    if split.judgements:
+        return split.point_text_P[np.unique(split.judgements.query_P, return_index=True)[1]]
+    return np.concatenate([split.point_text_P, split.counter_text_P])
 
 
 def terminated(text: str) -> bytes:
@@ -161,10 +280,14 @@ def terminated(text: str) -> bytes:
     return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
 
 
-def _fingerprint(splits: dict[str, Split]) -> str:
+def _fingerprint(splits: dict[str, Split], texts: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for split in splits.values():
         for pair in split.pairs:
-            for field in (split.name, *pair.point.name, pair.point.text, pair.counter.text):
-                digest.update(terminated(field))
+            for part in (split.name, *pair.point.name, pair.point.text, pair.counter.text):
+                digest.update(terminated(part))
+        if split.judgements:
+            digest.update(split.judgements.grade_P.tobytes() + split.judgements.passage_P.tobytes())
+    for text in next(iter(splits.values())).corpus_text_C:
+        digest.update(terminated(texts[text]))
     return digest.hexdigest()

@@ -6,6 +6,7 @@ Tables           a folder with train/validation/test files, or one file with a `
                  Each row is a pair, whatever its id, and pairs keep the order of their rows. A row whose counter is a list
                  is several pairs
 Saved datasets   what `datasets` has written with `save_to_disk`; see saved_folders.py
+BEIR             a folder of corpus.jsonl, queries.jsonl and qrels/; see beir.py
 Texts alone      one table with a column `text` and without pairs: it can be searched, not trained on
 """
 
@@ -22,7 +23,7 @@ from biencoder.data.saved_folders import is_saved, read_saved, saved_splits
 from biencoder.data.tables import SUFFIXES, Row, Table, encodable, read_table, regular_file, table_suffix
 from biencoder.errors import DataError
 
-_SPLIT_OF = {
+SPLIT_OF = {
     **dict.fromkeys(["training", "train"], "training"),
     **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
     **dict.fromkeys(["test", "testing"], "test"),
@@ -97,7 +98,7 @@ def _table_at(path: Path, names: ColumnNames) -> Table:
 
 def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
     """Read the layout that a folder holds. Two layouts, or two sources of one split, are refused."""
-    debates, tables = _sources_of_splits(root, findings)
+    debates, tables = sources_of_splits(root, findings)
     if debates and tables:
         raise DataError(
             f"data.root {root} holds both folders ({_names(debates)}) and tables ({_names(tables)}); "
@@ -115,12 +116,12 @@ def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
     if tables:
         return _read_tables({split: source for split, (source,) in tables.items()}, findings, names)
     raise DataError(
-        f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, or "
-        f"files train, validation, test ending in {SUFFIXES}"
+        f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, "
+        f"files train, validation, test ending in {SUFFIXES}, or corpus.jsonl, queries.jsonl and qrels/"
     )
 
 
-def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[_Source]], dict[str, list[_Source]]]:
+def sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[_Source]], dict[str, list[_Source]]]:
     """The folders of debates of each split, and the tables of each split."""
     debates: dict[str, list[_Source]] = {}
     tables: dict[str, list[_Source]] = {}
@@ -129,7 +130,7 @@ def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[_
     for path in sorted(root.iterdir()):
         stem = path.name.split(".")[0].lower()
         shard = _SHARD.fullmatch(stem)
-        split = _SPLIT_OF.get(shard["name"] if shard else stem)
+        split = SPLIT_OF.get(shard["name"] if shard else stem)
         if split is None:
             continue
         if path.is_dir() and not is_saved(path):
@@ -142,13 +143,13 @@ def _sources_of_splits(root: Path, findings: Findings) -> tuple[dict[str, list[_
         else:
             tables.setdefault(split, []).append(_Source(path.name + "/" * path.is_dir(), (path,)))
     for name, paths in shards.items():
-        tables.setdefault(_SPLIT_OF[name.split("-")[0]], []).append(_whole(root, name, paths))
+        tables.setdefault(SPLIT_OF[name.split("-")[0]], []).append(_whole(root, name, paths))
     return debates, tables
 
 
 def _count_other_splits(root: Path, findings: Findings) -> None:
     for split in saved_splits(root) or []:
-        if split.lower() not in _SPLIT_OF:
+        if split.lower() not in SPLIT_OF:
             findings.add("saved split of another name (ignored)", str(root / split))
 
 
@@ -191,7 +192,7 @@ def _read_debates(folder: Path, findings: Findings) -> Iterator[Record]:
         if not encodable(theme + debate):
             raise DataError(f"the name of {str(path.parent)!a} is not UTF-8; rename the folder")
         role: Role = "point" if match["kind"] == "point" else "counter"
-        yield Record(theme, debate, stance, match["number"], role, _read_text(path), str(path))
+        yield Record(theme, debate, stance, match["number"], role, read_text(path), str(path))
 
 
 def _files(folder: Path, findings: Findings) -> Iterator[Path]:
@@ -208,7 +209,7 @@ def _files(folder: Path, findings: Findings) -> Iterator[Path]:
         yield from (Path(place, name) for name in files)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     regular_file(path)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -267,11 +268,11 @@ def _split_of(row: Row, split: str, of_table: str, roles: Roles) -> str:
     if split:
         return split
     if "split" not in roles.of:
-        return _SPLIT_OF.get(of_table.lower(), "training")
+        return SPLIT_OF.get(of_table.lower(), "training")
     label = row.name(roles.of["split"])
-    if label.lower() not in _SPLIT_OF:
-        raise DataError(f"{row.source}: split is {label!r}, expected one of {', '.join(sorted(_SPLIT_OF))}")
-    return _SPLIT_OF[label.lower()]
+    if label.lower() not in SPLIT_OF:
+        raise DataError(f"{row.source}: split is {label!r}, expected one of {', '.join(sorted(SPLIT_OF))}")
+    return SPLIT_OF[label.lower()]
 
 
 def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator[Record]:

@@ -40,6 +40,8 @@ class Record:
 class Pair:
     point: Record
     counter: Record
+    grade: int = 1
+    """How well the counter answers the point: the higher, the better."""
 
 
 @dataclass(frozen=True, slots=True)

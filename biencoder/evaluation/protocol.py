@@ -9,6 +9,9 @@ The same text can stand in a corpus under several ids. The strict figure accepts
 copies as rivals of each other. The `_text` figure ranks distinct texts: a copy of the counter is the counter, and copies
 of the point are the point.
 
+Where the split's pairs are the answers of queries over a corpus, its queries are ranked once each, whatever the number of
+their answers, and the candidates are the passages of the corpus. A passage with the text of the query is left out.
+
 Q: queries, C: candidates, c: those whose texts this rank holds, k: top, D, H: dimensions.
 """
 
@@ -24,7 +27,7 @@ from biencoder.data import Split
 from biencoder.data.codes import contains
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
-from biencoder.evaluation.metrics import calibration_error, ranking_metrics
+from biencoder.evaluation.metrics import JUDGED_DEPTH, Answers, calibration_error, judged_metrics, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.reranking import pair_probability
@@ -42,7 +45,7 @@ class Example:
     point_text: int
     gold_text: int
     gold_rank: int | None
-    """Of the own counter, from 1; None beyond the ranks that are kept."""
+    """Of the own counter, or the nearest of several answers, from 1; None beyond the ranks that are kept."""
     retrieved: list[tuple[int, float, float]]
     """Text, Euclidean distance of the embeddings, the pair classifier's probability (NaN without one); nearest first."""
 
@@ -74,38 +77,100 @@ def evaluate_split(
         classifier: None for no re-ranking (nothing is trained yet).
         max_queries: take so many points as queries, evenly spread, where there are more; 0: all.
     """
-    P = len(split)
-    sample_Q = spread_over(P, max_queries or P)
+    pair_Q = query_pairs(split, max_queries)
     metrics: dict[str, float] = {}
     examples: list[Example] = []
-    listed = {
-        # Candidate c < P is the counter of pair c, candidate P + p the point of pair p.
-        "": (np.concatenate([split.counter_text_P, split.point_text_P]), sample_Q, P + sample_Q),
-        "_text": (
-            split.text_ids,
-            *(np.searchsorted(split.text_ids, ids_P[sample_Q]) for ids_P in (split.counter_text_P, split.point_text_P)),
-        ),
-    }
-    for suffix, (candidate_text_C, gold_Q, self_Q) in listed.items():
-        ranking = rank_candidates(
-            split.point_text_P[sample_Q], candidate_text_C, self_Q, embedded, classifier, k=max(10, top_k), world=world
-        )
+    k = max(JUDGED_DEPTH if split.judgements else 10, top_k)
+    for suffix in ("", "_text"):
+        candidates = Candidates.of(split, pair_Q, distinct=bool(suffix))
+        query_text_Q = split.point_text_P[pair_Q]
+        ranking = rank_candidates(query_text_Q, candidates.text_C, candidates.own_Q, embedded, classifier, k=k, world=world)
 
-        def measure(ranking: Ranking = ranking, gold_Q: Ids = gold_Q, suffix: str = suffix) -> dict[str, float]:
-            found = ranking_metrics(ranking.candidate_Qk, gold_Q)
-            metrics = {f"embedding/{name}{suffix}": value for name, value in found.items()}
-            if classifier is not None:
-                metrics[f"rerank/accuracy@1{suffix}"] = float((ranking.reranked(top_k)[:, 0] == gold_Q).mean())
-                candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
-                right_Qk, there_Qk = candidate_Qk == gold_Q[:, None], candidate_Qk >= 0
-                error = calibration_error(probability_Qk[there_Qk], right_Qk[there_Qk])
-                metrics[f"rerank/calibration_error{suffix}"] = error
-            return metrics
+        def measure(ranking: Ranking = ranking, candidates: Candidates = candidates) -> dict[str, float]:
+            return _metrics(ranking, candidates, judged=split.judgements is not None, top_k=top_k if classifier else 0)
 
-        metrics |= world.on_main(measure)
-        if suffix == "_text":
-            examples = world.on_main(lambda ranking=ranking: example_retrievals(split, sample_Q, ranking))  # type: ignore[misc]
-    return SplitResult(split.name, len(sample_Q), 2 * P - 1, metrics, examples)
+        metrics |= {f"{name}{suffix}": value for name, value in world.on_main(measure).items()}
+        if suffix:
+            examples = world.on_main(
+                lambda ranking=ranking, candidates=candidates: example_retrievals(split, pair_Q, ranking, candidates)  # type: ignore[misc]
+            )
+    num_candidates = len(split.candidate_text_C) - (split.judgements is None)
+    return SplitResult(split.name, len(pair_Q), num_candidates, metrics, examples)
+
+
+def query_pairs(split: Split, max_queries: int = 0) -> Ids:
+    """A pair (Q,) of each query that is ranked: every pair, or, of queries over a corpus, the first pair of each query.
+
+    Args:
+        max_queries: take so many queries, evenly spread, where there are more; 0: all.
+    """
+    pair_Q = np.arange(len(split))
+    if split.judgements:
+        pair_Q = np.unique(split.judgements.query_P, return_index=True)[1]
+    return pair_Q[spread_over(len(pair_Q), max_queries or len(pair_Q))]
+
+
+class Candidates(NamedTuple):
+    """What is ranked for the queries of a split, and what is right."""
+
+    text_C: Ids
+    own_Q: Ids
+    """Position of the query itself, which is excluded; -1 where it is no candidate."""
+    gold_Q: Ids
+    """Position of the counter of the query's pair."""
+    answers: Answers
+    """All answers of each query; of a debate's point only its own counter."""
+
+    @classmethod
+    def of(cls, split: Split, pair_Q: Ids, *, distinct: bool) -> "Candidates":
+        """
+        Args:
+            pair_Q: of each query, as `query_pairs` gives them.
+            distinct: whether texts that are the same are one candidate.
+        """
+        text_C, judged = split.candidate_text_C, split.judgements
+        distinct_N, first_N = np.unique(text_C, return_index=True)
+        if distinct:
+            text_C, place_P = distinct_N, np.searchsorted(distinct_N, split.counter_text_P)
+        else:
+            # Without a corpus candidate c < P is the counter of pair c, candidate P + p the point of pair p.
+            place_P = judged.passage_P if judged else np.arange(len(split))
+        if judged or distinct:
+            point_text_Q = split.point_text_P[pair_Q]
+            nth_Q = np.minimum(np.searchsorted(distinct_N, point_text_Q), len(distinct_N) - 1)
+            own_Q = np.where(distinct_N[nth_Q] == point_text_Q, nth_Q if distinct else first_N[nth_Q], -1)
+        else:
+            own_Q = len(split) + pair_Q
+        answer_A, query_A, grade_A = pair_Q, np.arange(len(pair_Q)), np.ones_like(pair_Q)
+        if judged:
+            ranked_Q = judged.query_P[pair_Q]
+            answer_A = np.flatnonzero(contains(ranked_Q, judged.query_P))
+            query_A, grade_A = np.searchsorted(ranked_Q, judged.query_P[answer_A]), judged.grade_P[answer_A]
+        answers = Answers.of(query_A, place_P[answer_A], grade_A, len(text_C))
+        return cls(text_C, own_Q, place_P[pair_Q], answers)
+
+
+def _metrics(ranking: "Ranking", candidates: Candidates, *, judged: bool, top_k: int) -> dict[str, float]:
+    """The figures of a ranking.
+
+    Args:
+        judged: whether queries may have several answers, with grades.
+        top_k: candidates that are re-ranked; 0: there is no pair classifier.
+    """
+    if judged:
+        found = {
+            name: float(value_Q.mean())
+            for name, value_Q in judged_metrics(ranking.candidate_Qk, candidates.answers).items()
+        }
+    else:
+        found = ranking_metrics(ranking.candidate_Qk, candidates.gold_Q)
+    metrics = {f"embedding/{name}": value for name, value in found.items()}
+    if top_k:
+        metrics["rerank/accuracy@1"] = float((candidates.answers.grades(ranking.reranked(top_k)[:, :1]) > 0).mean())
+        candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
+        right_Qk, there_Qk = candidates.answers.grades(candidate_Qk) > 0, candidate_Qk >= 0
+        metrics["rerank/calibration_error"] = calibration_error(probability_Qk[there_Qk], right_Qk[there_Qk])
+    return metrics
 
 
 def spread_over(size: int, count: int) -> Ids:
@@ -113,22 +178,24 @@ def spread_over(size: int, count: int) -> Ids:
     return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
 
 
-def example_retrievals(split: Split, sample_Q: Ids, ranking: "Ranking") -> list[Example]:
+def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:
     """A few of the points that were queries, evenly spread, and their nearest texts.
 
     Args:
-        ranking: for these samples, of the split's distinct texts.
+        ranking: of distinct texts.
     """
-    examples, text_ids = [], split.text_ids
-    for query in spread_over(len(sample_Q), _EXAMPLES):
-        sample, found_k = sample_Q[query], ranking.candidate_Qk[query]
-        text_k = text_ids[found_k[found_k >= 0]]
-        is_gold = text_k == split.counter_text_P[sample]
+    examples = []
+    grade_Qk = candidates.answers.grades(ranking.candidate_Qk)
+    for query in spread_over(len(pair_Q), _EXAMPLES):
+        pair, found_k = pair_Q[query], ranking.candidate_Qk[query]
+        text_k = candidates.text_C[found_k[found_k >= 0]]
+        is_gold = grade_Qk[query] > 0
+        first = int(np.argmax(is_gold)) if is_gold.any() else None
         examples.append(
             Example(
-                int(split.point_text_P[sample]),
-                int(split.counter_text_P[sample]),
-                int(np.argmax(is_gold)) + 1 if is_gold.any() else None,
+                int(split.point_text_P[pair]),
+                int(split.counter_text_P[pair] if first is None else text_k[first]),
+                None if first is None else first + 1,
                 [
                     (int(text), float(distance), float(probability))
                     for text, distance, probability in zip(
@@ -183,9 +250,9 @@ def rank_candidates(
 
     Args:
         candidate_text_C: text id of each candidate.
-        excluded_Q: for each query a candidate that it may not get (itself).
+        excluded_Q: for each query a candidate that it may not get (itself); -1 for none.
     """
-    k = min(k, len(candidate_text_C) - 1)
+    k = min(k, len(candidate_text_C) - bool((excluded_Q >= 0).all()))
     held = HeldCandidates.of(candidate_text_C, embedded)
     order, merged = [], []
     for block, queries in embedded.blocks(query_text_Q, world, pooled=classifier is not None):

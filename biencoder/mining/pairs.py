@@ -106,7 +106,7 @@ def _split(points: Sequence[str], counters: Sequence[str], *, clean: bool) -> tu
                 raise DataError(f"{record.source} holds no text: {record.text[:80]!r}")
             ids_P2[row, column] = text_ids.setdefault(key, len(texts))
             texts += [record.text] * (len(text_ids) - len(texts))
-    return texts, Split("training", tuple(Pair(*pair) for pair in records), ids_P2[:, 0], ids_P2[:, 1])
+    return texts, Split("training", tuple(Pair(point, counter) for point, counter in records), ids_P2[:, 0], ids_P2[:, 1])
 
 
 def _by_model(texts: Sequence[str], model: Encoder) -> EmbeddedTexts:

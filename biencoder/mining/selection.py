@@ -51,7 +51,8 @@ def draws_random(*, seed: int, epoch: int, num_samples: int, count: int, random_
 def random_negatives(
     samples: Ids, taken_QK: Ids, split: Split, forbidden: Forbidden, *, seed: int, epoch: int, number: int = 0
 ) -> Ids:
-    """For each of these samples a text drawn from all points and counters, redrawn while it is forbidden or taken.
+    """For each of these samples a text drawn from all points and counters, or from the corpus of a split that has one,
+    redrawn while it is forbidden or taken.
 
     Args:
         taken_QK: texts that the samples already have (negative: none). If no other text is allowed, these count as free.
@@ -60,7 +61,7 @@ def random_negatives(
     Raises:
         DataError: a sample has no possible negative.
     """
-    pool = np.concatenate([split.point_text_P, split.counter_text_P])
+    pool = split.negative_pool
     chosen = np.full(len(samples), -1, dtype=np.int64)
     for draw in range(_MAX_DRAWS):
         left = np.flatnonzero(chosen < 0)
@@ -108,12 +109,15 @@ def nearest_negatives(
     mined = np.full((len(samples), count), -1, dtype=np.int64)
     distance = np.full(mined.shape, np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
+    is_candidate_N = split.is_candidate(limits.forbidden.num_texts) if split.judgements else None
     for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         samples_Q = samples[block]
 
         def allowed(numbers: Ids, rows: Ids, samples_Q: Ids = samples_Q) -> npt.NDArray[np.bool_]:
             texts, samples_Q1 = embedded.text_ids_N[rows], samples_Q[numbers][:, None]
             good = limits.forbidden.allows(split.point_text_P[samples_Q1], texts)
+            if is_candidate_N is not None:
+                good &= is_candidate_N[texts]
             return good if limits.members is None else good & limits.members.include(samples_Q1, texts)
 
         least_Q = None if limits.least_distance_P is None else limits.least_distance_P[samples_Q]

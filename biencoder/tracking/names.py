@@ -61,6 +61,9 @@ EVAL = {
             "accuracy@10": "share of points whose own counter is among the first 10",
             "mrr@10": "mean reciprocal rank of the own counter, 0 beyond 10",
             "ndcg@10": "normalised discounted cumulative gain of the first 10",
+            "recall@10": "queries over a corpus only: share of a query's answers among the first 10, mean over queries",
+            "recall@100": "queries over a corpus only: the same among the first 100",
+            "map@100": "queries over a corpus only: mean average precision of the first 100",
         }.items()
         for suffix in ("", "_text")
     },

@@ -48,6 +48,8 @@ class Targets(NamedTuple):
     """Column of each counter's own point."""
     left_out_2Y: torch.Tensor
     """(counter, point), ordered by counter, where the point is neither the counter's own nor a wrong answer."""
+    rivals_S: torch.Tensor
+    """This rank's points that are candidates of the others: all, or none for queries over a corpus."""
 
     def to(self, device: torch.device) -> "Targets":
         return Targets(*(part.to(device) for part in self))
@@ -63,7 +65,10 @@ def targets(samples_RS: Ids, split: Split, negative_text_PK: Ids, forbidden: For
     R, S = samples_RS.shape
     mine_S = samples_RS[rank]
     point_RS, counter_RS = split.point_text_P[samples_RS], split.counter_text_P[samples_RS]
-    candidate_C = np.concatenate([counter_RS, negative_text_PK[samples_RS].reshape(R, -1), point_RS], axis=1).ravel()
+    rivals_S = np.arange(0 if split.judgements else S)
+    candidate_C = np.concatenate(
+        [counter_RS, negative_text_PK[samples_RS].reshape(R, -1), point_RS[:, rivals_S]], axis=1
+    ).ravel()
     own_S = rank * (len(candidate_C) // R) + np.arange(S)
     own_point_S = rank * S + np.arange(S)
     mine_X, candidate_X = forbidden.pairs(split.point_text_P[mine_S], candidate_C)
@@ -71,7 +76,7 @@ def targets(samples_RS: Ids, split: Split, negative_text_PK: Ids, forbidden: For
     order_Y = np.argsort(mine_Y, kind="stable")
     left_out_2X = _without_own(mine_X, candidate_X, own_S)
     left_out_2Y = _without_own(mine_Y[order_Y], point_Y[order_Y], own_point_S)
-    return Targets(*(torch.from_numpy(part) for part in (own_S, left_out_2X, own_point_S, left_out_2Y)))
+    return Targets(*(torch.from_numpy(part) for part in (own_S, left_out_2X, own_point_S, left_out_2Y, rivals_S)))
 
 
 def _without_own(query_X: Ids, candidate_X: Ids, own_S: Ids) -> Ids:
@@ -100,7 +105,7 @@ def contrast(chunks: Sequence[Scores], targets: Targets, config: LossConfig, wor
     """
     leaves = [[part.detach().float().requires_grad_() for part in _embeddings(chunk)] for chunk in chunks]
     point_SD, counter_SD, negative_XD, rival_SD = (torch.cat(parts) for parts in zip(*leaves, strict=True))
-    candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD]))
+    candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD[targets.rivals_S]]))
     loss = cross_entropy(point_SD, candidate_CD, targets.own_S, targets.left_out_2X, config.temperature)
     if config.symmetric:
         points_PD = world.all_gather(point_SD)

@@ -360,6 +360,7 @@ def test_every_example_of_the_page_holds_the_same_pairs(
                 pytest.importorskip("datasets")
             exec(content, {})
         else:
+            Path(name).parent.mkdir(exist_ok=True)
             Path(name).write_text(content)
     given = dict(zip(options[::2], options[1::2], strict=True))
     if title == "Texts alone":
@@ -371,7 +372,7 @@ def test_every_example_of_the_page_holds_the_same_pairs(
     else:
         dataset = load(Path(given["--data.root"]), columns=given.get("--data.columns", ""))
         assert pairs(dataset) == PAIRS
-        assert len(dataset.findings.readings) == 1
+        assert len(dataset.findings.readings) == ("BEIR" not in title)
 
 
 PAIRS = [("Ban cars.", "Buses are late."), ("Ban cars.", "Shops need cars."), ("Tax sugar.", "It hits the poor.")]
