@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 ) -> None:
     corpus = write_corpus(numbered_corpus(training=12))
     run_dir = tmp_path / "run"
-    done = train(*small_run(tiny_bert, corpus, run_dir, **spoilt(name, corpus, tmp_path)), launcher=launcher, timeout_s=60)
+    done = train(*small_run(tiny_bert, corpus, run_dir, **spoilt(name, corpus, tmp_path)), launcher=launcher, timeout_s=150)
     assert done.returncode == (1 if launcher == "torchrun" else 2)  # torchrun makes every failure a 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

@@ -29,7 +29,7 @@ from biencoder.errors import DataError
 from biencoder.evaluation import evaluate_split
 from biencoder.mining import Miner
 from biencoder.model.batch import triplet_batch
-from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Vectors, build_model
+from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, TripletBatch, Vectors, build_model
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
 from biencoder.training import objective
@@ -659,11 +659,21 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
 
     if trouble == "fp16":
         _let_any_cpu_compute_fp16()
+    if trouble == "slow rank":
+        score = Engine.score
+
+        def on_a_slow_processor(self: Engine, batch: TripletBatch) -> Scores:
+            if self._world.rank == 1:
+                with self._forward.running():
+                    time.sleep(0.5)
+            return score(self, batch)
+
+        Engine.score = on_a_slow_processor  # type: ignore[method-assign]
     if trouble == "slow data":
         quick = triplet_batch
 
         def slow(*inputs: Any, **more: Any) -> Any:
-            time.sleep(0.1)
+            time.sleep(0.5)
             return quick(*inputs, **more)
 
         cast(Any, step_module).triplet_batch = slow
