@@ -52,15 +52,15 @@ MUTATIONS = (
     Mutation(
         "leak of the gold text: it is the query",
         "biencoder/evaluation/protocol.py",
-        "split.point_text_P[sample_Q], candidate_text_C, self_Q, embedded",
-        "split.counter_text_P[sample_Q], candidate_text_C, self_Q, embedded",
+        "query_text_Q = split.point_text_P[pair_Q]",
+        "query_text_Q = split.counter_text_P[pair_Q]",
         EVALUATION,
     ),
     Mutation(
         "leak of the gold text: it is never reranked away",
         "biencoder/evaluation/protocol.py",
-        "(ranking.reranked(top_k)[:, 0] == gold_Q).mean()",
-        "(ranking.reranked(top_k) == gold_Q[:, None]).any(1).mean()",
+        "grades(ranking.reranked(top_k)[:, :1]) > 0).mean()",
+        "grades(ranking.reranked(top_k)) > 0).any(1).mean()",
         EVALUATION,
     ),
     Mutation(
@@ -311,8 +311,8 @@ MUTATIONS = (
     Mutation(
         "metric of strict and text: copies are rivals in both",
         "biencoder/evaluation/protocol.py",
-        "ids_P in (split.counter_text_P, split.point_text_P)",
-        "ids_P in (split.point_text_P, split.counter_text_P)",
+        "Candidates.of(split, pair_Q, distinct=bool(suffix))",
+        "Candidates.of(split, pair_Q, distinct=False)",
         EVALUATION,
     ),
     Mutation(
