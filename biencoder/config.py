@@ -157,6 +157,16 @@ class MiningConfig:
         return self.range_max or self.range_min + self.negatives
 
     @property
+    def range_problem(self) -> str:
+        """Why the range of ranks cannot give the negatives of a sample; empty if it can."""
+        if not self.range_max or self.range_max >= self.range_min + self.negatives:
+            return ""
+        return (
+            f"mining.range_max {self.range_max} leaves fewer than mining.negatives {self.negatives} from mining.range_min "
+            f"{self.range_min} on; raise it, or set it to 0"
+        )
+
+    @property
     def keeps_distance(self) -> bool:
         """Whether near negatives are bounded by the distance of the own counter."""
         return bool(self.absolute_margin or self.relative_margin or self.positive_share)
@@ -338,11 +348,8 @@ class Config:
             problems.append(
                 "mining.negatives is 0, but triplet and classification loss need negatives; set their weights to 0"
             )
-        if self.mining.range_max and self.mining.range_max < self.mining.range_min + self.mining.negatives:
-            problems.append(
-                f"mining.range_max {self.mining.range_max} leaves less than mining.negatives {self.mining.negatives} from "
-                f"mining.range_min {self.mining.range_min} on; raise it, or set it to 0"
-            )
+        if self.mining.range_problem:
+            problems.append(self.mining.range_problem)
         if self.eval.metric.startswith("rerank") and not loss.classification_weight:
             problems.append(
                 f"eval.metric {self.eval.metric} needs a pair classifier, but loss.classification_weight is 0; choose an "

@@ -16,8 +16,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
-from scipy.cluster.hierarchy import DisjointSet
 
 from biencoder.data.ids import Ids
 
@@ -30,6 +28,9 @@ _WORD = re.compile(r"\w+")
 
 def near_duplicates(texts: Sequence[str]) -> Ids:
     """For each text (N,) the lowest number in its group; a text without near-duplicates is a group of its own."""
+    from datasketch import MinHash, MinHashLSH  # half a second, which only those wait for who need it
+    from scipy.cluster.hierarchy import DisjointSet
+
     groups = DisjointSet(range(len(texts)))
     index = MinHashLSH(params=(_BANDS, _ROWS), num_perm=_BANDS * _ROWS)
     sketches = MinHash.generator((_triples(text) for text in texts), num_perm=_BANDS * _ROWS, seed=1)

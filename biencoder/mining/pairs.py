@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.cleaning import tidier
+from biencoder.data.near_duplicates import near_duplicates
 from biencoder.data.records import Pair, Record, Role
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, DataError
@@ -67,7 +67,7 @@ def mine(
     _check(config)
     texts, split = _split(points, counters, clean=clean)
     embedded = _by_vectors(split, *embeddings) if isinstance(embeddings, tuple) else _by_model(texts, embeddings)
-    forbidden = Forbidden.of(split, len(texts), same_N=_same(texts) if config.exclude_near_duplicates else None)
+    forbidden = Forbidden.of(split, len(texts), same_N=near_duplicates(texts) if config.exclude_near_duplicates else None)
     miner = Miner(split, forbidden, World.alone(), config, seed=seed, num_epochs=epoch + 1)
     negative_text_PK = miner.mine(epoch, embedded).negative_text_PK
     return [[texts[text_id] for text_id in row] for row in negative_text_PK.tolist()]
@@ -76,11 +76,8 @@ def mine(
 def _check(config: MiningConfig) -> None:
     if config.focus != "corpus":
         raise ConfigError(f"mining.focus is {config.focus}, but texts alone have no debates or themes")
-    if config.num_neighbours < config.range_min + config.negatives:
-        raise ConfigError(
-            f"mining.range_max {config.range_max} leaves fewer than mining.negatives {config.negatives} from "
-            f"mining.range_min {config.range_min} on"
-        )
+    if config.range_problem:
+        raise ConfigError(config.range_problem)
 
 
 def _split(points: Sequence[str], counters: Sequence[str], *, clean: bool) -> tuple[list[str], Split]:
@@ -130,9 +127,3 @@ def _by_vectors(split: Split, points_PD: Embeddings, counters_PD: Embeddings) ->
 def _vectors(embedding_ND: Embeddings) -> Vectors:
     embedding = torch.from_numpy(np.ascontiguousarray(embedding_ND, dtype=np.float32))
     return Vectors(embedding, embedding[:, :0])
-
-
-def _same(texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    from biencoder.data.near_duplicates import near_duplicates  # its library takes half a second to import
-
-    return near_duplicates(texts)

@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from biencoder.config import typed
 from biencoder.data.dataset import terminated
 from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
@@ -41,6 +42,7 @@ from biencoder.retrieval.nearest import NegativeIndex, Rows, nearest_allowed
 IndexKind = Literal["flat", "ivf", "hnsw"]
 KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 FACTS = "index.json"
+_COMMAND = " ".join(typed("index"))
 _CHUNK_TEXTS = 16_384
 _RECALL_AT, _RECALL_QUERIES = 10, 200
 
@@ -220,7 +222,7 @@ def read_facts(folder: Path) -> Facts:
     """
     file = folder / FACTS
     if not file.is_file():
-        raise DataError(f"{folder} is no index: it has no {FACTS}; make one with launcher/index.py")
+        raise DataError(f"{folder} is no index: it has no {FACTS}; make one with {_COMMAND}")
     try:
         return TypeAdapter(Facts).validate_json(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -232,7 +234,7 @@ def check_texts(folder: Path, facts: Facts, texts: Sequence[str]) -> None:
     if texts_sha256(texts) != facts.texts_sha256:
         raise DataError(
             f"the index in {folder} is of other texts ({facts.num_texts:,}) than data.root holds now ({len(texts):,}); "
-            "make it again with launcher/index.py"
+            f"make it again with {_COMMAND}"
         )
 
 
@@ -248,7 +250,7 @@ def open_index(folder: Path, facts: Facts, *, model_sha256: str) -> SearchIndex:
     if model_sha256 != facts.model_sha256:
         raise DataError(
             f"the index in {folder} was made by a model with other weights (that was in {facts.model} then); make it "
-            "again with launcher/index.py, or give --model the model that it was made by"
+            f"again with {_COMMAND}, or give --model the model that it was made by"
         )
     try:
         for name, size in facts.num_bytes.items():
@@ -281,7 +283,7 @@ def _load(folder: Path, name: str) -> npt.NDArray[np.float32]:
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(f"the index in {folder} is damaged: {_reason(error)}; make it again with launcher/index.py")
+    return DataError(f"the index in {folder} is damaged: {_reason(error)}; make it again with {_COMMAND}")
 
 
 def _reason(error: Exception) -> str:

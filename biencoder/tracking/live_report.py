@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from biencoder.config import typed
+
 _EVERY_S = 180.0
 _LAST_TAKES_S = 120.0
 
@@ -44,7 +46,7 @@ class LiveReport:
 
     def _check(self) -> None:
         if self._writer and self._writer.poll():
-            raise RuntimeError(f"exit code {self._writer.returncode}; launcher/report.py {self._run_dir} says why")
+            raise RuntimeError(f"exit code {self._writer.returncode}; {' '.join(typed('report'))} {self._run_dir} says why")
 
     def _start(self) -> None:
         self._writer = None

@@ -65,5 +65,8 @@ class BestModel:
         return {"best": self.value, "best_step": self.step, "evaluations_since_best": self.evaluations_since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """A model that waits in memory stays if it is older than the state."""
         self.value, self.step = float(state["best"]), int(state["best_step"])
-        self.evaluations_since, self._unwritten = int(state["evaluations_since_best"]), None
+        self.evaluations_since = int(state["evaluations_since_best"])
+        if self._unwritten and self._unwritten.step > int(state["step"]):
+            self._unwritten = None

@@ -1,13 +1,11 @@
 """Puts the parts of a run together, as the plan says."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from biencoder.data import Forbidden
+from biencoder.data.near_duplicates import near_duplicates
 from biencoder.data.token_cache import cached_tokens
 from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.stop_requests import StopRequests
@@ -54,7 +52,7 @@ def build(
     tokens = cached_tokens(dataset.texts, tokenizer, max_length=config.model.max_length, world=world)
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, plan.settings, world, plan.last_step)
-    same_N = world.on_main(lambda: near_copies(dataset.texts)) if config.mining.exclude_near_duplicates else None
+    same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None
     forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
     tracker = world.together(
@@ -116,10 +114,3 @@ def model_writer(plan: Plan, model: BiEncoder) -> Callable[[Path, Weights, Metri
         save_model(place, model, weights, plan.pretrained.tokenizer, config.model, card=card, clean=config.data.clean)
 
     return write
-
-
-def near_copies(texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    """See `near_duplicates`, whose library takes half a second to import."""
-    from biencoder.data.near_duplicates import near_duplicates
-
-    return near_duplicates(texts)

@@ -63,7 +63,19 @@ def opening(plan: Plan, world: World, *, from_step: int | None) -> list[Renderab
         f"{plan.precision} on {world.device.type}",
         f"mining   {plan.mining}",
         f"run      {plan.folder}" + ("" if from_step is None else f", going on from step {from_step}"),
+        *(f"beware   {sentence}" for sentence in ungrouped(plan)),
         *(f"beware   {config.model.name}: {notice}" for notice in plan.pretrained.notices),
+    ]
+
+
+def ungrouped(plan: Plan) -> list[str]:
+    """Keys that ask for debates or themes of which the training split names at most one."""
+    keys = {"train.batches": plan.config.train.batches, "mining.focus": plan.config.mining.focus}
+    group_of = {key: plan.dataset.splits["training"].groups(kind) for key, kind in keys.items()}
+    return [
+        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing"
+        for key, group_P in group_of.items()
+        if group_P is not None and not group_P.any()
     ]
 
 

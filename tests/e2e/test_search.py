@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from biencoder.config import typed
 from biencoder.errors import BiencoderError
 from launcher import evaluate, index, search
 from tests.commands import run
@@ -77,7 +78,7 @@ def test_without_a_classifier_there_is_no_probability_and_no_reranking(
         ("retrained", "was made by a model with other weights"),
         ("moved", "{tmp}/model, the model of the index in {tmp}/index, is not there; say where it is with --model"),
         ("grown", "is of other texts (8) than data.root holds now (10)"),
-        ("no index", "{tmp}/index is no index: it has no index.json; make one with launcher/index.py"),
+        ("no index", "{tmp}/index is no index: it has no index.json; make one with {index}"),
         ("nothing", "nothing to search with: give --model and --data.root, or --index"),
     ],
 )
@@ -101,7 +102,7 @@ def test_what_does_not_fit_is_one_sentence(
             command = [QUERY]
     with pytest.raises(BiencoderError) as error:
         search.main(command)
-    assert sentence.format(tmp=tmp_path) in str(error.value)
+    assert sentence.format(tmp=tmp_path, index=" ".join(typed("index"))) in str(error.value)
     assert "\n" not in str(error.value)
     if change == "moved":
         search.main(["--model", str(tmp_path / "elsewhere"), *command])

@@ -113,3 +113,20 @@ def test_what_is_set_aside_returns_where_the_write_fails(models: Models) -> None
     models.disk.full = False
     assert models.best.write(last_chance=True)
     assert models.written() == "2 2 0.5"
+
+
+def test_going_back_keeps_a_waiting_model_that_is_older_than_the_checkpoint(models: Models) -> None:
+    models.disk.full = True
+    models.measure(0.5)
+    state = {"step": 1, **models.best.state_dict()}
+    models.measure(0.6)
+    models.best.load_state_dict(state)  # the model of step 2 has not been trained yet
+    models.disk.full = False
+    assert models.best.write()
+    assert models.written() is None
+    models.disk.full = True
+    models.measure(0.7)
+    models.best.load_state_dict({**state, "step": 3})
+    models.disk.full = False
+    assert models.best.write()
+    assert models.written() == "3 3 0.7"

@@ -134,7 +134,7 @@ def test_an_index_that_does_not_tell_how_its_texts_were_taken_is_made_again(tiny
     facts = json.loads((tmp_path / "index/index.json").read_text())
     del facts["clean"]
     (tmp_path / "index/index.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match=r"is damaged: .* clean .*; make it again with launcher/index.py"):
+    with pytest.raises(DataError, match=r"is damaged: .* clean .*; make it again with .*python launcher/index.py"):
         read_facts(tmp_path / "index")
 
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from biencoder.config import Config, DataConfig, ModelConfig
+from biencoder.config import Config, DataConfig, ModelConfig, load_config
+from biencoder.data import load_dataset
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
 from biencoder.evaluation.tables import hits_table
@@ -18,7 +21,7 @@ from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console
 from biencoder.tracking.guards import Alert
 from biencoder.tracking.terminal import Terminal
-from biencoder.training.opening import closing_line, findings_table
+from biencoder.training.opening import closing_line, findings_table, ungrouped
 from biencoder.training.sweep import Row, ranking_table
 from launcher.search import arguments_of, lines_of
 
@@ -163,3 +166,12 @@ def test_output_that_cannot_be_written_leaves_the_exit_code() -> None:
             check=False,
         )
     assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("root", "warned"), [("examples/handbook", True), ("examples/debates", False)])
+def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warned: bool) -> None:
+    dataset = load_dataset(root, clean=True)
+    config = load_config(overrides={"train.batches": "debates", "mining.focus": "corpus"})
+    plan: Any = SimpleNamespace(config=config, dataset=dataset)
+    expected = "train.batches is debates, but no two training pairs differ in it, so it divides nothing"
+    assert ungrouped(plan) == [expected] * warned
