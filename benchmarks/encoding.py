@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from biencoder.config import MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
+from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.mining import Miner
 from biencoder.model.bi_encoder import build_model
@@ -51,73 +52,86 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--texts", type=int, default=600, help="distinct texts, about")
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = fast_precision(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    dataset = load_dataset(given.data, clean=True)
-    split = dataset.splits["training"]
-    # Every so many distinct points with all their pairs: as much stands twice among them as in the whole corpus.
-    every = -(-len(split.text_ids) // given.texts)
+    dataset = load_dataset(arguments.data, clean=True)
+    split = sample_pairs(dataset.splits["training"], arguments.texts)
+    standing, distinct = np.concatenate([split.point_text_P, split.counter_text_P]), split.text_ids
+    ours, peer = load_both(arguments.length, dtype)
+    work: dict[str, Callable[[], Any]] = {
+        "peer, texts as they stand": lambda: peer_vectors(peer, dataset.texts, standing),
+        "ours, texts as they stand": lambda: our_vectors(ours, dataset.texts, standing),
+        "peer, distinct texts": lambda: peer_vectors(peer, dataset.texts, distinct),
+        "ours, distinct texts": lambda: our_vectors(ours, dataset.texts, distinct),
+        "peer, texts to negatives": lambda: peer_negatives(peer, dataset.texts, split),
+        "ours, texts to negatives": lambda: our_negatives(ours, dataset.texts, split),
+    }
+    seconds, results = timed(work, arguments.repeats)
+    difference = (results["peer, distinct texts"] - results["ours, distinct texts"]).abs().max().item()
+    counts = {"texts as they stand": len(standing), "distinct texts": len(distinct), "texts to negatives": len(distinct)}
+    rows = {kind: row_of(kind, count, seconds) | {"difference": difference} for kind, count in counts.items()}
+    show(rows, title=f"embedding, MiniLM, {arguments.length} tokens, {precision}, {device.type}")
+    tokens = ours.tokenize([dataset.texts[i] for i in distinct]).lengths(np.arange(len(distinct)))
+    setting: dict[str, Any] = {
+        "length": arguments.length,
+        "precision": precision,
+        "device": device.type,
+        "data": Path(arguments.data).name,
+    }
+    setting["tokens_per_text"] = float(tokens.mean())
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+
+
+def sample_pairs(split: Split, num_texts: int) -> Split:
+    """Every so many distinct points with all their pairs: the share of repeated texts is that of the whole split."""
+    every = -(-len(split.text_ids) // num_texts)
     pairs = np.flatnonzero(np.isin(split.point_text_P, np.unique(split.point_text_P)[::every]))
     any_pair: Any = (None,) * len(pairs)
-    some_pairs = Split("training", any_pair, split.point_text_P[pairs], split.counter_text_P[pairs])
-    standing, distinct = np.concatenate([some_pairs.point_text_P, some_pairs.counter_text_P]), some_pairs.text_ids
-    config = ModelConfig(name="minilm", max_length=given.length, embedding_dim=0, normalize=True)
+    return Split("training", any_pair, split.point_text_P[pairs], split.counter_text_P[pairs])
+
+
+def load_both(length: int, dtype: torch.dtype) -> tuple[TrainedModel, SentenceTransformer]:
+    """The same weights in this program and in sentence-transformers."""
+    config = ModelConfig(name="minilm", max_length=length, embedding_dim=0, normalize=True)
     with tempfile.TemporaryDirectory() as folder:
         pretrained = load_pretrained(config)
         model = build_model(config, pretrained, seed=0)
         save_model(Path(folder) / "model", model, model.state_dict(), pretrained.tokenizer, config, card="")
-        inference = TrainedModel.load(f"{folder}/model")
-        inference.model.to(dtype)
+        ours = TrainedModel.load(f"{folder}/model")
+        ours.model.to(dtype)
         peer = SentenceTransformer(f"{folder}/model", model_kwargs={"dtype": dtype})
-    peer.max_seq_length = given.length
+    peer.max_seq_length = length
+    return ours, peer
 
-    def ours(text_ids: Any) -> torch.Tensor:
-        kept, row = np.unique(text_ids, return_inverse=True)
-        tokens = inference.tokenize([dataset.texts[i] for i in kept])
-        return inference.embed(tokens, np.arange(len(kept))).query.embedding[torch.from_numpy(row)]
 
-    def theirs(text_ids: Any) -> torch.Tensor:
-        encoded: torch.Tensor = peer.encode([dataset.texts[i] for i in text_ids], convert_to_tensor=True)
-        return encoded.cpu()
+def our_vectors(model: TrainedModel, texts: Sequence[str], text_ids: Ids) -> torch.Tensor:
+    kept, row = np.unique(text_ids, return_inverse=True)
+    tokens = model.tokenize([texts[i] for i in kept])
+    return model.embed(tokens, np.arange(len(kept))).query.embedding[torch.from_numpy(row)]
 
-    def our_negatives() -> Any:
-        point_P, counter_P = (np.searchsorted(distinct, i) for i in (some_pairs.point_text_P, some_pairs.counter_text_P))
-        numbered = replace(some_pairs, point_text_P=point_P, counter_text_P=counter_P)
-        embedded = inference.embed(inference.tokenize([dataset.texts[i] for i in distinct]), np.arange(len(distinct)))
-        nearest, forbidden = MiningConfig(random_rate=0), Forbidden.of(numbered, len(distinct))
-        return Miner(numbered, forbidden, World.alone(), nearest, seed=0, num_epochs=1).mine(0, embedded)
 
-    def their_negatives() -> Any:
-        columns = {"point": some_pairs.point_text_P, "counter": some_pairs.counter_text_P}
-        texts = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in columns.items()})
-        corpus = [dataset.texts[i] for i in distinct]
-        return mine_hard_negatives(texts, peer, corpus=corpus, num_negatives=1, use_faiss=True, verbose=False)
+def peer_vectors(model: SentenceTransformer, texts: Sequence[str], text_ids: Ids) -> torch.Tensor:
+    encoded: torch.Tensor = model.encode([texts[i] for i in text_ids], convert_to_tensor=True)
+    return encoded.cpu()
 
-    work: dict[str, Callable[[], Any]] = {
-        "peer, texts as they stand": lambda: theirs(standing),
-        "ours, texts as they stand": lambda: ours(standing),
-        "peer, distinct texts": lambda: theirs(distinct),
-        "ours, distinct texts": lambda: ours(distinct),
-        "peer, texts to negatives": their_negatives,
-        "ours, texts to negatives": our_negatives,
-    }
-    seconds, results = timed(work, given.repeats)
-    difference = (results["peer, distinct texts"] - results["ours, distinct texts"]).abs().max().item()
-    counts = {"texts as they stand": len(standing), "distinct texts": len(distinct), "texts to negatives": len(distinct)}
-    rows = {kind: row_of(kind, count, seconds) | {"difference": difference} for kind, count in counts.items()}
-    show(rows, title=f"embedding, MiniLM, {given.length} tokens, {precision}, {device.type}")
-    OUT.parent.mkdir(exist_ok=True)
-    tokens = inference.tokenize([dataset.texts[i] for i in distinct]).lengths(np.arange(len(distinct)))
-    setting: dict[str, Any] = {
-        "length": given.length,
-        "precision": precision,
-        "device": device.type,
-        "data": Path(given.data).name,
-    }
-    setting["tokens_per_text"] = float(tokens.mean())
-    OUT.write_text(json.dumps({"setting": setting, "rows": rows}, indent=2) + "\n")
+
+def our_negatives(model: TrainedModel, texts: Sequence[str], split: Split) -> Any:
+    distinct = split.text_ids
+    point_P, counter_P = (np.searchsorted(distinct, i) for i in (split.point_text_P, split.counter_text_P))
+    numbered = replace(split, point_text_P=point_P, counter_text_P=counter_P)
+    embedded = model.embed(model.tokenize([texts[i] for i in distinct]), np.arange(len(distinct)))
+    nearest, forbidden = MiningConfig(random_rate=0), Forbidden.of(numbered, len(distinct))
+    return Miner(numbered, forbidden, World.alone(), nearest, seed=0, num_epochs=1).mine(0, embedded)
+
+
+def peer_negatives(model: SentenceTransformer, texts: Sequence[str], split: Split) -> Any:
+    columns = {"point": split.point_text_P, "counter": split.counter_text_P}
+    pairs = Dataset.from_dict({name: [texts[i] for i in ids] for name, ids in columns.items()})
+    corpus = [texts[i] for i in split.text_ids]
+    return mine_hard_negatives(pairs, model, corpus=corpus, num_negatives=1, use_faiss=True, verbose=False)
 
 
 def timed(work: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:

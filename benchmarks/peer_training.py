@@ -47,60 +47,73 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=5e-5, help="the trainer's own default")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     start = time.perf_counter()
-    config = load_config(file=Path("configs/arguana.toml"))
-    dataset = load_dataset(given.data, clean=True)
-    split, batch = dataset.splits["training"], config.train.global_batch_size
-    pairs = {"anchor": split.point_text_P, "positive": split.counter_text_P}
-    triplets = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in pairs.items()})
+    peer = Peer(arguments.loss, arguments.lr, arguments.seed)
+    samples = peer.samples(arguments.data)
+    peer.train(samples, 3)  # warms up
+    timed = time.perf_counter()
+    peer.train(samples, _TIMED_STEPS)
+    step_s = (time.perf_counter() - timed) / _TIMED_STEPS
+    steps = int((60 * arguments.minutes - (timed - start)) / step_s)
+    trained = time.perf_counter()
+    peer.train(samples, steps).save(str(arguments.out))
+    facts = {"loss": peer.loss, "steps": steps, "epochs": steps * peer.batch / len(samples), "samples": len(samples)}
+    print(json.dumps(facts | {"minutes": (time.perf_counter() - trained) / 60, "lr": peer.lr, "seed": peer.seed}))
 
-    def fresh() -> SentenceTransformer:
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        model = SentenceTransformer(locate("minilm"), config_kwargs=dropout)
-        model.max_seq_length = config.model.max_length
-        return model
 
-    if given.loss == "triplet":
-        triplets = mine_hard_negatives(
-            triplets, fresh(), num_negatives=1, relative_margin=0.05, use_faiss=True, output_format="triplet", verbose=False
+class Peer:
+    """sentence-transformers with the settings of configs/arguana.toml."""
+
+    def __init__(self, loss: str, lr: float, seed: int) -> None:
+        config = load_config(file=Path("configs/arguana.toml"))
+        self.loss, self.lr, self.seed = loss, lr, seed
+        self.batch, self._max_length = config.train.global_batch_size, config.model.max_length
+
+    def samples(self, root: str) -> Dataset:
+        """The training pairs; for `triplet` with mined negatives."""
+        dataset = load_dataset(root, clean=True)
+        split = dataset.splits["training"]
+        columns = {"anchor": split.point_text_P, "positive": split.counter_text_P}
+        pairs = Dataset.from_dict({name: [dataset.texts[i] for i in ids] for name, ids in columns.items()})
+        if self.loss != "triplet":
+            return pairs
+        model, margin = self._fresh_model(), 0.05
+        return mine_hard_negatives(
+            pairs, model, num_negatives=1, relative_margin=margin, use_faiss=True, output_format="triplet", verbose=False
         )
 
-    def train(steps: int) -> SentenceTransformer:
-        model, precision = fresh(), fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    def train(self, samples: Dataset, steps: int) -> SentenceTransformer:
+        """A new model after so many steps."""
+        model, precision = self._fresh_model(), fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         loss: Any = MultipleNegativesRankingLoss(model)
-        if given.loss == "triplet":
+        if self.loss == "triplet":
             loss = TripletLoss(model, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=0.25)
         with tempfile.TemporaryDirectory() as folder:
             arguments = SentenceTransformerTrainingArguments(
                 output_dir=folder,
-                per_device_train_batch_size=batch,
+                per_device_train_batch_size=self.batch,
                 max_steps=steps,
-                learning_rate=given.lr,
+                learning_rate=self.lr,
                 warmup_steps=0.1,  # of all steps
                 batch_sampler="no_duplicates",
                 use_cpu=not torch.cuda.is_available(),
                 bf16=precision == "bf16",
                 fp16=precision == "fp16",
-                seed=given.seed,
+                seed=self.seed,
                 report_to="none",
                 save_strategy="no",
                 logging_strategy="no",
                 disable_tqdm=True,
             )
-            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=triplets, loss=loss).train()
+            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=samples, loss=loss).train()
         return model
 
-    train(3)  # warms up
-    timed = time.perf_counter()
-    train(_TIMED_STEPS)
-    step_s = (time.perf_counter() - timed) / _TIMED_STEPS
-    steps = int((60 * given.minutes - (timed - start)) / step_s)
-    trained = time.perf_counter()
-    model = train(steps)
-    model.save(str(given.out))
-    facts = {"loss": given.loss, "steps": steps, "epochs": steps * batch / len(triplets), "samples": len(triplets)}
-    print(json.dumps(facts | {"minutes": (time.perf_counter() - trained) / 60, "lr": given.lr, "seed": given.seed}))
+    def _fresh_model(self) -> SentenceTransformer:
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = SentenceTransformer(locate("minilm"), config_kwargs=dropout)
+        model.max_seq_length = self._max_length
+        return model
 
 
 if __name__ == "__main__":

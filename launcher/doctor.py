@@ -52,7 +52,7 @@ def after(folders: Sequence[Path]) -> None:
         for event in diagnosis.events:
             terminal.say(f"  {event}")
         for step, alert in diagnosis.alerts:
-            terminal.alert(alert, step)
+            terminal.show(*alert.lines(step))
         if not diagnosis.alerts:
             terminal.say("  No guard sees anything wrong.")
 

@@ -8,10 +8,15 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from biencoder.errors import ConfigError
 from launcher.entry import cleans, model_parser, run
+
+if TYPE_CHECKING:
+    from biencoder.data.ids import Ids
+    from biencoder.evaluation.comparison import System
+    from biencoder.tracking.terminal import Terminal
 
 _DESCRIPTION = (
     "Measure trained models on a corpus. With --model and --data.root alone: every split, as training measures it.\n"
@@ -65,6 +70,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from biencoder.evaluation import evaluate_split
     from biencoder.retrieval.embedders import load_models
     from biencoder.tracking.terminal import Terminal
+    from biencoder.training.evaluation_table import evaluation_table
     from biencoder.training.metrics import eval_metrics
     from biencoder.training.opening import findings_table
 
@@ -84,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         for split in dataset.splits.values()
     ]
-    terminal.evaluation(model.name, eval_metrics(results))
+    terminal.show(*evaluation_table([(model.name, eval_metrics(results))]))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -92,12 +98,10 @@ def compare(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from biencoder.data import load_dataset
-    from biencoder.evaluation.comparison import Comparison, System
+    from biencoder.evaluation.comparison import Comparison
     from biencoder.evaluation.leaks import leak_free
-    from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
     from biencoder.evaluation.tables import comparison_table, leak_free_line
     from biencoder.evaluation.tasks import choose_tasks
-    from biencoder.retrieval.embedders import load_models
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.opening import findings_table
 
@@ -110,29 +114,41 @@ def compare(arguments: argparse.Namespace) -> None:
     split = dataset.splits[name]
     tasks = choose_tasks(arguments.tasks or "all", split)
     terminal.show(*findings_table(dataset.findings))
-    models, texts = load_models(arguments.model), dataset.texts
-    text_ids = np.arange(len(texts)) if any(task.scope == "everything" for task in tasks) else split.text_ids
-    systems = [model_system(model, texts, text_ids) for model in models]
-    if arguments.baselines or arguments.zero_shot:
-        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids)
-    if arguments.baselines:
-        systems += lexical_systems(texts)
+    whole_corpus = any(task.scope == "everything" for task in tasks)
+    text_ids = np.arange(len(dataset.texts)) if whole_corpus else split.text_ids
+    systems = make_systems(arguments, dataset.texts, text_ids)
     left = leak_free(dataset, split) if arguments.leak_free else None
     if left:
         terminal.show(leak_free_line(split.name, left))
     kept_P = left.kept_P if left else np.full(len(split), True)
-
-    def announced() -> Iterator[System]:
-        for system in systems:
-            terminal.say(f"{system.name}: {system.about}")
-            yield system
-
-    comparison = Comparison.of(dataset, split, tasks, announced(), top_k=arguments.top_k, kept_P=kept_P)
+    announced = announce(systems, terminal)
+    comparison = Comparison.of(dataset, split, tasks, announced, top_k=arguments.top_k, kept_P=kept_P)
     terminal.show(comparison_table(comparison))
     if arguments.out:
         corpus = {"root": arguments.data_root, "clean": clean, "fingerprint": dataset.fingerprint}
         write(arguments.out, {"corpus": corpus, "leak_free": left.as_json() if left else None, **comparison.as_json()})
         terminal.say(f"All figures are in {arguments.out}.")
+
+
+def make_systems(arguments: argparse.Namespace, texts: "Sequence[str]", text_ids: "Ids") -> "list[System]":
+    """What is compared: the models, and the baselines that were asked for."""
+    from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
+    from biencoder.retrieval.embedders import load_models
+
+    models = load_models(arguments.model)
+    systems = [model_system(model, texts, text_ids) for model in models]
+    if arguments.baselines or arguments.zero_shot:
+        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids)
+    if arguments.baselines:
+        systems += lexical_systems(texts)
+    return systems
+
+
+def announce(systems: "Sequence[System]", terminal: "Terminal") -> "Iterator[System]":
+    """The systems, each named on the terminal before its turn."""
+    for system in systems:
+        terminal.say(f"{system.name}: {system.about}")
+        yield system
 
 
 def write(file: Path, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 python launcher/index.py --model runs/RUN/model/best --data.root DIR --out FOLDER
 """
 
+import argparse
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,19 +12,7 @@ from launcher.entry import cleans, corpus_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = corpus_parser(prog="index.py", description="Embed a corpus once, and keep it as an index for search.py.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="where the index goes; one that is there is replaced"
-    )
-    parser.add_argument(
-        "--kind",
-        choices=["flat", "ivf", "hnsw"],
-        default="flat",
-        help="flat: exact. ivf, hnsw: approximate, for large corpora; what they find of the truly nearest is measured.\n"
-        "hnsw takes long to build [default: flat]",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
     from biencoder.data import load_texts
     from biencoder.model.folder import model_sha256
     from biencoder.model.vocabulary import check_corpus
@@ -56,6 +45,22 @@ def main(argv: Sequence[str]) -> None:
     size = sum(facts.num_bytes.values()) / 2**20
     recall = "" if facts.kind == "flat" else f", finds {100 * facts.recall:.1f} % of the 10 nearest"
     terminal.say(f"The {facts.kind} index of {len(texts):,} texts is in {folder}: {size:,.1f} MiB{recall}.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = corpus_parser(prog="index.py", description="Embed a corpus once, and keep it as an index for search.py.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="where the index goes; one that is there is replaced"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=["flat", "ivf", "hnsw"],
+        default="flat",
+        help="flat: exact. ivf, hnsw: approximate, for large corpora; what they find of the truly nearest is measured.\n"
+        "hnsw takes long to build [default: flat]",
+    )
+    return parser.parse_args(argv)
 
 
 def command() -> None:

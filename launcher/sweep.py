@@ -33,7 +33,7 @@ _WIDE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     shared: list[str]
     """Arguments of train.py that all trials get."""
     trials: list[list[str]]
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def make_plan(arguments: argparse.Namespace, further: Sequence[str]) -> Plan:
+def make_plan(arguments: argparse.Namespace, further: Sequence[str]) -> SweepPlan:
     """All trials, each of them checked before any is started."""
     from biencoder.training.sweep import as_arguments, read_sweep
 
@@ -100,7 +100,7 @@ def make_plan(arguments: argparse.Namespace, further: Sequence[str]) -> Plan:
             resolve([*shared, *trial]).check(world_size=1)
         except ConfigError as error:
             raise ConfigError(f"trial {number} of {sweep.file} ({shlex.join(trial)}): {error}") from None
-    return Plan(shared, trials)
+    return SweepPlan(shared, trials)
 
 
 def resolve(arguments: Sequence[str]) -> "Config":
@@ -108,7 +108,7 @@ def resolve(arguments: Sequence[str]) -> "Config":
     return parse_run(arguments, prog="train.py", description="").config
 
 
-def write_lines(plan: Plan, file: Path) -> None:
+def write_lines(plan: SweepPlan, file: Path) -> None:
     """One line of arguments a trial. A sweep in progress reads this file: it may grow, but no line may change.
 
     Raises:
@@ -125,7 +125,7 @@ def write_lines(plan: Plan, file: Path) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
 
 
-def slurm(plan: Plan, file: Path) -> None:
+def slurm(plan: SweepPlan, file: Path) -> None:
     for trial in plan.trials:
         if any(len(part.split()) != 1 for part in trial):  # the job splits its line at blanks
             raise ConfigError(
@@ -139,7 +139,7 @@ def slurm(plan: Plan, file: Path) -> None:
     print("To prolong a sweep, ask for more --trials and submit --array=FIRST-LAST of the new ones.")
 
 
-def local(plan: Plan, folder: Path) -> None:
+def local(plan: SweepPlan, folder: Path) -> None:
     """
     Raises:
         Interrupted: a signal has stopped the running trial, and no other is started.
@@ -147,7 +147,7 @@ def local(plan: Plan, folder: Path) -> None:
     """
     write_lines(plan, folder / "trials.txt")
     failed = 0
-    with signals_to_trial() as line:
+    with signals_to_trial() as relay:
         for number, trial in enumerate(plan.trials):
             run_dir = folder / f"trial-{number:03}"
             arguments = [*plan.shared, *trial, "--run.dir", str(run_dir)]
@@ -155,8 +155,8 @@ def local(plan: Plan, folder: Path) -> None:
             if is_finished(run_dir, resolve(arguments)):
                 print("  has finished", flush=True)
             else:
-                failed += not run_trial(arguments, run_dir, line)
-            line.check()
+                failed += not run_trial(arguments, run_dir, relay)
+            relay.check()
     show_ranking([folder])
     if failed:
         raise FailedTrialsError(f"{failed} of {len(plan.trials)} trials failed; the same command tries these again")
@@ -173,8 +173,8 @@ def is_finished(run_dir: Path, config: "Config") -> bool:
     return record.state == "finished" and record.config == config
 
 
-class Line:
-    """Between the sweep and its running trial: a signal to the one asks the other to save and stop."""
+class SignalRelay:
+    """Passes signals on from the sweep to its running trial, which then saves and stops."""
 
     def __init__(self) -> None:
         self.trial: subprocess.Popen[bytes] | None = None
@@ -204,21 +204,21 @@ class Line:
 
 
 @contextmanager
-def signals_to_trial() -> Iterator[Line]:
-    line = Line()
+def signals_to_trial() -> Iterator[SignalRelay]:
+    relay = SignalRelay()
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = {number: signal.getsignal(number) for number in wanted}
     try:
         for number, handler in handlers.items():
             if handler != signal.SIG_IGN:  # nohup, and shells for background jobs, have them ignored
-                signal.signal(number, line.receive)
-        yield line
+                signal.signal(number, relay.receive)
+        yield relay
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def run_trial(arguments: Sequence[str], run_dir: Path, line: Line) -> bool:
+def run_trial(arguments: Sequence[str], run_dir: Path, relay: SignalRelay) -> bool:
     """Whether train.py has ended without an error; what it said is in output.txt, and in `failed` why it ended early."""
     from biencoder.training.sweep import FAILED
 
@@ -226,8 +226,8 @@ def run_trial(arguments: Sequence[str], run_dir: Path, line: Line) -> bool:
     run_dir.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     print(f"  its output goes to {output}", flush=True)
-    code = line.run([sys.executable, str(_TRAIN), *arguments], output)
-    if code and not line.received:
+    code = relay.run([sys.executable, str(_TRAIN), *arguments], output)
+    if code and not relay.received:
         *_, last_words = output.read_text(errors="replace").split("\n")[:-1] or [""]
         failed.write_text(f"exit code {code}: {last_words}\n")
         print(f"  failed, exit code {code}: {last_words}", flush=True)
@@ -240,21 +240,21 @@ def show_ranking(folders: Sequence[Path]) -> None:
     from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, write_ranking
 
     runs = find_runs(folders)
-    rows = rank(runs)
+    trials = rank(runs)
     console = plain_console()
     if not console.is_terminal:
         console.width = _WIDE
-    console.print(ranking_table(rows))
+    console.print(ranking_table(trials))
     file = Path(os.path.commonpath([run.resolve().parent for run in runs])) / "ranking.csv"
     try:
-        write_ranking(rows, file)
+        write_ranking(trials, file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
     print(f"The table is in {file}.")
-    best = rows[0]
+    best = trials[0]
     if best.config is None or best.validation is None:
         raise ConfigError("no trial has been measured on a validation split after its first epoch: there is no best one")
-    if len({row.data for row in rows if row.validation is not None}) > 1:
+    if len({trial.data for trial in trials if trial.validation is not None}) > 1:
         print("Beware: these trials saw different data, so their numbers cannot be compared.")
     print(f"The best one again: {command_line(best.config)}")
 

@@ -1,13 +1,13 @@
-"""Heartbeats between ranks: a rank that fails or stops answering is named, and ends the others within seconds.
+"""Heartbeats between ranks: when a rank fails or stops answering, all others name it and end within seconds.
 
 A collective cannot tell why a peer is silent. Beside the collectives, a thread on every rank therefore keeps a counter
 moving in a store that rank 0 serves; rank 0 looks at all counters, and everybody looks for a verdict. A verdict is set
 
-- by a rank that fails, before it leaves: its peers may wait in a collective that will never end;
+- by a rank that fails, before it ends: its peers may wait in a collective that never returns;
 - by rank 0, when a counter has not moved for `silence_s`, or for `SUSPICION_S` once some rank has reported that a
-  collective broke: a killed process breaks its peers' collectives at once, and the only question left is who it was.
+  collective broke: a killed process breaks its peers' collectives at once; the short wait finds out which rank it was.
 
-Whoever reads a verdict ends its process at once, from the thread, since the main thread may be stuck. Only one rank prints.
+A rank that reads a verdict ends its process at once, from the thread, as the main thread may hang. Only one rank prints.
 """
 
 import contextlib
@@ -34,7 +34,9 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class FailureReport:
+    """The content of a verdict."""
+
     rank: int
     message: str
     exit_code: int
@@ -58,7 +60,7 @@ class Watch:
         self._thread.start()
 
     def doing(self, phase: str) -> None:
-        """What this rank works on from now on, for the message about it should it fall silent."""
+        """Set this rank's current work, which the message names if the rank stops answering."""
         self._phase = phase
 
     def fail(self, message: str, *, exit_code: int, said: bool) -> None:
@@ -70,7 +72,7 @@ class Watch:
             time.sleep(2 * INTERVAL_S if self._rank == 0 else 0)  # rank 0 serves the store: let the others read
 
     def wait_for_verdict(self) -> None:
-        """After a broken collective: report it, and give rank 0 the time to find out whose fault it was."""
+        """After a broken collective: report it, and wait until rank 0 has found the rank that caused it."""
         with contextlib.suppress(Exception):
             self._store.set("suspicion", str(self._rank))
             time.sleep(SUSPICION_S + 3 * INTERVAL_S)
@@ -88,22 +90,22 @@ class Watch:
                 if self._rank == 0:
                     self._look_for_silence(seen)
                 if self._store.check(["verdict"]):
-                    verdict = Verdict(**json.loads(self._store.get("verdict")))
+                    verdict = FailureReport(**json.loads(self._store.get("verdict")))
                     if not (verdict.rank == self._rank and verdict.said):  # its own: the main thread is on its way out
                         self._end(verdict)
                 self._answered = time.monotonic()
             except RuntimeError:  # every error of the store's client derives from it
                 if self._stop.is_set():
                     return
-                self._end(Verdict(0, f"rank 0 ({self._hosts[0]}) has stopped answering", 1, said=self._rank != 1))
+                self._end(FailureReport(0, f"rank 0 ({self._hosts[0]}) has stopped answering", 1, said=self._rank != 1))
 
     def _guard(self) -> None:
-        """Watch the watch: a call on the store waits for ever where rank 0's machine has gone without a word."""
+        """End this process if rank 0's machine vanishes: then calls on the store never return."""
         while not self._stop.wait(INTERVAL_S):
             silent_s = time.monotonic() - self._answered
             if silent_s > self._silence_s:
                 message = f"rank 0 ({self._hosts[0]}) has not answered rank {self._rank} for {silent_s:.0f} s"
-                self._end(Verdict(0, message, 1, said=self._rank != 1))
+                self._end(FailureReport(0, message, 1, said=self._rank != 1))
 
     def _look_for_silence(self, seen: dict[int, tuple[str, float]]) -> None:
         now = time.monotonic()
@@ -118,7 +120,7 @@ class Watch:
                 self._store.set("verdict", json.dumps({"rank": rank, "message": message, "exit_code": 1, "said": False}))
                 return
 
-    def _end(self, verdict: Verdict) -> None:
+    def _end(self, verdict: FailureReport) -> None:
         speaker = 0 if self._hosts and verdict.rank != 0 else 1
         if not verdict.said and self._rank == speaker:
             tell(f"error: {verdict.message}")

@@ -1,4 +1,4 @@
-"""The threads of work that rank 0 does alone: while the other ranks of its node wait, their cores are its own.
+"""Threads for work that rank 0 does alone: it uses the cores of the ranks that wait on its node.
 
 With several ranks on a node torchrun gives each of them one thread, by setting OMP_NUM_THREADS to 1 where the user has not
 set it. Whether the user has is told by the environment that torchrun's agent was started with. A user's own number counts
@@ -21,7 +21,7 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 @contextmanager
 def idle_cores() -> Iterator[None]:
-    """Within, this thread computes on all cores that the job may use on this node, where torchrun has left it one."""
+    """In the block, use all cores that the job has on this node, if torchrun has limited this rank to one."""
     if not left_to_torchrun():
         yield
         return
@@ -31,7 +31,7 @@ def idle_cores() -> Iterator[None]:
 
 @contextmanager
 def own_cores() -> Iterator[None]:
-    """Within, as many threads as outside of `idle_cores`: for what depends on their number."""
+    """In the block, use as many threads as outside `idle_cores`: for results that depend on the number of threads."""
     if not left_to_torchrun():
         yield
         return
@@ -40,7 +40,7 @@ def own_cores() -> Iterator[None]:
 
 
 def left_to_torchrun() -> bool:
-    """Whether this rank has one thread because torchrun wanted it so, and not the user."""
+    """Whether torchrun, and not the user, has limited this rank to one thread."""
     if not environment.is_under_torchrun() or environment.thread_settings() != {"OMP_NUM_THREADS": "1"}:
         return False
     try:
@@ -62,7 +62,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    import faiss  # noqa: F401 - only libraries that are loaded can be told
+    import faiss  # noqa: F401 - only loaded libraries can be limited
 
     before = torch.get_num_threads()
     with threadpool_limits(limits=count):

@@ -31,20 +31,7 @@ def join(limits: DistributedConfig) -> Iterator[World]:
     rank, size, local_rank = environment.place_among_ranks()
     device = _device(local_rank)
     _choose_network()
-    limit = datetime.timedelta(seconds=limits.timeout_s)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    watch = control = None
-    hosts: list[Any] = [socket.gethostname()] * size
-    if size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
-    else:
-        # torchrun keeps one store over its restarts: under the same names ranks would find where the dead ones listened.
-        store, *_ = next(dist.rendezvous("env://", timeout=limit))
-        store = dist.PrefixStore(f"start-{environment.torchrun_restarts()}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=limits.control_timeout_s))
-        dist.all_gather_object(hosts, socket.gethostname(), group=control)
-        watch = _start_watch(rank, hosts, control, limits.silence_s)
+    hosts, control, watch = _connect(rank, size, "nccl" if device.type == "cuda" else "gloo", limits)
     try:
         yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
         if watch:
@@ -53,17 +40,38 @@ def join(limits: DistributedConfig) -> Iterator[World]:
         raise  # every rank has it: nobody waits for anybody
     except BaseException as error:
         if watch:
-            if _is_broken_collective(error):
-                watch.wait_for_verdict()
-            if isinstance(error, BiencoderError):  # rank 0 says it, see launcher/entry.py
-                watch.fail(f"rank {rank}: {error}", exit_code=error.exit_code, said=rank == 0)
-            else:
-                watch.fail(f"rank {rank}: {type(error).__name__}: {error}", exit_code=1, said=True)
+            _report_failure(watch, rank, error)
         raise
     finally:
         if watch:
             watch.close()
         dist.destroy_process_group()
+
+
+def _connect(rank: int, size: int, backend: str, limits: DistributedConfig) -> tuple[list[str], Any, Watch | None]:
+    """Meet the other ranks. Returns the host of each rank, and with several ranks a gloo group and the heartbeats."""
+    limit = datetime.timedelta(seconds=limits.timeout_s)
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
+        return [socket.gethostname()], None, None
+    # torchrun keeps one store over its restarts: under the same names ranks would find where the dead ones listened.
+    store, *_ = next(dist.rendezvous("env://", timeout=limit))
+    store = dist.PrefixStore(f"start-{environment.torchrun_restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=limits.control_timeout_s))
+    hosts = [""] * size
+    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    return hosts, control, _start_watch(rank, hosts, control, limits.silence_s)
+
+
+def _report_failure(watch: Watch, rank: int, error: BaseException) -> None:
+    """Tell the other ranks which rank failed first. This process may be ended here, if that was another one."""
+    if _is_broken_collective(error):
+        watch.wait_for_verdict()
+    if isinstance(error, BiencoderError):  # rank 0 says it, see launcher/entry.py
+        watch.fail(f"rank {rank}: {error}", exit_code=error.exit_code, said=rank == 0)
+    else:
+        watch.fail(f"rank {rank}: {type(error).__name__}: {error}", exit_code=1, said=True)
 
 
 def _device(local_rank: int) -> torch.device:

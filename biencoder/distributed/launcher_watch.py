@@ -1,7 +1,7 @@
-"""A rank ends when the program that started it is gone: torchrun, deepspeed, a Slurm step, a sweep.
+"""Ends a rank when its launcher is gone: torchrun, deepspeed, a Slurm step, a sweep.
 
-A launcher that is killed, by an out-of-memory killer say, cannot end its ranks. They would go on, beside those of the next
-start. A shell is no launcher: what `nohup` has left behind in one goes on.
+A launcher that is killed, for example for lack of memory, cannot end its ranks. They would go on beside the ranks of the
+next start. A shell does not count as a launcher: a run under `nohup` goes on without it.
 """
 
 import os

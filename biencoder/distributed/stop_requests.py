@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM or SIGUSR1 to any rank ends all of them, with a checkpoint, so that the run can go on.
+"""Stop requests: SIGTERM or SIGUSR1 to any rank saves a checkpoint and ends all ranks, so that the run can go on later.
 
 While steps are made, all ranks agree on the step after which they save or stop; the vote travels beside the next step, so
 it costs no time. At other times (mining, evaluation) there is nothing to save that the last checkpoint does not hold, and
@@ -20,7 +20,7 @@ from biencoder.errors import ExitCode, tell
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Agreement(IntEnum):
+class AfterStep(IntEnum):
     """What all ranks do after a step; of several wishes the highest counts."""
 
     GO_ON = 0
@@ -46,8 +46,8 @@ class StopRequests:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Within, a request waits for `agreed`; outside, it ends the run at once. Left by an exception, it stays within.
-        Every rank takes part in leaving it."""
+        """In the block, a request waits for `agreed`; outside, it ends the run at once. If the block raises, requests still
+        wait. Every rank takes part in leaving the block."""
         self._stepping = True
         yield
         self._world.together(lambda: None)  # without it a rank could end rank 0 before that has handed in its checkpoint
@@ -55,14 +55,14 @@ class StopRequests:
         if self._received:
             self._end_at_once()
 
-    def agreed(self, *, save: bool) -> Agreement:
-        """What the ranks wished for in the last call. Every rank takes part, and gets the same answer.
+    def agreed(self, *, save: bool) -> AfterStep:
+        """The highest wish of all ranks in the last call, the same on every rank. Every rank takes part.
 
         Args:
             save: whether this rank wishes for a checkpoint.
         """
-        answer = Agreement(self._vote() if self._vote else 0)
-        wish = Agreement.STOP if self._received else Agreement.SAVE if save else Agreement.GO_ON
+        answer = AfterStep(self._vote() if self._vote else 0)
+        wish = AfterStep.STOP if self._received else AfterStep.SAVE if save else AfterStep.GO_ON
         self._vote = self._world.all_reduce_max_async(wish)
         return answer
 
@@ -74,7 +74,7 @@ class StopRequests:
         self.close()
 
     def close(self) -> None:
-        """Give the signals back to who had them before. Every rank takes part."""
+        """Restore the previous signal handlers. Every rank takes part."""
         if self._is_closed:
             return
         self._is_closed = True

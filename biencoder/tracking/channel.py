@@ -1,4 +1,4 @@
-"""What stands beside the training may fail without ending it: one warning, then it is left out or tried again.
+"""Calls whose failure must not end the training: one warning, then no more calls, or another try at the next call.
 
 Weights & Biases, the live report, the health guards, the terminal and the model card are each called through a `Channel`.
 
@@ -8,6 +8,7 @@ report.run(live_report.refresh)      # the result, or None where it failed
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
@@ -23,10 +24,10 @@ class Channel:
         """
         Args:
             name: what the warning calls it.
-            again: try it again at the next call; otherwise the first failure is the last call.
+            again: try again at the next call; otherwise no call follows the first failure.
             limit_s: seconds after which a call that has not returned counts as failed; None for no limit. With a limit the
                 work runs in a thread of its own.
-            on_loss: called once when the channel is given up.
+            on_loss: called once, when no more calls will follow.
         """
         self._name, self._again, self._limit_s, self._on_loss = name, again, limit_s, on_loss
         self._warned = self._lost = False
@@ -79,27 +80,22 @@ def within(limit_s: float, work: Callable[[], T]) -> T:
     Raises:
         TimeoutError: it took longer than `limit_s` seconds; the thread is left alone.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
+    outcome: Future[T] = Future()
 
     def attempt() -> None:
         try:
-            results.append(work())
+            outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
-            errors.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=attempt, name="channel", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if errors:
-        raise errors[0]
-    if not results:
+    threading.Thread(target=attempt, name="channel", daemon=True).start()
+    if not wait([outcome], limit_s).done:
         raise TimeoutError(f"no answer within {limit_s:g} s")
-    return results[0]
+    return outcome.result()
 
 
 def warn(sentence: str) -> None:
-    """One line on stderr; nothing where that cannot be written either."""
+    """Print one line on stderr; do nothing if stderr cannot be written."""
     tell(f"warning: {sentence}")
 
 

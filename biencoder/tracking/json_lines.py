@@ -1,6 +1,6 @@
 """Files of one JSON object a line, appended to by a process that may be killed at any byte.
 
-A line is whole once its newline is there. Whoever reads passes over a torn last line; whoever writes cuts it off first.
+A line is whole once its newline is written. Readers skip a torn last line; writers cut it off first.
 """
 
 import json
@@ -20,21 +20,27 @@ def whole_end(content: bytes) -> int:
     return content.rfind(b"\n") + 1
 
 
-def whole_lines(content: bytes, name: object) -> Iterator[dict[str, Any]]:
-    """The objects of all whole lines. A line that holds none is passed over with a warning that names it."""
+def parsed_lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number (from 1) and object of every whole line; None for a line that holds no object."""
     for number, line in enumerate(content[: whole_end(content)].split(b"\n")[:-1], 1):
         try:
             value = json.loads(line)
         except ValueError:
             value = None
-        if isinstance(value, dict):
-            yield value
-        else:
+        yield number, value if isinstance(value, dict) else None
+
+
+def whole_lines(content: bytes, name: object) -> Iterator[dict[str, Any]]:
+    """The objects of all whole lines. A line that holds none is skipped, with a warning that names it."""
+    for number, line in parsed_lines(content):
+        if line is None:
             tell(f"warning: line {number} of {name} is no JSON object and is passed over")
+        else:
+            yield line
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file's whole lines; none where there is no file."""
+    """The objects of a file's whole lines; an empty list if the file does not exist."""
     return list(whole_lines(file.read_bytes(), file)) if file.exists() else []
 
 

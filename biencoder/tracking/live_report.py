@@ -1,4 +1,4 @@
-"""report.html, kept up to date while the run trains: written by a process of its own, which training never waits for."""
+"""Keeps report.html up to date while the run trains. A separate process writes it; training never waits for it."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ _LAST_TAKES_S = 120.0
 
 
 class LiveReport:
-    """Refreshes at most every three minutes, so that the two or three seconds of one core do not count, and at the end.
+    """Refreshes at most every three minutes, as one refresh takes two or three seconds of a core, and at the end.
 
     Raises, in `refresh` and `finish`: OSError, psutil.Error, subprocess.TimeoutExpired, or RuntimeError where the writer
     before this one has failed.
@@ -26,7 +26,7 @@ class LiveReport:
         self._due = 0.0
 
     def refresh(self) -> None:
-        """Start the writer, if it is time for it and the one before has finished."""
+        """Start the writer, if three minutes have passed and the previous writer has finished."""
         if time.monotonic() < self._due or (self._writer and self._writer.poll() is None):
             return
         self._due = time.monotonic() + _EVERY_S

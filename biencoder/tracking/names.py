@@ -1,4 +1,4 @@
-"""The one list of metric names: what stands here is what metrics.jsonl and Weights & Biases get, and what panels plot.
+"""The one list of metric names, for metrics.jsonl, Weights & Biases and the plots.
 
 STEP, MINE, EVAL and CHECKPOINT say what each kind of record holds; {split} and {ranking} stand for each split and for
 `embedding` or `rerank`. Tables and histograms have names of their own.
@@ -99,5 +99,5 @@ def accuracy(split: str, ranking: Literal["embedding", "rerank"], *, text: bool 
 
 
 def measures_time(name: str) -> bool:
-    """Whether a metric tells of the machine, rather than of what was computed, which is the same in every repetition."""
+    """Whether a metric measures the machine's speed. All other metrics are equal when a run is repeated."""
     return name.endswith(("_s", "/seconds", "/slowest_rank", "/slowest_ratio"))

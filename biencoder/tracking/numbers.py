@@ -1,4 +1,4 @@
-"""Numbers as JSON holds them, which has neither NaN nor infinity: null, and a text that float() reads back."""
+"""Numbers in JSON, which has neither NaN nor infinity: NaN is null, infinity is a text that float() reads."""
 
 import math
 

@@ -1,11 +1,12 @@
-"""What a run has recorded, read back from its folder: while it trains, after it ended, or after it was killed.
+"""Reads the record in a run's folder, while the run trains or after it ended in any way.
 
 record = read_record(Path("runs/mine"))
 record.frame("step")["train/loss"]
 """
 
-import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import pandas as pd
 
 from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
-from biencoder.tracking.json_lines import Line, whole_end
+from biencoder.tracking.json_lines import Line, parsed_lines
 from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json
 
@@ -47,6 +48,16 @@ class RunRecord:
         name = f"eval/{self.deciding_split}/{self.config.eval.metric}"
         return max(self.of("eval")[1:], key=lambda line: from_json(line[name]), default=None)
 
+    def best_accuracy(self, split: str) -> float | None:
+        """accuracy@1 of the embedding ranking on a split, at the evaluation that is `best`; None without one."""
+        name = accuracy(split, "embedding")
+        return from_json(self.best[name]) if self.best and name in self.best else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the corpus, as of the last start that read one; empty without one."""
+        return next((str(start["data"]["fingerprint"]) for start in reversed(self.starts) if "data" in start), "")
+
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16, as of the last start."""
@@ -54,7 +65,7 @@ class RunRecord:
 
     @property
     def state(self) -> Literal["finished", "stopped", "running", "unfinished"]:
-        """`stopped`: it was asked to; `running`: it has recorded something lately; `unfinished`: anything else."""
+        """`stopped`: by a signal; `running`: the last record is under 15 minutes old; `unfinished`: anything else."""
         last = self.starts[-1] if self.starts else {}
         if "finished" in last and (self.folder / "model" / "last").is_dir():
             return "finished"
@@ -93,11 +104,27 @@ def read_record(folder: Path) -> RunRecord:
 def _read_lines(file: Path) -> list[Line]:
     try:
         content = file.read_bytes()
-        return [json.loads(line) for line in content[: whole_end(content)].splitlines()]  # the last may be half written
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
+    lines: list[Line] = []
+    for number, line in parsed_lines(content):
+        if line is None:
+            raise ConfigError(f"{file} cannot be read: line {number} is no JSON object")
+        lines.append(line)
+    return lines
+
+
+def best_first(accuracy: float | None) -> float:
+    """A sort key for runs: the highest accuracy first, runs without one last."""
+    return math.inf if accuracy is None else -accuracy
+
+
+def differing_keys(configs: Sequence[Config]) -> list[str]:
+    """The settings that are not the same in all runs, but for where a run is kept."""
+    settings = [config.flat() for config in configs]
+    return [key for key in Config().flat() if key != "run.dir" and len({values[key] for values in settings}) > 1]
 
 
 def _number(name: str, value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""One place that writes: metrics.jsonl first, then Weights & Biases; on ranks other than 0 a tracker that does nothing.
+"""The one writer of the record: metrics.jsonl first, then Weights & Biases. On ranks other than 0 it does nothing.
 
-Whatever is recorded passes the health guards, whose alerts are recorded like everything else and shown to the person.
-Everything but metrics.jsonl is called through a channel: what fails there does not end the training.
+The health guards see every record; their alerts are recorded too, and shown on the terminal.
+Everything but metrics.jsonl is called through a channel: a failure there does not end the training.
 """
 
 import json
@@ -38,14 +38,14 @@ class Tracker(Protocol):
         """Record that something happened."""
 
     def position(self) -> int:
-        """Where the record stands, for `rewind`; what stands before it is on the disk when this returns."""
+        """The current end of the record, for `rewind`. Everything before it is on the disk when this returns."""
 
     def rewind(self, position: int) -> None:
-        """Forget what was recorded after this position: it will happen again. What is not whole before it goes as well,
-        with a warning."""
+        """Delete what was recorded after this position, because it will be recorded again. A torn line before the
+        position is deleted too, with a warning."""
 
     def go_back(self, position: int) -> None:
-        """As `rewind`, where the steps to come will be other ones: what happened to the run since stays recorded."""
+        """As `rewind`, for steps that will differ when repeated: events after the position stay recorded."""
 
     def close(self, model: Path | None = None) -> None:
         """End the record. Args: model: the finished run's exported model."""
@@ -93,7 +93,7 @@ class Recorder:
         """
         Args:
             new_guards: makes guards that have seen nothing yet; None for no guards.
-            show: tells the person of an alert and the step it was raised at.
+            show: prints an alert and the step at which it was raised.
         """
         self._file, self._wandb, self._report, self._show = file, wandb, report, show
         self._new_guards = new_guards
@@ -142,7 +142,7 @@ class Recorder:
         self._file.truncate(len(kept))
         self._file.seek(len(kept))
         lines = list(whole_lines(kept, self._file.name))
-        if new_guards := self._new_guards:  # they know what the record holds, and nothing of what is forgotten
+        if new_guards := self._new_guards:  # they must see the kept records, and none that was deleted
             self._guards = self._to_guards.run(lambda: _after(new_guards(), lines))
         self._go_on_in_wandb(lines)
 
@@ -152,12 +152,14 @@ class Recorder:
         self.rewind(position)
         for line in after:
             record = json.loads(line)
-            if record["kind"] == "event" and record["event"] not in PROVENANCE:  # not what was computed: what happened
+            if (
+                record["kind"] == "event" and record["event"] not in PROVENANCE
+            ):  # events happened once; computed numbers come again
                 self._write_out(line)
-                self._alerts(record)  # they have been told
+                self._alerts(record)  # the guards must know them; their alerts have been shown
 
     def _go_on_in_wandb(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """The first call is that of the start; later ones go back to train otherwise."""
+        """The first call is the start's own; later calls go back to a checkpoint, to train differently from there."""
         first, self._rewound = not self._rewound, True
         if wandb := self._wandb:
             self._to_wandb.run((lambda: wandb.follow(lines)) if first else wandb.repeat)
@@ -185,7 +187,7 @@ class Recorder:
         return (self._to_guards.run(lambda: guards.observe(line)) if guards else None) or []
 
     def _write_out(self, line: bytes) -> None:
-        """Append whole lines or nothing; on a full disk they wait in memory for room."""
+        """Append whole lines or nothing. On a full disk the lines wait in memory."""
         waiting, start = self._unwritten + line, self._file.tell()
         try:
             written = self._file.write(waiting)

@@ -1,11 +1,11 @@
-"""What a Weights & Biases run has been given, read from the transaction logs that it keeps in the run's folder.
+"""What a Weights & Biases run already holds, read from the transaction logs that it keeps in the run's folder.
 
 A log is LevelDB's log format around protocol buffers. Blocks of 32 KiB hold pieces: checksum (4 bytes), length (2), type
 (1: whole, 2: first, 3: middle, 4: last), content. The first block begins with 7 bytes of W&B's own. W&B writes one log a
-start, offline (`wandb/offline-run-*`) and online (`wandb/run-*`), and may lose the end of one whose process was killed.
+start, offline (`wandb/offline-run-*`) and online (`wandb/run-*`), and may lose the end of a log when its process is killed.
 
-given = read_given(Path("runs/mine"), "1a2b3c4d")
-("train/active_triplets", 40) in given.records
+contents = read_wandb_contents(Path("runs/mine"), "1a2b3c4d")
+("train/active_triplets", 40) in contents.records
 """
 
 import json
@@ -16,21 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from biencoder.tracking.json_lines import parsed_lines
+
 _BLOCK, _HEADER, _PREFIX = 32768, 7, b":W&B"
 Key = tuple[str, int]
 """A record: the first of its names in alphabetical order, and its step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class WandbContents:
     records: set[Key] = field(default_factory=set)
     settings: dict[str, Any] = field(default_factory=dict)
     """The configuration that the last start showed."""
 
 
-def read_given(run_dir: Path, run_id: str) -> Given:
-    """What earlier starts have given to this W&B run. Where their logs were deleted, all that metrics.jsonl holds."""
-    given = Given()
+def read_wandb_contents(run_dir: Path, run_id: str) -> WandbContents:
+    """What earlier starts have logged to this W&B run. If their logs were deleted: everything in metrics.jsonl."""
+    contents = WandbContents()
     logs = sorted(
         run_dir.glob(f"wandb/*run-*-{run_id}/*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-")
     )
@@ -38,14 +40,14 @@ def read_given(run_dir: Path, run_id: str) -> Given:
         for record in read_log(log):
             kind = record.WhichOneof("record_type")
             if kind == "history":
-                given.records.update(_history_key(record.history.item))
+                contents.records.update(_history_key(record.history.item))
             elif kind == "alert":
-                given.records.update(_alert_key(record.alert))
+                contents.records.update(_alert_key(record.alert))
             elif kind == "run":
-                given.settings.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
+                contents.settings.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
     if not logs:
-        given.records.update(_recorded(run_dir / "metrics.jsonl"))
-    return given
+        contents.records.update(_recorded(run_dir / "metrics.jsonl"))
+    return contents
 
 
 def read_log(file: Path) -> Iterator[Any]:
@@ -54,14 +56,14 @@ def read_log(file: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     with suppress(DecodeError):
-        for content in _contents(file.read_bytes()):
+        for content in _log_entries(file.read_bytes()):
             record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # made when imported
             record.ParseFromString(content)
             yield record
 
 
 def key_of(line: Mapping[str, Any]) -> Key | None:
-    """The key of a line of metrics.jsonl; None for those that W&B is not given."""
+    """The key of a line of metrics.jsonl; None for those that W&B is not contents."""
     match line["kind"]:
         case "event":
             return (f"alert {line['guard']}", line["step"]) if line["event"] == "alert" else None
@@ -85,15 +87,14 @@ def _alert_key(alert: Any) -> Iterator[Key]:
 
 
 def _recorded(file: Path) -> Iterator[Key]:
-    lines = file.read_bytes().split(b"\n") if file.exists() else []
-    for line in lines:
-        with suppress(ValueError, KeyError):  # the last line may be torn
-            key = key_of(json.loads(line))
-            if key:
+    content = file.read_bytes() if file.exists() else b""
+    for _, line in parsed_lines(content):
+        with suppress(ValueError, KeyError):  # an object that is no record
+            if line and (key := key_of(line)):
                 yield key
 
 
-def _contents(log: bytes) -> Iterator[bytes]:
+def _log_entries(log: bytes) -> Iterator[bytes]:
     if not log.startswith(_PREFIX):
         return
     at, content = _HEADER, b""

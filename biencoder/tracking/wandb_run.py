@@ -1,9 +1,9 @@
 """The run in Weights & Biases: one per run folder, however often the job is started, and offline where there is no login.
 
 W&B sends in the background from a process of its own; a network that is slow or lost costs training nothing, and a server
-that fails at the start turns the run into an offline one, which `wandb sync` uploads later. What the run is given are the
-lines of metrics.jsonl. After a resume it is given what it does not hold yet: steps that are repeated stand there once, and
-what the process of W&B lost when it was killed is given again.
+that fails at the start turns the run into an offline one, which `wandb sync` uploads later. The run logs the lines
+of metrics.jsonl. After a resume it logs only the lines that it does not hold yet: repeated steps appear once, and lines
+that were lost when the process of W&B was killed are logged again.
 """
 
 import json
@@ -23,7 +23,7 @@ from biencoder.config import SPLITS, TrackingConfig
 from biencoder.tracking.channel import Channel, reason, warn, within
 from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, accuracy
 from biencoder.tracking.numbers import from_json
-from biencoder.tracking.wandb_log import Given, key_of, read_given
+from biencoder.tracking.wandb_log import WandbContents, key_of, read_wandb_contents
 from biencoder.tracking.whole_file import replace_file
 
 CALL_LIMIT_S = 60.0
@@ -34,14 +34,14 @@ _INIT_TIMEOUT_S = 8
 _FINISH_TIMEOUT_S = 600
 _LEAVE_S = 10.0
 _FLUSH_S = 1.0
-"""Seconds after which W&B writes what it was given to its own log; what is younger is lost when it is killed."""
+"""Seconds after which W&B writes records to its own log; newer records are lost when it is killed."""
 _ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 class WandbRun:
-    def __init__(self, run: Any, given: Given, settings: Mapping[str, Any]) -> None:
-        """Args: given: by earlier starts; settings: of this one."""
-        self._run, self._given, self._settings = run, given, settings
+    def __init__(self, run: Any, held: WandbContents, settings: Mapping[str, Any]) -> None:
+        """Args: held: what earlier starts have logged; settings: of this start."""
+        self._run, self._held, self._settings = run, held, settings
         # Curves are drawn over what they happen at: steps for training, epochs for what is done once in an epoch.
         run.define_metric("step", hidden=True)
         run.define_metric("epoch", hidden=True)
@@ -52,26 +52,27 @@ class WandbRun:
             run.define_metric(accuracy(split, "embedding"), step_metric="epoch", summary="max,last")
 
     def follow(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Hand over what a start goes on from, as far as the run does not hold it.
+        """Log the lines that a start resumes from, unless the run holds them already.
 
         Args:
-            lines: of metrics.jsonl up to there; none if it begins anew, which with other settings repeats nothing.
+            lines: of metrics.jsonl up to the checkpoint; empty for a new beginning. If that has other settings than before,
+                nothing counts as held.
         """
-        if not lines and any(self._given.settings.get(key) != _plain(value) for key, value in self._settings.items()):
+        if not lines and any(self._held.settings.get(key) != _plain(value) for key, value in self._settings.items()):
             self.repeat()
         for line in lines:
             self.give(line)
 
     def repeat(self) -> None:
-        """What comes is new, although its steps may be old ones: the run went back, and trains otherwise from there."""
-        self._given.records.clear()
+        """Log everything from now on, even at steps that the run holds: training went back and now differs."""
+        self._held.records.clear()
 
     def give(self, line: Mapping[str, Any]) -> None:
         """Log a line of metrics.jsonl, unless an earlier start has logged it."""
         import wandb
 
         key = key_of(line)
-        if key is None or key in self._given.records:
+        if key is None or key in self._held.records:
             return
         at = {"step": line["step"], "epoch": line["epoch"]}
         match line["kind"]:
@@ -95,7 +96,7 @@ class WandbRun:
         self._run.finish()
 
     def abandon(self) -> None:
-        """Leave W&B after it has failed, with what it holds; nothing of it is left to hold up the end of this process."""
+        """End W&B after it has failed and keep what it holds. Afterwards nothing of it delays the end of this process."""
         try:
             within(_LEAVE_S, self._run.finish)
         except Exception:  # noqa: BLE001 - it has failed before
@@ -127,40 +128,47 @@ def start_wandb(
         import wandb
 
     run_id = _run_id(run_dir)
-    given = read_given(run_dir, run_id)
+    held = read_wandb_contents(run_dir, run_id)
 
-    def start(how: str) -> WandbRun:
-        run = wandb.init(
-            project=config.project,
-            name=run_dir.name,
-            id=run_id,
-            resume="allow",
-            dir=run_dir,
-            config={**settings, **facts},
-            mode=how,  # type: ignore[arg-type]  # one of its literals
-            settings=wandb.Settings(
-                init_timeout=_INIT_TIMEOUT_S,
-                finish_timeout=_FINISH_TIMEOUT_S,
-                finish_timeout_raises=False,
-                console="off",
-                silent=True,
-                x_transaction_log_flush_interval=_FLUSH_S,
-            ),
-        )
-        return WandbRun(run, given, settings)
+    def start(mode: str) -> WandbRun:
+        shown = {**settings, **facts}
+        return WandbRun(_init(config.project, run_dir, run_id, shown, mode=mode), held, settings)
 
-    if mode in ("auto", "online"):
-        try:
-            # Not verified here, as a lost network takes long to say so. Without a login W&B would ask for one.
-            if wandb.login(prompt=False, verify=False):
-                return start("online")
-            if mode == "online":
-                warn("there is no login to Weights & Biases: the run is an offline one, for `wandb sync`")
-        except Exception as error:  # noqa: BLE001 - servers, proxies and keys fail in more ways than W&B names
-            end_service()  # the process that serves W&B would hold on to the run's id
-            warn(f"Weights & Biases failed ({reason(error)}); the run is an offline one, for `wandb sync`")
-        mode = "offline"
-    return start(mode)
+    if mode not in ("auto", "online"):
+        return start(mode)
+    try:
+        # Not verified here, as a lost network takes long to say so. Without a login W&B would ask for one.
+        if wandb.login(prompt=False, verify=False):
+            return start("online")
+        if mode == "online":
+            warn("there is no login to Weights & Biases: the run is an offline one, for `wandb sync`")
+    except Exception as error:  # noqa: BLE001 - servers, proxies and keys fail in more ways than W&B names
+        end_service()  # the process that serves W&B would hold on to the run's id
+        warn(f"Weights & Biases failed ({reason(error)}); the run is an offline one, for `wandb sync`")
+    return start("offline")
+
+
+def _init(project: str, run_dir: Path, run_id: str, config: Mapping[str, Any], *, mode: str) -> Any:
+    """W&B's own run. Args: config: what it shows of the run; mode: online or offline."""
+    import wandb
+
+    return wandb.init(
+        project=project,
+        name=run_dir.name,
+        id=run_id,
+        resume="allow",
+        dir=run_dir,
+        config=dict(config),
+        mode=mode,  # type: ignore[arg-type]  # one of its literals
+        settings=wandb.Settings(
+            init_timeout=_INIT_TIMEOUT_S,
+            finish_timeout=_FINISH_TIMEOUT_S,
+            finish_timeout_raises=False,
+            console="off",
+            silent=True,
+            x_transaction_log_flush_interval=_FLUSH_S,
+        ),
+    )
 
 
 def end_service() -> None:
@@ -176,7 +184,7 @@ def end_service() -> None:
 
 
 def _run_id(run_dir: Path) -> str:
-    """Kept in the run's folder, so that every start finds it; under a sweep's agent, the one that the agent gives."""
+    """The id in the run's folder, which every start reads. A new one comes from a W&B sweep agent, or is random."""
     file = run_dir / "wandb-id"
     held = file.read_bytes().decode(errors="replace").strip() if file.is_file() else None
     if held and _ID.fullmatch(held):
@@ -189,5 +197,5 @@ def _run_id(run_dir: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value after a round trip through JSON."""
     return json.loads(json.dumps(value))

@@ -57,7 +57,12 @@ def build(
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
     tracker = world.together(
         lambda: open_tracker(
-            config, plan.folder, facts, precision=plan.precision, show=terminal.alert, is_main=world.is_main
+            config,
+            plan.folder,
+            facts,
+            precision=plan.precision,
+            show=lambda alert, step: terminal.show(*alert.lines(step)),
+            is_main=world.is_main,
         )
     )
     step = make_step(plan, world, engine, tokens, forbidden)

@@ -1,7 +1,7 @@
 """Embedding a split with the current weights, and measuring retrieval on every split."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from biencoder.config import EvalConfig
 from biencoder.data import Dataset, Split
@@ -14,6 +14,7 @@ from biencoder.tracking.names import Metrics, examples
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.engine.engine import Engine
+from biencoder.training.evaluation_table import evaluation_table
 from biencoder.training.metrics import eval_metrics
 from biencoder.training.progress import Progress
 from biencoder.training.tables import examples_table
@@ -32,6 +33,8 @@ class Evaluator:
     """Whether every rank holds and searches its part of the embeddings."""
     has_classifier: bool
     """Whether a loss trains the pair classifier."""
+    rows: list[tuple[str, Metrics]] = field(default_factory=list)
+    """Name and metrics of every evaluation since this start, oldest first."""
 
     def embed(self, split: Split) -> tuple[EmbeddedTexts | None, float]:
         """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank
@@ -70,7 +73,8 @@ class Evaluator:
         (deciding,) = (result for result in results if result.split == self.dataset.deciding_split)
         table = examples_table(deciding.examples, self.dataset.texts)
         self.tracker.table(examples(deciding.split), **progress.at, **table)
-        self.terminal.evaluation(when, metrics)
+        self.rows.append((when, metrics))
+        self.terminal.show(*evaluation_table(self.rows))
         return metrics
 
     def _rank(

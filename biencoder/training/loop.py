@@ -24,7 +24,7 @@ from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.best_model import BestModel
 from biencoder.training.evaluator import Evaluator
-from biencoder.training.metrics import mine_metrics
+from biencoder.training.metrics import mine_metrics, step_note
 from biencoder.training.model_folders import ModelFolders
 from biencoder.training.plan import Plan
 from biencoder.training.prefetch import prefetched
@@ -131,7 +131,7 @@ class Trainer:
     def _report_steps(self) -> None:
         metrics = self.window.close(self.step.engine.report(), batch_size=self.plan.config.train.global_batch_size)
         self.tracker.log("step", **self.progress.at, metrics=metrics)
-        self.terminal.step(self.progress.step, metrics)
+        self.terminal.note(f"step {self.progress.step}", step_note(metrics))
 
     def _was_skipped(self, batch_G: npt.NDArray[np.int64]) -> bool:
         """Whether the last step changed nothing because its gradient was not finite; the same on every rank.

@@ -41,6 +41,12 @@ def step_metrics(
     }
 
 
+def step_note(metrics: Metrics) -> str:
+    """The step metrics that a person follows, as one line."""
+    loss, norm, speed = (metrics[f"train/{name}"] for name in ("loss", "grad_norm", "triplets_per_s"))
+    return f"loss {loss:.4f}  grad norm {norm:.3g}  {speed:.1f} triplets/s"
+
+
 def slowest_rank(busy_s: list[float]) -> tuple[int, float]:
     """The rank that was busy for longest, and how many times as long as the others' median."""
     slowest = max(range(len(busy_s)), key=busy_s.__getitem__)

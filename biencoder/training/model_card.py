@@ -1,4 +1,4 @@
-"""The model card: what a model is, how it was trained, what it scores, how it is used, and where it ends.
+"""The model card: what a model is, how it was trained, what it scores, how it is used, and its limits.
 
 Its front matter is what the Hugging Face hub reads, results included (https://huggingface.co/docs/hub/model-cards).
 """
@@ -21,15 +21,12 @@ def model_card(config: Config, dataset: Dataset, metrics: Metrics, *, step: int)
     Args:
         metrics: of the evaluation after `step`.
     """
-    name = config.model.name
-    base = f"`{hub_name(name) or Path(name).name}`"
     return f"""---
 {_front_matter(config, dataset, metrics)}
 ---
 # Counter-argument bi-encoder
 
-Encodes an argument so that its best counter-argument, the text that takes up the same aspect with the opposite stance, is
-the nearest one. Trained from {base} with biencoder {version("biencoder")}.
+{_introduction(config)}
 
 ## Training
 
@@ -45,19 +42,21 @@ the nearest one. Trained from {base} with biencoder {version("biencoder")}.
 
 ## Use
 
-```python
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("this/folder")
 {_usage(config)}
-```
-
-`similarity` is the negative Euclidean distance: the greater, the nearer. {_beside(config)}
 
 ## Limits
 
 {_limits(config, dataset)}
 """
+
+
+def _introduction(config: Config) -> str:
+    name = config.model.name
+    base = f"`{hub_name(name) or Path(name).name}`"
+    return (
+        "Encodes an argument so that its best counter-argument, the text that takes up the same aspect with the opposite "
+        f"stance, is\nthe nearest one. Trained from {base} with biencoder {version('biencoder')}."
+    )
 
 
 def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
@@ -76,7 +75,7 @@ def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
         )
         for split in dataset.splits
         if split != "training"
-        for kind, label, name in _figures(split)
+        for kind, label, name in _quoted_metrics(split)
         if name in metrics
     ]
     data = ModelCardData(
@@ -90,7 +89,7 @@ def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
     return data.to_yaml()
 
 
-def _figures(split: str) -> list[tuple[str, str, str]]:
+def _quoted_metrics(split: str) -> list[tuple[str, str, str]]:
     """(what the hub calls it, what a person calls it, name of the metric) of everything that a card says of a split."""
     return [
         ("accuracy@1", "accuracy@1", accuracy(split, "embedding")),
@@ -105,10 +104,12 @@ def _figures(split: str) -> list[tuple[str, str, str]]:
 
 def _evaluation(dataset: Dataset, metrics: Metrics) -> str:
     """A table of all splits; what was not measured on any of them has no column."""
-    labels = [label for _, label, name in _figures("{}") if any(name.format(split) in metrics for split in dataset.splits)]
+    labels = [
+        label for _, label, name in _quoted_metrics("{}") if any(name.format(split) in metrics for split in dataset.splits)
+    ]
     rows = []
     for name in dataset.splits:
-        values = {label: metrics[metric] for _, label, metric in _figures(name) if metric in metrics}
+        values = {label: metrics[metric] for _, label, metric in _quoted_metrics(name) if metric in metrics}
         shown = [f"{100 * values[label]:.2f} %" if "accuracy" in label else f"{values[label]:.3f}" for label in labels]
         queries = f"{metrics[f'eval/{name}/queries']:,}"
         rows.append(f"| {' | '.join([name, queries, *shown])} |")
@@ -191,7 +192,7 @@ def _protocol(config: Config, dataset: Dataset) -> str:
     if config.loss.classification_weight:
         said.append(f"Re-ranked: the nearest {config.eval.top_k} in the order of the pair classifier's probability.")
     if dataset.deciding_split == "validation":
-        chosen_by = next(label for _, label, name in _figures("validation") if name.endswith(config.eval.metric))
+        chosen_by = next(label for _, label, name in _quoted_metrics("validation") if name.endswith(config.eval.metric))
         said.append(f"Of a run's models, `best` has the highest {chosen_by}, on validation; `last` is the final one.")
     else:
         said.append(
@@ -201,19 +202,22 @@ def _protocol(config: Config, dataset: Dataset) -> str:
 
 
 def _usage(config: Config) -> str:
-    if config.model.sides == "shared":
-        return """arguments = model.encode(["an argument"])
-texts = model.encode(["a text", "another text"])
-model.similarity(arguments, texts)"""
-    return """arguments = model.encode_query(["an argument"])
-texts = model.encode_document(["a text", "another text"])
-model.similarity(arguments, texts)"""
-
-
-def _beside(config: Config) -> str:
+    shared = config.model.sides == "shared"
+    for_queries, for_texts = ("encode", "encode") if shared else ("encode_query", "encode_document")
     if config.loss.classification_weight:
-        return "`classifier.safetensors` is the pair classifier, for biencoder's own search."
-    return "No pair classifier was trained."
+        classifier = "`classifier.safetensors` is the pair classifier, for biencoder's own search."
+    else:
+        classifier = "No pair classifier was trained."
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("this/folder")
+arguments = model.{for_queries}(["an argument"])
+texts = model.{for_texts}(["a text", "another text"])
+model.similarity(arguments, texts)
+```
+
+`similarity` is the negative Euclidean distance: the greater, the nearer. {classifier}"""
 
 
 def _limits(config: Config, dataset: Dataset) -> str:

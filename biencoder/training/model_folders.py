@@ -1,4 +1,4 @@
-"""The models that a run leaves: model/last, and model/best, which waits in memory while it cannot be written."""
+"""The models of a run: model/last, and model/best, which stays in memory while it cannot be written."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,22 +22,22 @@ class ModelFolders:
         Args:
             folder: of the run.
             write: writes a model into a folder, given its weights in fp32, the metrics that its card quotes, and its step;
-                raises a ModelError where it cannot, and leaves what stood there.
+                raises a ModelError if it cannot, and leaves the old model.
         """
         self._best_folder, self._last_folder = folder / "model" / "best", folder / "model" / "last"
         self._world, self._engine, self._write = world, engine, write
         self._held: tuple[Weights, Metrics, int] | None = None
 
     def hold(self, metrics: Metrics) -> None:
-        """Copy the model, which is the best so far, into rank 0's memory for `write_best`. Every rank takes part."""
+        """Copy the model into rank 0's memory, for `write_best`. Every rank takes part."""
         weights = self._engine.weights()
         self._held = None if weights is None else (weights, metrics, self._engine.steps)
 
     def write_best(self, *, aside: bool, last_chance: bool) -> bool:
-        """Write the held model as model/best; whether that went well. If not it is held on. Every rank takes part.
+        """Write the held model as model/best. Returns whether it was written; if not, it is kept. Every rank takes part.
 
         Args:
-            aside: set the model that is there aside, for `put_back`.
+            aside: keep the previous model aside, for `put_back`.
 
         Raises:
             PeerError: it cannot be written, and this was its last chance.

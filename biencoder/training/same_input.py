@@ -1,4 +1,4 @@
-"""All ranks must work on the same input: a rank that reads other files would train, and nobody would notice."""
+"""Checks that all ranks have the same input: a rank with other files would train without anybody noticing."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def check_same(world: World, facts: Mapping[str, str]) -> None:
 
 
 def configuration_facts(config: Config) -> dict[str, str]:
-    """Every key: none may differ, as rank 0's values decide for all wherever one rank decides."""
+    """Every key. None may differ: some of the work uses rank 0's values, the rest each rank's own."""
     return {name: str(value) for name, value in config.flat().items()}
 
 

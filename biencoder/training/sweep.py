@@ -4,13 +4,12 @@ sweep = read_sweep(Path("configs/sweep.yaml"))
 sweep.trials(3, seed=0, base=config)      # [{"train.lr": "3e-06", …}, {"train.lr": "1.8e-06", …}, …]
 rank([Path("runs/sweep/trial-000"), Path("runs/sweep/trial-001")])
 
-Trial i depends on (seed, i) and the definition only, so that a sweep can be prolonged. Trial 0 is the base configuration:
-what the others are measured against. Trials are ranked on validation alone; test is carried along for people to read.
+Trial i depends on (seed, i) and the definition only, so that a sweep can be prolonged. Trial 0 is the base configuration,
+the baseline of the others. Trials are ranked on validation alone; test accuracy is only shown.
 """
 
 import csv
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +26,7 @@ from biencoder.errors import ConfigError
 from biencoder.rng import uniforms
 from biencoder.tracking.console import shown
 from biencoder.tracking.names import accuracy
-from biencoder.tracking.numbers import from_json
-from biencoder.tracking.record import read_record
+from biencoder.tracking.record import best_first, differing_keys, read_record
 
 METRIC = accuracy("validation", "embedding")
 FAILED = "failed"
@@ -144,8 +142,8 @@ def _domain(key: str, spec: Any, file: Path) -> Choice | Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A trial in the ranking."""
+class Trial:
+    """A trial as its folder shows it."""
 
     folder: Path
     state: str
@@ -176,42 +174,32 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def rank(folders: Sequence[Path]) -> list[Row]:
+def rank(folders: Sequence[Path]) -> list[Trial]:
     """Best validation first; trials without a value last."""
-    rows = [_row(folder) for folder in folders]
-    return sorted(rows, key=lambda row: math.inf if row.validation is None else -row.validation)
+    trials = [_read_trial(folder) for folder in folders]
+    return sorted(trials, key=lambda trial: best_first(trial.validation))
 
 
-def _row(folder: Path) -> Row:
+def _read_trial(folder: Path) -> Trial:
     failed = f"failed: {(folder / FAILED).read_text().strip()}" if (folder / FAILED).is_file() else ""
     try:
         record = read_record(folder)
     except ConfigError as error:
-        return Row(folder, failed or f"unreadable: {error}")
+        return Trial(folder, failed or f"unreadable: {error}")
     state = failed or record.state
-    data = next((start["data"]["fingerprint"] for start in reversed(record.starts) if "data" in start), "")
-    best = record.best
-    if best is None:
-        return Row(folder, state, record.config, data)
-    if METRIC not in best:
-        return Row(folder, f"{state}, without a validation split", record.config, data)
-    test = accuracy("test", "embedding")
-    return Row(
+    if record.best is None:
+        return Trial(folder, state, record.config, record.fingerprint)
+    if METRIC not in record.best:
+        return Trial(folder, f"{state}, without a validation split", record.config, record.fingerprint)
+    return Trial(
         folder,
         state,
         record.config,
-        data,
-        validation=from_json(best[METRIC]),
-        step=best["step"],
-        test=from_json(best[test]) if test in best else None,
+        record.fingerprint,
+        validation=record.best_accuracy("validation"),
+        step=record.best["step"],
+        test=record.best_accuracy("test"),
     )
-
-
-def swept_keys(rows: Sequence[Row]) -> list[str]:
-    """The keys in which the trials differ."""
-    settings = [row.config.flat() for row in rows if row.config]
-    keys = [key for key in Config().flat() if key != "run.dir"]
-    return [key for key in keys if len({values[key] for values in settings}) > 1]
 
 
 def command_line(config: Config) -> str:
@@ -221,8 +209,8 @@ def command_line(config: Config) -> str:
     return shlex.join([*typed("train"), *as_arguments(settings)])
 
 
-def ranking_table(rows: Sequence[Row]) -> Table:
-    keys = swept_keys(rows)
+def ranking_table(trials: Sequence[Trial]) -> Table:
+    keys = differing_keys([trial.config for trial in trials if trial.config])
     table = Table(
         title="Trials, ranked by their best validation accuracy@1",
         caption="accuracy@1 of the embedding ranking, in %. `test` was measured by the same evaluation; it ranks nothing.",
@@ -236,32 +224,32 @@ def ranking_table(rows: Sequence[Row]) -> Table:
     for key in keys:
         table.add_column(shown(key.replace(".", ".\n")), justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
-    for cells in _cells(rows, keys, number=lambda value: f"{100 * value:.1f}", nothing="–"):
+    for cells in _cells(trials, keys, number=lambda value: f"{100 * value:.1f}", nothing="–"):
         table.add_row(*map(shown, cells))
     return table
 
 
-def write_ranking(rows: Sequence[Row], file: Path) -> None:
+def write_ranking(trials: Sequence[Trial], file: Path) -> None:
     """The same as CSV, with accuracies as shares."""
-    keys = swept_keys(rows)
+    keys = differing_keys([trial.config for trial in trials if trial.config])
     with file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["rank", "validation", "step", "test", "run", *keys, "state"])
-        writer.writerows(_cells(rows, keys, number=str, nothing=""))
+        writer.writerows(_cells(trials, keys, number=str, nothing=""))
 
 
 def _cells(
-    rows: Sequence[Row], keys: Sequence[str], *, number: Callable[[float], str], nothing: str
+    trials: Sequence[Trial], keys: Sequence[str], *, number: Callable[[float], str], nothing: str
 ) -> Iterator[list[str]]:
     """Rank, validation, step, test, run, a cell for each key, state."""
-    for place, row in enumerate(rows, 1):
-        validation, test = (nothing if value is None else number(value) for value in (row.validation, row.test))
+    for place, trial in enumerate(trials, 1):
+        validation, test = (nothing if value is None else number(value) for value in (trial.validation, trial.test))
         yield [
-            nothing if row.validation is None else str(place),
+            nothing if trial.validation is None else str(place),
             validation,
-            nothing if row.step is None else str(row.step),
+            nothing if trial.step is None else str(trial.step),
             test,
-            row.folder.name,
-            *(as_text(row.config.flat()[key]) if row.config else nothing for key in keys),
-            row.state,
+            trial.folder.name,
+            *(as_text(trial.config.flat()[key]) if trial.config else nothing for key in keys),
+            trial.state,
         ]

@@ -16,7 +16,7 @@ from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.guards import Alert
 from biencoder.tracking.live_report import LiveReport
 from biencoder.tracking.tracker import Recorder
-from biencoder.tracking.wandb_log import Given
+from biencoder.tracking.wandb_log import WandbContents
 from biencoder.tracking.wandb_run import WandbRun
 
 
@@ -54,7 +54,7 @@ def record(run_dir: Path, run: Any = None, *, guards: Any = None, report: Any = 
     path.touch()
     recorder = Recorder(
         open(path, "r+b", buffering=0),  # noqa: SIM115 - closed by the recorder
-        WandbRun(run, Given(), {}) if run else None,
+        WandbRun(run, WandbContents(), {}) if run else None,
         guards or AlertsOnEveryStep,  # type: ignore[arg-type]
         report,
         show or (lambda *_: None),

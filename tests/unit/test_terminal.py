@@ -21,8 +21,10 @@ from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console
 from biencoder.tracking.guards import Alert
 from biencoder.tracking.terminal import Terminal
+from biencoder.training.evaluation_table import evaluation_table
+from biencoder.training.metrics import step_note
 from biencoder.training.opening import closing_line, findings_table, ungrouped
-from biencoder.training.sweep import Row, ranking_table
+from biencoder.training.sweep import Trial, ranking_table
 from launcher.search import arguments_of, lines_of
 
 
@@ -33,7 +35,7 @@ def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str]) -> Non
     findings = Findings()
     findings.add(text, text)
     terminal.show(*findings_table(findings))
-    terminal.evaluation(text, {})
+    terminal.show(*evaluation_table([(text, {})]))
     assert capsys.readouterr().out.count(text) == 5
 
 
@@ -101,14 +103,14 @@ def test_work_with_brackets_and_braces_has_a_bar(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(terminal.console, "is_interactive", True)
     terminal.start("embedding the {a} [/b] split", 2)
     terminal.advance()
-    terminal.step(1, {"train/loss": 0.5, "train/grad_norm": 1.0, "train/triplets_per_s": 2.0})
+    terminal.note("step 1", step_note({"train/loss": 0.5, "train/grad_norm": 1.0, "train/triplets_per_s": 2.0}))
     terminal.end()
     assert "embedding the {a} [/b] split" in screen.getvalue()
 
 
 def test_settings_with_brackets_are_text_in_a_ranking(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        Row(Path(f"[b]{rate}"), "finished", Config(model=ModelConfig(name=f"[red]{rate}")), "data", 0.5, 1, None)
+        Trial(Path(f"[b]{rate}"), "finished", Config(model=ModelConfig(name=f"[red]{rate}")), "data", 0.5, 1, None)
         for rate in (1, 2)
     ]
     console = plain_console()
@@ -125,8 +127,8 @@ def test_a_terminal_that_is_gone_ends_nothing(capsys: pytest.CaptureFixture[str]
     for error in (BrokenPipeError(), OSError(28, "No space left on device"), UnicodeEncodeError("ascii", "é", 0, 1, "x")):
         monkeypatch.setattr(terminal.console, "print", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
         shown.say("one")
-        shown.evaluation("zero-shot", {})
-        shown.alert(Alert("loss", "it rises", "less"), 1)
+        shown.show(*evaluation_table([("zero-shot", {})]))
+        shown.show(*Alert("loss", "it rises", "less").lines(1))
     monkeypatch.undo()
     shown.say("two")
     told = capsys.readouterr()

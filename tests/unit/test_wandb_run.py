@@ -14,7 +14,7 @@ import pytest
 
 from biencoder.config import TrackingConfig
 from biencoder.tracking import wandb_run
-from biencoder.tracking.wandb_log import key_of, read_given
+from biencoder.tracking.wandb_log import key_of, read_wandb_contents
 from biencoder.tracking.wandb_run import WandbRun, start_wandb
 from tests.wandb_file import history, wandb_records
 
@@ -130,7 +130,7 @@ def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     assert sum(any(name.startswith("mine/hardness") for name in line) for line in history(tmp_path)) == 1
     assert [r.alert.title for r in wandb_records(tmp_path) if r.WhichOneof("record_type") == "alert"] == ["loss"]
     run_id = (tmp_path / "wandb-id").read_text()
-    assert read_given(tmp_path, run_id).records == {key_of(line) for line in [*first, *lost]} - {None}
+    assert read_wandb_contents(tmp_path, run_id).records == {key_of(line) for line in [*first, *lost]} - {None}
 
     run = offline(tmp_path, lr=1)
     run.follow([*first, *lost])
@@ -204,7 +204,7 @@ def test_online_without_a_login_is_offline_and_asks_nothing(
 
 def test_where_its_logs_were_deleted_the_run_holds_what_was_recorded(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(a_step(step)) + "\n" for step in (1, 2)) + '{"torn')
-    assert read_given(tmp_path, "an-id").records == {("train/loss", 1), ("train/loss", 2)}
+    assert read_wandb_contents(tmp_path, "an-id").records == {("train/loss", 1), ("train/loss", 2)}
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\n", b"a/b", b"\xff\xfe\x00", b"x" * 200, b"two\nlines"])

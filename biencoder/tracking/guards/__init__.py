@@ -1,4 +1,4 @@
-"""Guards that look at what a run records, and say in one sentence what is wrong and in another what to try.
+"""Guards read a run's records; one sentence says what is wrong, another what to try.
 
     guards = Guards(config, precision="bf16")
     for alert in guards.observe({"kind": "step", "step": 40, "epoch": 0, "train/loss": 812.0, ...}):
@@ -9,17 +9,22 @@ record when it goes on, and judge it afterwards (launcher/doctor.py). docs/healt
 
 history         what the guards know of a run
 signs           one function for each guard
+
+Imports config and the modules of tracking. Hands out `Guards`, `Alert` and `GUARDS`.
 """
 
 from dataclasses import dataclass
 
+from rich.console import RenderableType
+
 from biencoder.config import Config
+from biencoder.tracking.console import shown
 from biencoder.tracking.guards.history import History
 from biencoder.tracking.guards.signs import GUARDS
 from biencoder.tracking.json_lines import Line
 
 _QUIET = 20
-"""Records without its sign after which a guard may raise again."""
+"""A guard raises again only after this many records without its sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class Alert:
     advice: str
     """What to try: which key, which value."""
 
+    def lines(self, step: int) -> list[RenderableType]:
+        """For the terminal: what was seen at this step, and what to try."""
+        return [shown(f"! {self.guard} at step {step}: {self.sign}", "bold yellow"), f"  Try: {self.advice}."]
+
 
 class Guards:
     def __init__(self, config: Config, *, precision: str) -> None:
@@ -38,16 +47,16 @@ class Guards:
         self._quiet = dict.fromkeys(GUARDS, _QUIET)
 
     def observe(self, line: Line) -> list[Alert]:
-        """Take in one record; the alerts that it raises. A guard that goes on seeing its sign raises it once."""
+        """Add one record and return the alerts that it raises. A guard raises once while its sign persists."""
         self._history.add(line)
         alerts = []
         for name, (kinds, look) in GUARDS.items():
             if line["kind"] not in kinds:
                 continue
-            finding = look(self._history)
-            if finding and self._quiet[name] >= _QUIET:
-                alerts.append(Alert(name, *finding))
-            self._quiet[name] = 0 if finding else self._quiet[name] + 1
+            symptom = look(self._history)
+            if symptom and self._quiet[name] >= _QUIET:
+                alerts.append(Alert(name, *symptom))
+            self._quiet[name] = 0 if symptom else self._quiet[name] + 1
         return alerts
 
 

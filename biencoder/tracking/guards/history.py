@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict, deque
 
 from biencoder.config import Config
+from biencoder.tracking.formats import setting_text
 from biencoder.tracking.json_lines import Line
 from biencoder.tracking.numbers import from_json
 
@@ -57,7 +58,7 @@ class History:
 
     def setting(self, key: str, value: float | str) -> str:
         now = self.config.flat()[key]
-        return "" if value == now else f"{key} {_shown(value)} (now {_shown(now)})"
+        return "" if value == now else f"{key} {setting_text(value)} (now {setting_text(now)})"
 
     def lower_lr(self, factor: float) -> str:
         return self.setting("train.lr", float(f"{self.config.train.lr / factor:.2g}"))
@@ -65,10 +66,6 @@ class History:
     def random_rate(self, change: float) -> str:
         rate = self.config.mining.random_rate + change
         return self.setting("mining.random_rate", min(1.0, max(0.0, round(rate, 6))))
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def any_of(*tries: str) -> str:

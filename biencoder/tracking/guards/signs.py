@@ -1,7 +1,7 @@
-"""One function for each guard: its sign in what the run has recorded, or None.
+"""One function for each guard: it returns the symptom in the run's records, or None.
 
 The troubles of the reference (exploding gradients, oscillation, slow convergence, out of memory) are among them, with its
-answers. A sign takes several records where one says little: with train.log_every at 10, five records are 50 steps.
+answers. Where one record proves little, a sign needs several: with train.log_every at 10, five records are 50 steps.
 """
 
 import itertools
@@ -15,12 +15,12 @@ from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json
 
 
-class Finding(NamedTuple):
+class Symptom(NamedTuple):
     sign: str
     advice: str
 
 
-Look = Callable[[History], Finding | None]
+Look = Callable[[History], Symptom | None]
 
 EXPLODED_LOSS, EXPLODED_NORM = 3.0, 10.0
 AT_MARGIN, COLLAPSED_SPREAD = 0.02, 0.05
@@ -33,7 +33,7 @@ OVERFLOWS, SCALE_FOUND_AFTER = 3, 50
 COPIES = 0.02
 
 
-def exploding_gradients(history: History) -> Finding | None:
+def exploding_gradients(history: History) -> Symptom | None:
     config, loss, norm = history.config, history.now("train/loss"), history.now("train/grad_norm")
     # What a model that knows nothing loses: the whole margin, a coin toss for each of the two classifications, and a draw
     # among all candidates of the batch.
@@ -54,32 +54,32 @@ def exploding_gradients(history: History) -> Finding | None:
     clip = "" if config.train.clip_norm else history.setting("train.clip_norm", 1)
     warmup = "" if config.train.warmup_ratio else history.setting("train.warmup_ratio", 0.1)
     tries = any_of(history.lower_lr(10), clip, warmup)
-    return Finding(sign, f"{tries}; if it stays, look in the data check for broken texts and wrong pairs")
+    return Symptom(sign, f"{tries}; if it stays, look in the data check for broken texts and wrong pairs")
 
 
-def non_finite_gradient(history: History) -> Finding | None:
+def non_finite_gradient(history: History) -> Symptom | None:
     if history.precision == "fp16" or history.latest["event"] != "skipped step":
         return None
-    return Finding(
+    return Symptom(
         f"{history.latest['detail']}: the step changed nothing",
         f"look at these samples; if they are sound, {history.lower_lr(3)}",
     )
 
 
-def fp16_overflow(history: History) -> Finding | None:
+def fp16_overflow(history: History) -> Symptom | None:
     if history.precision != "fp16":
         return None
     first = max(SCALE_FOUND_AFTER, history.latest["step"] - 100)
     recent = sum(step > first for step in history.skipped)
     if recent < OVERFLOWS:
         return None
-    return Finding(
+    return Symptom(
         f"{recent} of the last 100 steps overflowed in fp16; {OVERFLOWS} or more mean that no loss scale fits",
         any_of(history.setting("train.precision", "bf16") + " where the GPU has bf16", history.lower_lr(3)),
     )
 
 
-def embedding_collapse(history: History) -> Finding | None:
+def embedding_collapse(history: History) -> Symptom | None:
     margin = history.config.loss.margin
     if history.latest["kind"] == "mine":
         spread, least = history.now("mine/spread"), COLLAPSED_SPREAD * margin
@@ -95,30 +95,30 @@ def embedding_collapse(history: History) -> Finding | None:
             "far from their counters as from their negatives"
         )
     tries = any_of(history.lower_lr(10), history.random_rate(+0.2))
-    return Finding(
+    return Symptom(
         sign,
         f"{tries} (the nearest negatives alone can pull all texts together); see that model.name is a pretrained encoder",
     )
 
 
-def shrinking_embeddings(history: History) -> Finding | None:
+def shrinking_embeddings(history: History) -> Symptom | None:
     for name, text in (("mine/effective_rank", "effective rank"), ("mine/spread", "spread")):
         first, now = from_json(history.mines[0].get(name)), history.now(name)
         if 0 < now < SHRUNK * first:
-            return Finding(
+            return Symptom(
                 f"the embeddings' {text} has fallen from {first:.3g} to {now:.3g}, below {SHRUNK:.0%} of its start",
                 any_of(history.lower_lr(3), history.random_rate(+0.2)),
             )
     return None
 
 
-def active_triplets(history: History) -> Finding | None:
+def active_triplets(history: History) -> Symptom | None:
     active, losses = history.last("train/active_triplets", 10), history.last("train/loss_triplet", 10)
     if not active or not history.config.loss.triplet_weight:
         return None
     config, share, margin = history.config, statistics.fmean(active), history.config.loss.margin
     if share <= FEW_ACTIVE:
-        return Finding(
+        return Symptom(
             f"{share:.1%} of the triplets miss the margin ({FEW_ACTIVE:.0%} or less over 10 records): they teach no more",
             any_of(history.random_rate(-0.2), history.setting("loss.margin", 1.5 * margin)),
         )
@@ -128,13 +128,13 @@ def active_triplets(history: History) -> Finding | None:
         return None
     why = "; embeddings of length 1 are at most 2 apart, so none can meet it" if unreachable else ""
     lower = 0.5 if unreachable else margin / 2
-    return Finding(
+    return Symptom(
         f"{share:.1%} of the triplets miss the margin of {margin:g} ({MANY_ACTIVE:.0%} or more over 10 records){why}",
         any_of(history.setting("loss.margin", lower), history.random_rate(+0.2)),
     )
 
 
-def oscillation(history: History) -> Finding | None:
+def oscillation(history: History) -> Symptom | None:
     losses = history.epoch_losses()[-5:]
     if len(losses) < 5:
         return None
@@ -149,13 +149,13 @@ def oscillation(history: History) -> Finding | None:
         history.setting("train.global_batch_size", 2 * train.global_batch_size),
         history.random_rate(+0.1),
     )
-    return Finding(
+    return Symptom(
         f"the loss goes up and down over five epochs ({shown}), by {SWING:.0%} or more",
         f"{tries} (the hardest negatives are often mislabelled)",
     )
 
 
-def no_progress(history: History) -> Finding | None:
+def no_progress(history: History) -> Symptom | None:
     split = "validation" if accuracy("validation", "embedding") in history.latest else "training"
     losses = history.epoch_losses()[-3:]
     found = [from_json(line.get(accuracy(split, "embedding"))) for line in history.evals[-4:]]
@@ -164,7 +164,7 @@ def no_progress(history: History) -> Finding | None:
     fall, gain = (losses[0] - losses[-1]) / losses[0], max(found[1:]) - found[0]
     if fall >= SAME_LOSS or gain >= SAME_ACCURACY:
         return None
-    return Finding(
+    return Symptom(
         f"over three epochs the loss has changed by {-fall:+.1%} and accuracy@1 on {split} by {100 * gain:+.1f} points "
         f"(progress is a fall of {SAME_LOSS:.0%} or a gain of {100 * SAME_ACCURACY:g})",
         any_of(history.lower_lr(1 / 3), history.random_rate(-0.2), "another loss.margin")
@@ -172,43 +172,43 @@ def no_progress(history: History) -> Finding | None:
     )
 
 
-def data_stall(history: History) -> Finding | None:
+def data_stall(history: History) -> Symptom | None:
     waits, steps = history.last("train/data_s", 3), history.last("train/step_s", 3)
     shares = [wait / step for wait, step in zip(waits, steps, strict=True)]
     if not shares or not min(shares) > STALLED:
         return None
-    return Finding(
+    return Symptom(
         f"{statistics.fmean(shares):.0%} of a step goes into making its batch (more than {STALLED:.0%} over 3 records)",
         "give each rank more CPU cores (--cpus-per-task, OMP_NUM_THREADS), or look for other programs on its machine",
     )
 
 
-def slow_rank(history: History) -> Finding | None:
+def slow_rank(history: History) -> Symptom | None:
     ranks, ratios = history.last("train/slowest_rank", 5), history.last("train/slowest_ratio", 5)
     if not ranks or len(set(ranks)) > 1 or not min(ratios) > SLOW:
         return None
-    return Finding(
+    return Symptom(
         f"rank {ranks[0]:.0f} took {statistics.fmean(ratios):.1f} times as long as the others ({SLOW:g} or more, 5 times)",
         "all ranks wait for it: look for another program, heat or a slower GPU on its machine (the job's --preflight names "
         "hosts and devices), and leave it out if it stays slow",
     )
 
 
-def close_negatives(history: History) -> Finding | None:
+def close_negatives(history: History) -> Symptom | None:
     share, first_rank = history.now("mine/near_copies"), from_json(history.mines[0].get("mine/effective_rank"))
     if not share > COPIES or history.now("mine/effective_rank") < SHRUNK * first_rank:
-        return None  # embeddings that have lost their directions take everything for a copy
-    return Finding(
+        return None  # after a collapse nearly all embeddings look like copies
+    return Symptom(
         f"{share:.1%} of the negatives nearly copy their point or counter (more than {COPIES:.0%}): they may be right",
         "look at the closest negatives in report.html, then "
         + any_of("remove near-duplicates from the corpus", history.random_rate(+0.2)),
     )
 
 
-def out_of_memory(history: History) -> Finding | None:
+def out_of_memory(history: History) -> Symptom | None:
     if history.latest["event"] != "smaller micro-batch":
         return None
-    return Finding(
+    return Symptom(
         f"the GPU's memory was full; the run goes on with micro-batches {history.latest['detail']}",
         f"{history.setting('model.max_length', history.config.model.max_length // 2)}, a higher ZeRO stage "
         "(ds_configs/README.md), or leave it: the global batch is the same",

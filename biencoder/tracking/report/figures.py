@@ -50,7 +50,7 @@ class Plot:
 
 
 @dataclass(slots=True)
-class Figure:
+class PlotlyFigure:
     section: str
     title: str
     caption: str
@@ -232,7 +232,7 @@ PLOTS = (
 SECTIONS = tuple(dict.fromkeys(plot.section for plot in PLOTS))
 
 
-def figures(records: Sequence[RunRecord]) -> list[Figure]:
+def figures(records: Sequence[RunRecord]) -> list[PlotlyFigure]:
     """All figures of one run, or of several side by side, in the order of the sections."""
     frames: Frames = {kind: [record.frame(kind) for record in records] for kind in {plot.kind for plot in PLOTS}}
     if len(records) == 1:
@@ -251,7 +251,7 @@ def _curves(plot: Plot, record: RunRecord) -> Sequence[Curve]:
     return plot.curves or _depths(record.deciding_split)
 
 
-def _of_one(plot: Plot, record: RunRecord, frames: Frames) -> Figure | None:
+def _of_one(plot: Plot, record: RunRecord, frames: Frames) -> PlotlyFigure | None:
     (frame,) = frames[plot.kind]
     traces: list[Trace] = []
     for place, curve in enumerate(_curves(plot, record)):
@@ -261,17 +261,17 @@ def _of_one(plot: Plot, record: RunRecord, frames: Frames) -> Figure | None:
             trace for trace in found if trace["y"] not in [other["y"] for other in traces]
         ]  # one line hides the other
     title = plot.title.format(deciding=record.deciding_split)
-    return Figure(plot.section, title, plot.caption, traces, _layout(plot, traces)) if traces else None
+    return PlotlyFigure(plot.section, title, plot.caption, traces, _layout(plot, traces)) if traces else None
 
 
-def _of_several(plot: Plot, curve: Curve, records: Sequence[RunRecord], frames: Frames) -> Figure | None:
+def _of_several(plot: Plot, curve: Curve, records: Sequence[RunRecord], frames: Frames) -> PlotlyFigure | None:
     traces = []
     for place, (name, frame) in enumerate(zip(names(records), frames[plot.kind], strict=True)):
         traces += _trace(plot, curve.metric, frame, name=name, color=place)
     title = plot.title.format(deciding=records[0].deciding_split)
     if sum(other.compared for other in _curves(plot, records[0])) > 1:
         title = f"{title}: {curve.label}"
-    return Figure(plot.section, title, plot.caption, traces, _layout(plot, traces)) if traces else None
+    return PlotlyFigure(plot.section, title, plot.caption, traces, _layout(plot, traces)) if traces else None
 
 
 def _trace(plot: Plot, metric: str, frame: pd.DataFrame, *, name: str, color: int, dash: str = "solid") -> list[Trace]:
@@ -306,7 +306,7 @@ def _layout(plot: Plot, traces: list[Trace]) -> dict[str, Any]:
     }
 
 
-def _hardness(record: RunRecord) -> Figure | None:
+def _hardness(record: RunRecord) -> PlotlyFigure | None:
     lines = record.of("histogram", HARDNESS)
     if not lines:
         return None
@@ -345,10 +345,10 @@ def _hardness(record: RunRecord) -> Figure | None:
         "Right of 0 the negative is nearer to the point than its counter; left of the margin it teaches nothing. Training "
         "moves the hill to the left, mining brings it back."
     )
-    return Figure("Mining", "Hardness of the negatives", caption, traces, layout)
+    return PlotlyFigure("Mining", "Hardness of the negatives", caption, traces, layout)
 
 
-def _phases(records: Sequence[RunRecord]) -> Figure | None:
+def _phases(records: Sequence[RunRecord]) -> PlotlyFigure | None:
     seconds = [phases(record) for record in records]
     if not any(math.fsum(found.values()) > 0 for found in seconds):
         return None
@@ -377,7 +377,7 @@ def _phases(records: Sequence[RunRecord]) -> Figure | None:
         "yaxis": {"automargin": True, "showticklabels": len(records) > 1},
         "hovermode": "closest",
     }
-    return Figure("Speed", "Where the time went", "Mining and evaluation should stay a small part.", traces, layout)
+    return PlotlyFigure("Speed", "Where the time went", "Mining and evaluation should stay a small part.", traces, layout)
 
 
 def names(records: Sequence[RunRecord]) -> list[str]:

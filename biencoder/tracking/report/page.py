@@ -18,7 +18,7 @@ from biencoder.tracking.report.figures import SECTIONS, figures
 
 
 def write_report(records: Sequence[RunRecord], out: Path) -> None:
-    """Write the page for one run, or for a comparison of several; what was there stays until the new one is whole.
+    """Write the page for one run, or for a comparison of several; the old page stays until the new one is written.
 
     Raises:
         ConfigError: the file cannot be written.

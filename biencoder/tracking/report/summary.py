@@ -1,16 +1,15 @@
-"""What the page tells in words and tables: plain values, ready for the template, which escapes every text."""
+"""The texts and tables of the page. The template escapes every text."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from biencoder.config import SPLITS, Config, describe
+from biencoder.tracking.formats import clock, duration, number, percent, setting_text
 from biencoder.tracking.json_lines import Line
 from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples
-from biencoder.tracking.numbers import from_json
-from biencoder.tracking.record import RunRecord
+from biencoder.tracking.record import RunRecord, best_first, differing_keys
 from biencoder.tracking.report.figures import names
 from biencoder.tracking.report.series import phases
 
@@ -27,7 +26,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PageTable:
     columns: list[str]
     rows: list[list[str]]
     marked: int = -1
@@ -57,16 +56,16 @@ def alerts(record: RunRecord) -> list[Line]:
     return record.of("event", "alert")
 
 
-def events(record: RunRecord) -> Table:
+def events(record: RunRecord) -> PageTable:
     """What happened, without the alerts and the digests of the negatives."""
     told = [line for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert")]
-    return Table(
+    return PageTable(
         ["when", "step", "event", ""],
         [[clock(line["time"]), f"{line['step']:,}", line["event"], line.get("detail", "")] for line in told],
     )
 
 
-def evaluations(record: RunRecord) -> Table:
+def evaluations(record: RunRecord) -> PageTable:
     """Every evaluation: accuracy@1 of each split, as ranked by embeddings and re-ranked."""
     lines = record.of("eval")
     splits = [split for split in SPLITS if any(accuracy(split, "embedding") in line for line in lines)]
@@ -78,7 +77,7 @@ def evaluations(record: RunRecord) -> Table:
     shown = [(label, name) for label, name in shown if any(name in line for line in lines)]
     rows = [[str(line["epoch"]), f"{line['step']:,}", *(percent(line.get(name)) for _, name in shown)] for line in lines]
     best = record.best
-    return Table(["epoch", "step", *(label for label, _ in shown)], rows, lines.index(best) if best else -1)
+    return PageTable(["epoch", "step", *(label for label, _ in shown)], rows, lines.index(best) if best else -1)
 
 
 def retrievals(record: RunRecord) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -111,7 +110,7 @@ def closest_negatives(record: RunRecord) -> list[dict[str, Any]]:
     return [{key: value if isinstance(value, str) else number(value) for key, value in row.items()} for row in found]
 
 
-def mining(record: RunRecord) -> Table:
+def mining(record: RunRecord) -> PageTable:
     """What each epoch's mining found."""
     shown = {
         "random": ("mine/random_rate", percent),
@@ -136,27 +135,29 @@ def mining(record: RunRecord) -> Table:
         ]
         for line in record.of("mine")
     ]
-    return Table(["epoch", *shown, *PROVENANCE], rows)
+    return PageTable(["epoch", *shown, *PROVENANCE], rows)
 
 
-def data_check(record: RunRecord) -> Table:
+def data_check(record: RunRecord) -> PageTable:
     found: Mapping[str, Any] = next((line["data"] for line in reversed(record.starts) if "data" in line), {})
     facts = [[f"{name} pairs", f"{count:,}"] for name, count in found.get("pairs", {}).items()]
     if "distinct_texts" in found:
         facts.append(["distinct texts", f"{found['distinct_texts']:,}"])
     facts += [[oddity, f"{count:,}"] for oddity, count in found.get("oddities", {}).items()]
-    return Table(["", "count"], facts)
+    return PageTable(["", "count"], facts)
 
 
-def settings(record: RunRecord) -> tuple[Table, Table]:
+def settings(record: RunRecord) -> tuple[PageTable, PageTable]:
     """What differs from the defaults, and everything."""
     mine, default = record.config.flat(), Config().flat()
-    changed = [[key, shown(value), shown(default[key])] for key, value in mine.items() if value != default[key]]
-    everything = [[key, shown(value), describe()[key][0]] for key, value in mine.items()]
-    return Table(["key", "value", "default"], changed), Table(["key", "value", ""], everything)
+    changed = [
+        [key, setting_text(value), setting_text(default[key])] for key, value in mine.items() if value != default[key]
+    ]
+    everything = [[key, setting_text(value), describe()[key][0]] for key, value in mine.items()]
+    return PageTable(["key", "value", "default"], changed), PageTable(["key", "value", ""], everything)
 
 
-def starts(record: RunRecord) -> Table:
+def starts(record: RunRecord) -> PageTable:
     rows = [
         [
             line["started"],
@@ -169,7 +170,7 @@ def starts(record: RunRecord) -> Table:
         for line in record.starts
         if "started" in line
     ]
-    return Table(["started", "from step", "ranks", "host", "code", "command"], rows)
+    return PageTable(["started", "from step", "ranks", "host", "code", "command"], rows)
 
 
 def packages(record: RunRecord) -> str:
@@ -178,13 +179,11 @@ def packages(record: RunRecord) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def ranking(records: Sequence[RunRecord]) -> Table:
+def ranking(records: Sequence[RunRecord]) -> PageTable:
     """The runs, the best on validation first; test is read at the evaluation that validation chose, and orders nothing."""
 
-    def value(record: RunRecord) -> float:
-        return from_json(record.best[accuracy(record.deciding_split, "embedding")]) if record.best else -1.0
-
-    ordered = sorted(zip(names(records), records, strict=True), key=lambda named: -value(named[1]))
+    named = zip(names(records), records, strict=True)
+    ordered = sorted(named, key=lambda pair: best_first(pair[1].best_accuracy(pair[1].deciding_split)))
     rows = []
     for place, (name, record) in enumerate(ordered, 1):
         best, steps = record.best or {}, record.frame("step")
@@ -192,8 +191,8 @@ def ranking(records: Sequence[RunRecord]) -> Table:
             [
                 str(place),
                 name,
-                percent(best.get(accuracy(record.deciding_split, "embedding"))),
-                percent(best.get(accuracy("test", "embedding"))),
+                percent(record.best_accuracy(record.deciding_split)),
+                percent(record.best_accuracy("test")),
                 f"{best['step']:,}" if best else "",
                 number(steps["train/triplets_per_s"].median()) if len(steps) else "",
                 str(len(alerts(record))),
@@ -201,43 +200,14 @@ def ranking(records: Sequence[RunRecord]) -> Table:
             ]
         )
     deciding = " or ".join(dict.fromkeys(record.deciding_split for record in records))
-    return Table(["", "run", f"{deciding} accuracy@1", "test, then", "at step", "triplets/s", "alerts", "state"], rows, 0)
+    return PageTable(
+        ["", "run", f"{deciding} accuracy@1", "test, then", "at step", "triplets/s", "alerts", "state"], rows, 0
+    )
 
 
-def differences(records: Sequence[RunRecord]) -> Table:
+def differences(records: Sequence[RunRecord]) -> PageTable:
     """The settings that are not the same in all runs, but for where a run is kept and shown."""
-    flat = [record.config.flat() for record in records]
-    keys = [
-        key
-        for key in flat[0]
-        if not key.startswith(("run.dir", "tracking.")) and len({shown(settings[key]) for settings in flat}) > 1
-    ]
-    return Table(["key", *names(records)], [[key, *(shown(settings[key]) for settings in flat)] for key in keys])
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def percent(value: float | str | None) -> str:
-    found = from_json(value)
-    return f"{100 * found:.1f}\N{NO-BREAK SPACE}%" if math.isfinite(found) else "–"
-
-
-def number(value: float | str | None) -> str:
-    found = from_json(value)
-    return f"{found:.3g}" if math.isfinite(found) else "–"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f}\N{NO-BREAK SPACE}s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    configs = [record.config for record in records]
+    keys = [key for key in differing_keys(configs) if not key.startswith("tracking.")]
+    rows = [[key, *(setting_text(config.flat()[key]) for config in configs)] for key in keys]
+    return PageTable(["key", *names(records)], rows)

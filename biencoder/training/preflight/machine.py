@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from biencoder.tracking.formats import duration
 from biencoder.tracking.guards import Alert, Guards
 from biencoder.tracking.names import PROVENANCE, accuracy
 from biencoder.tracking.numbers import from_json
@@ -101,7 +102,7 @@ def _summary(record: RunRecord) -> str:
     sentence = f"{record.folder}: {record.state} at step {last['step']}, epoch {last['epoch']}"
     if record.state == "unfinished":
         sentence += (
-            f", silent for {_duration(time.time() - last['time'])}; the same command goes on from its last checkpoint"
+            f", silent for {duration(time.time() - last['time'])}; the same command goes on from its last checkpoint"
         )
     name, best, evaluations = accuracy(record.deciding_split, "embedding"), record.best, record.of("eval")
     if not evaluations:
@@ -111,10 +112,3 @@ def _summary(record: RunRecord) -> str:
         return f"{sentence}; accuracy@1 on {record.deciding_split} {before}"
     value = f"{from_json(best[name]):.1%} at step {best['step']}"
     return f"{sentence}; best accuracy@1 on {record.deciding_split} {value}, {before}"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

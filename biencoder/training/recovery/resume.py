@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from biencoder.config import Config, OnResume, resume_rules
-from biencoder.distributed.stop_requests import Agreement, StopRequests
+from biencoder.distributed.stop_requests import AfterStep, StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, Stopped, tell
 from biencoder.tracking.tracker import Tracker
@@ -101,12 +101,12 @@ class Recovery:
             self._report(error)
         limits, step = self._config.checkpoint, self._progress.step
         in_time = limits.every_minutes and time.monotonic() - self.saved_at > 60 * limits.every_minutes
-        agreement = self._stop.agreed(save=bool(in_time))
+        decision = self._stop.agreed(save=bool(in_time))
         # The answer is one step late: a checkpoint made since the ranks wished for one is the one they wished for.
-        wished = agreement is Agreement.SAVE and self.saved_step < step - 1
-        if wished or agreement is Agreement.STOP or (limits.every_steps and step % limits.every_steps == 0):
+        wished = decision is AfterStep.SAVE and self.saved_step < step - 1
+        if wished or decision is AfterStep.STOP or (limits.every_steps and step % limits.every_steps == 0):
             self.save()
-        if agreement is Agreement.STOP:
+        if decision is AfterStep.STOP:
             self._world.on_main(self.finish_writing)
             raise Stopped(f"after step {step}, as asked; the same command goes on from there")
 
