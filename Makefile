@@ -3,6 +3,7 @@
 #   make train   train on the embedded corpus            make test       all tests
 #   make lint    format, lint, types and imports         make test-fast  those without several processes, within a minute
 #   make hooks   run the fast part before every commit   make coverage   what the unit tests do not reach
+#   make docs    the site of the documents, in site/
 #   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"
 # Settings go through ARGS:  make train ARGS="--train.epochs 1 --run.dir runs/first"
 
@@ -13,9 +14,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --co
 # PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: check train test test-fast lint format hooks coverage bench
+.PHONY: check train test test-fast lint format docs hooks coverage bench
 
-check: lint test
+check: lint docs test
 
 train: .venv/run-ready
 	$(BIN)/python launcher/train.py --config configs/quickstart.toml $(ARGS)
@@ -32,6 +33,10 @@ lint: .venv/dev-ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Strict: a link that leads nowhere, or a page without a place, fails.
+docs: .venv/dev-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 hooks: .venv/dev-ready
 	$(BIN)/pre-commit install

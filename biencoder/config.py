@@ -299,7 +299,7 @@ class TrackingConfig:
     project: Annotated[str, FREE, Field(min_length=1)] = "counter-argument-retrieval"
     """Weights & Biases project."""
     guards: Annotated[bool, FREE] = True
-    """Health guards: say what goes wrong while training, and what to try (docs/health.md)."""
+    """Health guards: say what goes wrong while training, and what to try (docs/troubles.md)."""
     report: Annotated[bool, FREE] = True
     """Keep report.html in run.dir up to date: at most every three minutes, and at the end."""
 
@@ -316,6 +316,8 @@ class DistributedConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
 class Config:
+    """All settings of a run, a section for each heading of a configuration file; frozen. `load_config` makes one."""
+
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     loss: LossConfig = Field(default_factory=LossConfig)

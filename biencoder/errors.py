@@ -27,9 +27,11 @@ class ExitCode(IntEnum):
     """How a command ends."""
 
     DONE = 0
+    """The command has done what it was told."""
     FAILED = 1
     """While running: the traceback says where, or the message says which rank."""
     WRONG_INPUT = 2
+    """A key, a file, a corpus or a model: one sentence says which, and what to do."""
     STOPPED = 75
     """EX_TEMPFAIL: the same command, started again, goes on. Slurm's RequeueExit is usually set to it."""
     OUT_OF_MEMORY = 76

@@ -50,11 +50,13 @@ def mine(
     A point never gets its own text, nor any counter that it is paired with, even if these texts occur several times.
 
     Args:
-        points, counters: the texts of pair p are points[p] and counters[p].
+        points: a text for each of P pairs.
+        counters: the right answer of each, in the same order.
         embeddings: a model that embeds the texts, or their embeddings: (P, D) of the points, (P, D) of the counters.
         config: the settings under `mining`; by default the nearest text, with exact search, and no random ones.
         clean: whether texts count as the same if they are equal after cleaning.
-        seed, epoch: determine the random draws, if `config` asks for some.
+        seed: determines the random draws, if `config` asks for some.
+        epoch: the same; other epochs have other draws, and `config.random_rate_decay` counts them.
 
     Returns:
         `config.negatives` texts for each pair, the nearest first.

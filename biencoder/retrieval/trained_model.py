@@ -110,7 +110,8 @@ class TrainedModel:
         To search the same candidates often, embed them once: see `biencoder.retrieval.saved_index`.
 
         Args:
-            queries, candidates: raw texts; they are cleaned if the training texts were.
+            queries: raw texts; they are cleaned if the training texts were.
+            candidates: raw texts; the same holds for them.
             top_k: candidates for each query; fewer are returned if there are fewer.
             rerank: order these by the pair classifier's probability, the highest first.
 

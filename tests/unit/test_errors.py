@@ -1,4 +1,4 @@
-"""The tree of errors: what its docstring draws is what there is, and the README knows all exit codes."""
+"""The tree of errors: what its docstring draws is what there is."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from biencoder import errors
 from biencoder.config import PROJECT_ROOT
-from biencoder.errors import BiencoderError, ExitCode, InternalError
+from biencoder.errors import BiencoderError, InternalError
 
 
 def tree(error: type[Exception], indent: str = "", branch: str = "") -> Iterator[str]:
@@ -32,9 +32,3 @@ def test_no_other_module_has_errors_of_its_own() -> None:
                 if isinstance(node, ast.ClassDef) and file.name != "errors.py":
                     bases = [ast.unparse(base) for base in node.bases]
                     assert not any(base.endswith(("Error", "Exception")) for base in bases), f"{file}: {node.name}"
-
-
-def test_the_readme_has_all_exit_codes() -> None:
-    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
-    (sentence,) = re.findall(r"Exit codes: (.+?)\. ", readme, flags=re.DOTALL)
-    assert [int(code) for code in re.findall(r"\b\d+\b", sentence)] == sorted(ExitCode)

@@ -154,5 +154,5 @@ def test_advice_names_keys_with_values_that_the_configuration_accepts() -> None:
 
 
 def test_the_documentation_lists_every_guard() -> None:
-    text = (PROJECT_ROOT / "docs/health.md").read_text(encoding="utf-8")
+    text = (PROJECT_ROOT / "docs/troubles.md").read_text(encoding="utf-8")
     assert [name for name in GUARDS if f"| {name} |" not in text] == []

@@ -5,7 +5,7 @@
         print(alert.sign, alert.advice)
 
 They see the lines of metrics.jsonl and nothing else: the same guards watch a run while it trains, are rebuilt from its
-record when it goes on, and judge it afterwards (launcher/doctor.py). docs/health.md lists signs, thresholds and advice.
+record when it goes on, and judge it afterwards (launcher/doctor.py). docs/troubles.md lists signs, thresholds and advice.
 
 history         what the guards know of a run
 signs           one function for each guard
