@@ -39,8 +39,8 @@ from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.build import build_index
 from biencoder.retrieval.embedding import EmbeddedTexts
 
-_BALL_TREE_TEXTS = 20_000
-"""The largest number of texts among which the ball tree answers a few queries in a second."""
+_FP64_TEXTS = 20_000
+"""The largest number of texts among which a search in fp64 answers a few queries in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Search:
     shortfalls: int = 0
     """Negatives that are random because the search found no allowed text for them."""
     reference_agreement: float = math.nan
-    """Share of the ball tree's nearest texts that the index found as well; NaN if it was not measured."""
+    """Share of the texts nearest in fp64, which the ball tree finds, that the index found; NaN if it was not measured."""
     index_s: float = 0.0
     """Seconds in which the index was built."""
     search_s: float = 0.0
@@ -242,15 +242,13 @@ class Miner:
         mined_QK = np.where(is_near_QK, mined_QK, -1)
         is_mined_QK, searched = mined_QK >= 0, time.perf_counter()
 
-        def recall_against(reference: MiningConfig) -> float:
-            return recall(near_Qk, samples, split, limits, embedded, holders, reference)
-
-        small = config.index != "balltree" and len(embedded.all_text_ids_M) <= _BALL_TREE_TEXTS
+        found = (near_Qk, samples, split, limits, embedded, holders)
+        small = config.index != "balltree" and len(embedded.all_text_ids_M) <= _FP64_TEXTS
         return mined_QK, Search(
             nearest_share=float(is_mined_QK.sum() / (len(split) * config.negatives)),
             nearest_distance=float(distance_QK[is_mined_QK].mean()) if is_mined_QK.any() else math.nan,
-            recall=1.0 if index.exact else recall_against(MiningConfig()),
-            reference_agreement=recall_against(MiningConfig(index="balltree")) if small else math.nan,
+            recall=1.0 if index.exact else recall(*found),
+            reference_agreement=recall(*found, fp64=True) if small else math.nan,
             shortfalls=int((is_near_QK & ~is_mined_QK).sum()),
             index_s=indexed - start,
             search_s=searched - indexed,

@@ -170,15 +170,16 @@ def recall(
     limits: Limits,
     embedded: EmbeddedTexts,
     world: World,
-    reference: MiningConfig,
+    *,
+    fp64: bool = False,
 ) -> float:
-    """Share of a reference index's nearest allowed texts that are among `found_Qk`.
+    """Share of the truly nearest allowed texts that are among `found_Qk`.
 
-    It is measured on up to 500 of these samples, or on 50 if the reference is the ball tree.
+    It is measured on up to 500 of these samples by FAISS, or on 50 in fp64.
     """
-    size = 50 if reference.index == "balltree" else 500
+    size = 50 if fp64 else 500
     sample_n = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
-    index = reference_index(embedded.candidate.embedding.numpy(), reference)
+    index = reference_index(embedded.candidate.embedding.numpy(), fp64=fp64)
     truth_nk, _ = nearest_negatives(samples[sample_n], split, limits, embedded, index, world, count=found_Qk.shape[1])
     exists_nk = truth_nk >= 0
     is_found_nk = (truth_nk[:, :, None] == found_Qk[sample_n][:, None, :]).any(2)

@@ -4,7 +4,7 @@ N: vectors, D: dimension.
 """
 
 from biencoder.config import MiningConfig
-from biencoder.retrieval.nearest import Embeddings, NegativeIndex, NothingHeld
+from biencoder.retrieval.nearest import Embeddings, Fp64Index, NegativeIndex, NothingHeld
 
 
 def build_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
@@ -20,10 +20,10 @@ def build_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
     return FaissIndex(vectors_ND, config)
 
 
-def reference_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
-    """An exact index to measure others against: the ball tree, or a brute-force search that copies no vectors."""
-    if config.index == "balltree" or not len(vectors_ND):
-        return build_index(vectors_ND, config)
+def reference_index(vectors_ND: Embeddings, *, fp64: bool) -> NegativeIndex:
+    """An exact index to measure others against, which copies no vectors: in fp64 without FAISS, or FAISS's faster search."""
+    if fp64 or not len(vectors_ND):
+        return Fp64Index(vectors_ND)
     from biencoder.retrieval.faiss_index import FlatIndex
 
     return FlatIndex(vectors_ND)

@@ -57,6 +57,28 @@ class NothingHeld:
         return np.empty((len(queries_QD), 0), dtype=np.int64)
 
 
+class Fp64Index:
+    """Brute force in fp64: what the reference system's ball tree finds, without scikit-learn, whose import takes seconds."""
+
+    exact = True
+
+    def __init__(self, vectors_ND: Embeddings) -> None:
+        self._vectors_ND = vectors_ND
+
+    def search(self, queries_QD: Embeddings, k: int) -> Rows:
+        N, D = self._vectors_ND.shape
+        queries_QD, found_QK, squared_QK = queries_QD.astype(np.float64), [], []
+        for rows_n in _blocks(np.arange(N), max(1, _CHUNK_BYTES // (8 * D))):
+            block_nD = self._vectors_ND[rows_n[0] : rows_n[-1] + 1].astype(np.float64)
+            squared_Qn = np.square(block_nD).sum(1) - 2 * (queries_QD @ block_nD.T)
+            near_Qk = np.argpartition(squared_Qn, min(k, len(rows_n)) - 1, axis=1)[:, :k]
+            found_QK.append(rows_n[near_Qk])
+            squared_QK.append(np.take_along_axis(squared_Qn, near_Qk, axis=1))
+        order_Qk = np.concatenate(squared_QK, axis=1).argsort(axis=1)[:, :k]
+        rows_Qk: Rows = np.take_along_axis(np.concatenate(found_QK, axis=1), order_Qk, axis=1)
+        return rows_Qk
+
+
 def nearest_allowed(
     index: NegativeIndex,
     vectors_ND: Embeddings,

@@ -40,8 +40,8 @@ MINE = {
     "mine/nearest_distance": "mean distance from a point to its near negatives",
     "mine/recall": "share of the truly nearest texts that were found; 1 for exact indexes",
     "mine/shortfalls": "negatives for which nothing near was allowed (they are random texts)",
-    "mine/reference_agreement": "share of near negatives that the ball tree finds as well, of 50 samples, in corpora "
-    "that are small enough for it",
+    "mine/reference_agreement": "share of near negatives that a search in fp64, like the ball tree's, finds as well, "
+    "of 50 samples, in corpora that are small enough for it",
     "mine/churn": "share of negatives that their sample did not have in the epoch before",
     "mine/forbidden": "negatives that are their point, its counter, or a copy of either: must be 0",
     "mine/pair_distance": "mean distance from a point to its own counter",

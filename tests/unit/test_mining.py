@@ -1,7 +1,9 @@
 """Both indexes mine the same negatives, ties included; negatives are never the point, its counter, or a copy of them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,13 +20,18 @@ from biencoder.mining import Miner
 from biencoder.mining.audit import churn
 from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
 from biencoder.model.bi_encoder import Vectors
+from biencoder.retrieval import nearest
 from biencoder.retrieval.build import build_index
 from biencoder.retrieval.embedding import EmbeddedTexts
-from biencoder.retrieval.nearest import nearest_allowed
+from biencoder.retrieval.nearest import Embeddings, Fp64Index, NegativeIndex, nearest_allowed
 from tests.peak import peak_growth
 
 NOTHING = np.full((50, 1), -1)
-KINDS = [MiningConfig(index="balltree"), MiningConfig(index="faiss")]
+KINDS: dict[str, Callable[[Embeddings], NegativeIndex]] = {
+    "balltree": partial(build_index, config=MiningConfig(index="balltree")),
+    "faiss": partial(build_index, config=MiningConfig(index="faiss")),
+    "fp64": Fp64Index,
+}
 
 
 def split_of(points: list[int], counters: list[int]) -> Split:
@@ -66,8 +73,9 @@ def brute_force(
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "ties", "collapsed", "equal"])
-@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.index)
-def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningConfig) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_an_exact_index_mines_what_brute_force_mines(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_CHUNK_BYTES", 8 * 4000)  # several blocks everywhere
     vectors_ND = vectors(kind)
     rng = np.random.default_rng(1)
     points, counters = np.arange(150), rng.permutation(np.arange(150, 300))
@@ -75,7 +83,7 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     forbidden = Forbidden.of(split, 300)
     allowed = forbidden.allows(points[:, None], np.arange(300)[None])
     mined, distance = nearest_negatives(
-        np.arange(150), split, Limits(forbidden), embed(vectors_ND), build_index(vectors_ND, config), World.alone()
+        np.arange(150), split, Limits(forbidden), embed(vectors_ND), KINDS[name](vectors_ND), World.alone()
     )
     assert mined[:, 0].tolist() == brute_force(vectors_ND, points, allowed)
     assert not np.any(mined[:, 0] == points)
@@ -85,11 +93,11 @@ def test_an_exact_index_mines_what_brute_force_mines(kind: str, config: MiningCo
     )
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda config: config.index)
-def test_search_goes_on_while_everything_near_is_forbidden(config: MiningConfig) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_search_goes_on_while_everything_near_is_forbidden(name: str) -> None:
     vectors_ND = np.arange(100, dtype=np.float32)[:, None]
     rows, distance = nearest_allowed(
-        build_index(vectors_ND, config),
+        KINDS[name](vectors_ND),
         vectors_ND,
         vectors_ND[:1],
         lambda _, rows: rows >= 90,
@@ -170,7 +178,7 @@ def test_approximate_indexes_report_the_recall_that_they_have(config: MiningConf
     exact, _ = nearest_negatives(samples, split, limits, embedded, build_index(vectors_ND, MiningConfig()), alone)
     agreement = float((mined == exact).mean())
     assert low <= agreement <= high
-    assert recall(mined, samples, split, limits, embedded, alone, MiningConfig()) == pytest.approx(agreement, abs=0.05)
+    assert recall(mined, samples, split, limits, embedded, alone) == pytest.approx(agreement, abs=0.05)
     found = mined[:, 0] >= 0
     assert forbidden.allows(split.point_text_P[found], mined[found, 0]).all()
 
@@ -413,7 +421,7 @@ def test_recall_is_measured_without_a_second_copy_of_the_vectors() -> None:
     limits, alone = Limits(Forbidden.of(split, 100_000)), World.alone()
 
     def measure(embedded: EmbeddedTexts = embedded) -> None:
-        recall(np.zeros((500, 1), dtype=np.int64), samples, split, limits, embedded, alone, MiningConfig())
+        recall(np.zeros((500, 1), dtype=np.int64), samples, split, limits, embedded, alone)
 
     measure(embed(vectors_ND[:1000].copy()))  # libraries are loaded before anything counts
     assert peak_growth(measure) < vectors_ND.nbytes

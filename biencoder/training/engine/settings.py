@@ -139,9 +139,12 @@ def import_deepspeed() -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed  # noqa: TID251 - this folder knows DeepSpeed
     from deepspeed.ops import __compatible_ops__  # noqa: TID251 - this folder knows DeepSpeed
+    from deepspeed.runtime import compiler  # noqa: TID251 - this folder knows DeepSpeed
     from deepspeed.utils import groups  # noqa: TID251 - this folder knows DeepSpeed
 
     groups._release_process_group_references()  # those of an earlier run in this process have been destroyed
     __compatible_ops__["deepspeed_shm_comm"] = False  # compiled with g++ for a minute at first use, to little effect
+    # Every engine imports the Muon optimizer, which is not used here and would load PyTorch's compiler for seconds.
+    compiler.compile = lambda: compiler.dummy_decorator
     deepspeed.utils.logger.setLevel(logging.ERROR)
     return deepspeed
