@@ -21,7 +21,7 @@ def build_index(vectors_ND: Embeddings, config: MiningConfig) -> NegativeIndex:
 
 
 def reference_index(vectors_ND: Embeddings, *, fp64: bool) -> NegativeIndex:
-    """An exact index to measure others against, which copies no vectors: in fp64 without FAISS, or FAISS's faster search."""
+    """An exact index to measure others against, which copies no vectors: in fp64, or FAISS's faster search."""
     if fp64 or not len(vectors_ND):
         return Fp64Index(vectors_ND)
     from biencoder.retrieval.faiss_index import FlatIndex

@@ -58,7 +58,7 @@ class NothingHeld:
 
 
 class Fp64Index:
-    """Brute force in fp64: what the reference system's ball tree finds, without scikit-learn, whose import takes seconds."""
+    """Brute force in fp64: what the reference's ball tree finds, without scikit-learn, whose import takes seconds."""
 
     exact = True
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.nodes import Cluster, Machine
+from tests.launch import ROOT
 from tests.needs import need, path_of
 
 _CONFIGURATION = """
@@ -82,10 +83,15 @@ class Slurm:
         *arguments: str,
         options: Sequence[str] = (),
         env: Mapping[str, str | Path] | None = None,
+        folder: Path = ROOT,
     ) -> int:
-        """The number of a new job; `env` comes on top of the tests' environment, as in the shell of whoever submits."""
+        """The number of a new job; `env` comes on top of the tests' environment, as in the shell of whoever submits.
+
+        Args:
+            folder: where it is submitted.
+        """
         output = f"--output={self.folder}/job-%j.out"
-        command = ["sbatch", "--parsable", output, *options, str(script), *arguments]
+        command = ["env", f"--chdir={folder}", "sbatch", "--parsable", output, *options, str(script), *arguments]
         return int(self._client(*command, env=env))
 
     def job(self, job: int) -> dict[str, str]:

@@ -2,55 +2,62 @@
 
 import json
 import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.slurm import Slurm
 from tests.commands import BIN, records, small_run, train, wait_for
-from tests.conftest import WriteCorpus, numbered_corpus
+from tests.processes import ROOT
 from tests.runs import story
 
 pytestmark = pytest.mark.cluster
 
 SCRIPTS = ("slurm/train.sh", "slurm/deepspeed.sh")
+MEETING = """
+import os, pathlib, time
+rank, size = os.environ["RANK"], int(os.environ["WORLD_SIZE"])
+here = pathlib.Path(__file__).parent.parent
+(here / f"rank-{rank}-of-{size}").touch()
+limit = time.monotonic() + 60
+while len(list(here.glob("rank-*"))) < size and time.monotonic() < limit:
+    time.sleep(0.1)
+raise SystemExit(2)
+"""
+"""A program whose ranks wait for each other, and fail."""
 ENVIRONMENT = {"VENV": str(BIN.parent), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_job_trains_over_two_nodes(
-    slurm: Slurm, tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, script: str
-) -> None:
-    corpus, run_dir = write_corpus(numbered_corpus(training=33)), tmp_path / "a run"
-    settings = tmp_path / "own.toml"
-    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 2 epochs, wins
-    job = slurm.submit(
-        script,
-        "--config",
-        str(settings),
-        *small_run(tiny_bert, corpus, run_dir),
-        options=["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"],
-        env=ENVIRONMENT,
-    )
-    assert slurm.wait(job) == "COMPLETED", slurm.output(job)
-    assert "2 ranks x 1 x 4 = 8 triplets" in slurm.output(job)
-    assert len(records(run_dir, "step")) == 8
-    assert "clip_norm = 0.5" in (run_dir / "config.toml").read_text()
-    assert (run_dir / "model/best/model.safetensors").is_file()
-    assert not list(Path.cwd().glob("slurm-*.hosts"))
+@pytest.fixture(scope="module", autouse=True)
+def limited(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A job with a real time limit, which waits beside the other tests. Slurm looks at the limits every 30 s: the signal
+    comes 10 to 40 s after the start."""
+    body = """
+import os, signal, sys, time
+if os.environ.get("SLURM_RESTART_COUNT"):
+    sys.exit("done")
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit("saved"))
+time.sleep(300)
+"""
+    environment = stub(tmp_path_factory.mktemp("limited"), body, interpreter=f"{sys.executable} -S")
+    options = ["--nodelist=node1", "--time=1", "--signal=B:USR1@50"]  # node2 will crash
+    job = slurm.submit("slurm/train.sh", options=["--nodes=1", *options], env=environment)
+    yield job
+    slurm.cancel(job)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_allocated_gpus_decide_how_many_ranks_start(
-    slurm: Slurm, tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, script: str
-) -> None:
-    """The GPUs are not real, so the ranks find none and train on the CPU. A bad batch size says how many they were."""
-    corpus = write_corpus(numbered_corpus(training=33))
-    arguments = small_run(tiny_bert, corpus, tmp_path / "run", train__global_batch_size=7)
-    job = slurm.submit(script, *arguments, options=["--nodes=2", "--gpus-per-node=2"], env=ENVIRONMENT)
+def test_the_allocated_gpus_decide_how_many_ranks_start(slurm: Slurm, tmp_path: Path, script: str) -> None:
+    """Real launchers of another program, submitted from another folder; the GPUs are not real."""
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher/train.py").write_text(MEETING)
+    options = ["--nodes=2", "--gpus-per-node=2"]
+    job = slurm.submit(ROOT / script, options=options, env=ENVIRONMENT, folder=tmp_path)
     assert slurm.wait(job) == "FAILED", slurm.output(job)
-    (error,) = [line for line in slurm.output(job).splitlines() if line.startswith("error: ")]
-    assert "(1 x 4 = 4)" in error, error
+    assert sorted(file.name for file in tmp_path.glob("rank-*")) == [f"rank-{rank}-of-4" for rank in range(4)]
     assert slurm.restarts(job) == 0
     assert slurm.exit_code(job) != 0  # which one, depends on whether srun ends the other node before it has left by itself
 
@@ -76,26 +83,27 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(tiny_bert: Path, corpus: Path, run_dir: Path) -> list[str]:
     """Enough steps to interrupt them: 48 an epoch."""
-    return small_run(tiny_bert, corpus, run_dir, train__global_batch_size=2, checkpoint__every_steps=5)
+    enough = {"train__epochs": 4, "train__global_batch_size": 2, "checkpoint__every_steps": 5}
+    return small_run(tiny_bert, corpus, run_dir, **enough)
 
 
 @pytest.fixture(scope="module")
 def straight(tiny_bert: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run on two ranks: their sums have only one order, so numbers can be equal."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    done = train(*arguments(tiny_bert, corpus, run_dir), launcher="torchrun", env={"OMP_NUM_THREADS": "1"})
+    done = train(*arguments(tiny_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
     assert done.returncode == 0, done.stderr
     return run_dir
 
 
-def submit(slurm: Slurm, script: str, *arguments: str, options: tuple[str, ...] = ()) -> int:
-    """A job of one rank on each of the two nodes."""
-    two = ("--nodes=2", "--export=ALL,PROCS_PER_NODE=1")
-    return slurm.submit(script, *arguments, options=[*two, *options], env=ENVIRONMENT)
+def wait_for_steps(slurm: Slurm, job: int, run_dir: Path, *, resumes: int) -> None:
+    """Until the job has been started again so often, and has made some steps since."""
 
+    def has_stepped() -> bool:
+        starts = [0, *resumed(run_dir)]
+        return len(starts) == resumes + 1 and any(r["step"] >= starts[-1] + 7 for r in records(run_dir, "step"))
 
-def wait_for_steps(slurm: Slurm, job: int, run_dir: Path) -> None:
-    wait_for(lambda: any(r["step"] >= 7 for r in records(run_dir, "step")) or slurm.state(job) == "FAILED")
+    wait_for(lambda: has_stepped() or slurm.state(job) in ("FAILED", "COMPLETED"))
     assert slurm.state(job) == "RUNNING", slurm.output(job)
 
 
@@ -103,62 +111,52 @@ def resumed(run_dir: Path) -> list[int]:
     return [record["step"] for record in records(run_dir, "event") if record["event"] == "resumed"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_job_told_that_its_time_is_up_goes_on_in_the_queue(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str
+@pytest.mark.parametrize(
+    ("script", "back"),
+    [("slurm/train.sh", ("at once", "later")), ("slurm/deepspeed.sh", ())],
+    ids=["torchrun", "deepspeed"],
+)
+def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_has_died(
+    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, back: tuple[str, ...]
 ) -> None:
-    run_dir = tmp_path / "run"
-    job = submit(slurm, script, *arguments(tiny_bert, corpus, run_dir))
-    wait_for_steps(slurm, job, run_dir)
+    """Slurm itself notices a dead node after its SlurmdTimeout, and never one that is back before."""
+    run_dir, settings = tmp_path / "a run", tmp_path / "own.toml"
+    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 4 epochs, wins
+    job = slurm.submit(
+        script,
+        "--config",
+        str(settings),
+        *arguments(tiny_bert, corpus, run_dir),
+        options=["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"],
+        env=ENVIRONMENT,
+    )
+    wait_for_steps(slurm, job, run_dir, resumes=0)
     slurm.signal_batch(job, "USR1")
+    for number, when in enumerate(back):
+        wait_for_steps(slurm, job, run_dir, resumes=number + 1)
+        slurm.crash("node2")
+        if when == "later":
+            wait_for(lambda: slurm.state(job) != "RUNNING", timeout_s=120)
+        slurm.boot("node2")
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
-    assert slurm.restarts(job) == 1
-    (step,) = resumed(run_dir)
-    assert f"stopped: after step {step}, as asked" in slurm.output(job)  # nothing was computed twice
+    assert slurm.restarts(job) == 1 if not back else slurm.restarts(job) >= 1 + len(back)
+    stopped, *_ = steps = resumed(run_dir)
+    assert len(steps) == 1 + len(back)
+    assert f"stopped: after step {stopped}, as asked" in slurm.output(job)  # nothing was computed twice
     assert story(run_dir) == story(straight)
+    assert "2 ranks x 1 x 1 = 2 triplets" in slurm.output(job)
+    assert "clip_norm = 0.5" in (run_dir / "config.toml").read_text()
+    assert len(records(run_dir, "step")) == 4 * 48
+    assert (run_dir / "model/best/model.safetensors").is_file()
     assert not list(Path.cwd().glob("slurm-*.hosts"))
 
 
-def test_a_real_time_limit_sends_the_job_back_into_the_queue(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, tmp_path: Path
-) -> None:
-    """Slurm looks at the limits every 30 s: the signal comes 10 to 40 s before the end of the minute."""
-    run_dir = tmp_path / "run"
-    endless = [*arguments(tiny_bert, corpus, run_dir), "--train.epochs", "1000"]
-    job = submit(slurm, "slurm/train.sh", *endless, options=("--time=1", "--signal=B:USR1@10"))
-    try:
-        wait_for(lambda: resumed(run_dir), timeout_s=240)
-        assert slurm.restarts(job) >= 1
-        assert "goes back into the queue" in slurm.output(job)
-        assert "TIME LIMIT" not in slurm.output(job)
-    finally:
-        slurm.cancel(job)
-
-
-@pytest.mark.parametrize("back", ["at once", "later"])
-def test_a_job_whose_node_dies_goes_on_from_its_last_checkpoint(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, back: str
-) -> None:
-    """Slurm itself notices a dead node after its SlurmdTimeout, and never one that is back before."""
-    run_dir = tmp_path / "run"
-    job = submit(slurm, "slurm/train.sh", *arguments(tiny_bert, corpus, run_dir))
-    wait_for_steps(slurm, job, run_dir)
-    slurm.crash("node2")
-    if back == "later":
-        wait_for(lambda: slurm.state(job) != "RUNNING", timeout_s=120)
-    slurm.boot("node2")
-    assert slurm.wait(job) == "COMPLETED", slurm.output(job)
-    assert slurm.restarts(job) >= 1
-    assert resumed(run_dir)
-    assert story(run_dir) == story(straight)
-
-
-def stub(folder: Path, body: str) -> dict[str, str]:
+def stub(folder: Path, body: str, *, interpreter: str = "/bin/sh") -> dict[str, str]:
     """An environment whose launchers do nothing but this."""
     for name in ("torchrun", "deepspeed"):
         program = folder / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\n{body}\n")
+        program.write_text(f"#!{interpreter}\n{body}\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return {"VENV": str(folder)}
 
@@ -186,3 +184,13 @@ def test_a_job_that_ends_well_after_the_signal_is_not_started_again(slurm: Slurm
     assert slurm.wait(job, timeout_s=30) == "COMPLETED", slurm.output(job)
     assert "done" in slurm.output(job)
     assert slurm.restarts(job) == 0
+
+
+def test_a_real_time_limit_sends_the_job_back_into_the_queue(slurm: Slurm, limited: int) -> None:
+    """Comes last, when most of the waiting is over."""
+    wait_for(lambda: slurm.state(limited) == "FAILED", timeout_s=180)  # its second start ends so
+    assert slurm.restarts(limited) == 1
+    lines = slurm.output(limited).splitlines()
+    back = f"the time is up: job {limited} goes back into the queue, and on from its last checkpoint"
+    assert lines.index("saved") < lines.index(back) < lines.index("done"), lines
+    assert "TIME LIMIT" not in slurm.output(limited)

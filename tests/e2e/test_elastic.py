@@ -1,4 +1,7 @@
-"""torchrun starts a run again by itself after a rank has died, and the run ends as if nothing had happened."""
+"""torchrun starts a run again by itself after a rank has died, and the run ends as if nothing had happened.
+
+One that dies again and again is given up, whoever starts it again.
+"""
 
 import contextlib
 import json
@@ -12,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import BIN, records, small_run, train, wait_for, workers_of
+from tests.commands import BIN, records, small_run, train, training, wait_for, workers_of
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.launch import ROOT
+from tests.processes import ROOT, Forked
 from tests.runs import story
 
 pytestmark = pytest.mark.e2e
@@ -66,7 +69,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_uninterrupted(
 ) -> None:
     corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__global_batch_size": 2}
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings), launcher="torchrun")
+    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings), launcher="ranks")
     assert straight.returncode == 0, straight.stderr
     with elastic(log, *small_run(tiny_bert, corpus, run_dir, **settings, checkpoint__every_steps=5)) as process:
         wait_for(lambda: process.poll() is not None or any(r["step"] >= 20 for r in records(run_dir, "step")))
@@ -80,20 +83,29 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_uninterrupted(
     assert story(run_dir) == story(tmp_path / "straight")
 
 
-def ended_or_stepped(process: subprocess.Popen[str], run_dir: Path, start: int) -> bool:
+def started_again(start: int) -> dict[str, str]:
+    """What torchrun tells its ranks of the starts before this one."""
+    return {"TORCHELASTIC_RESTART_COUNT": str(start - 1)}
+
+
+def ended_or_stepped(process: Forked | subprocess.Popen[str], run_dir: Path, start: int) -> bool:
     return process.poll() is not None or has_stepped(run_dir, start=start)
 
 
 def test_a_run_that_dies_again_and_again_is_given_up_with_a_sentence(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
-    corpus, run_dir, log = write_corpus(numbered_corpus(training=300)), tmp_path / "run", tmp_path / "log"
+    corpus, run_dir = write_corpus(numbered_corpus(training=300)), tmp_path / "run"
     # 150 steps to the end of the first epoch, where the first checkpoint would be.
-    with elastic(log, *small_run(tiny_bert, corpus, run_dir, train__global_batch_size=2)) as process:
-        for start in (1, 2, 3):
+    command = small_run(tiny_bert, corpus, run_dir, train__global_batch_size=2)
+    for start in (1, 2, 3):
+        with training(*command, launcher="ranks", env=started_again(start)) as process:
             wait_for(partial(ended_or_stepped, process, run_dir, start))
-            assert process.poll() is None, log.read_text()
+            assert process.poll() is None, process.communicate()
             os.kill(workers_of(process)[1], signal.SIGKILL)
-        assert process.wait(120) == 1
+            process.communicate(timeout=60)
+            assert process.returncode == 128 + signal.SIGKILL
+    given_up = train(*command, launcher="ranks", env=started_again(4))
+    assert given_up.returncode == 2
+    assert f"error: 3 starts from step 0 of {run_dir} have ended before the next checkpoint" in given_up.stderr
     assert starts(run_dir) == [0, 0, 0]
-    assert f"error: 3 starts from step 0 of {run_dir} have ended before the next checkpoint" in log.read_text()

@@ -1,7 +1,6 @@
 """`--preflight` as a user types it: one table, one sentence where something is wrong, and nothing left behind."""
 
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import pytest
 
 from tests.commands import small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
-from tests.launch import ROOT, free_port, rank_environment
+from tests.launch import rank_environment
+from tests.processes import free_port, start
 
 pytestmark = pytest.mark.e2e
 
@@ -45,7 +45,7 @@ def rows_of(output: str) -> dict[str, tuple[str, str]]:
 def test_two_ranks_are_checked_and_nothing_is_left(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, run_dir = write_corpus(numbered_corpus(training=24)), tmp_path / "run"
     before = sorted(tmp_path.rglob("*"))
-    done = train(*small_run(tiny_bert, corpus, run_dir), "--preflight", launcher="torchrun")
+    done = train(*small_run(tiny_bert, corpus, run_dir), "--preflight", launcher="ranks")
     assert done.returncode == 0, done.stderr
     assert "error:" not in done.stderr
     rows = rows_of(done.stdout)
@@ -84,13 +84,9 @@ def test_what_fails_on_one_rank_is_told_by_rank_0(tiny_bert: Path, write_corpus:
     corpus, run_dir, port = write_corpus(numbered_corpus(training=12)), tmp_path / "run", free_port()
     settings = [{}, {"data__root": tmp_path / "nowhere", "run__seed": 1}]
     processes = [
-        subprocess.Popen(
+        start(
             [sys.executable, "launcher/train.py", *small_run(tiny_bert, corpus, run_dir, **own), "--preflight"],
-            cwd=ROOT,
-            env=rank_environment(rank, 2, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            environment=rank_environment(rank, 2, port),
         )
         for rank, own in enumerate(settings)
     ]

@@ -87,11 +87,11 @@ def test_ranks_stopped_by_a_signal_to_one_go_on_on_other_numbers_of_ranks(
     train(*arguments(tiny_bert, corpus, tmp_path / "straight", **settings))
     run_dir = tmp_path / "broken"
     command = arguments(tiny_bert, corpus, run_dir, **settings)
-    _, err = stop_at(run_dir, 2, *command, by=signal.SIGUSR1, rank=1, launcher="torchrun", ranks=2)
+    _, err = stop_at(run_dir, 2, *command, by=signal.SIGUSR1, rank=1, launcher="ranks", ranks=2)
     assert "stopped: after step " in err
     code, _ = stop_at(run_dir, 50, *command, by=signal.SIGUSR1)
     assert code == EXIT_CODE
-    last = train(*command, launcher="torchrun", ranks=2)
+    last = train(*command, launcher="ranks", ranks=2)
     assert last.returncode == 0, last.stderr
     for mine, theirs in zip(story(run_dir), story(tmp_path / "straight"), strict=True):
         assert mine.keys() == theirs.keys()

@@ -69,7 +69,7 @@ def test_a_signal_saves_the_running_trial_and_ends_the_sweep(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
     corpus, folder = write_corpus(numbered_corpus(training=64, validation=8)), tmp_path / "sweep"
-    settings = small_run(tiny_bert, corpus, tmp_path, train__epochs=40, eval__every_epochs=40)
+    settings = small_run(tiny_bert, corpus, tmp_path, train__epochs=20, eval__every_epochs=20)
     definition = write_definition(tmp_path / "sweep.yaml", {"loss.margin": {"min": 0.5, "max": 2.0}})
     process = subprocess.Popen(
         sweep_command(folder, 2, definition, settings),
@@ -92,9 +92,9 @@ def test_a_signal_saves_the_running_trial_and_ends_the_sweep(
     again = run(sweep_command(folder, 1, definition, settings))
     assert again.returncode == 0, again.stderr
     first, _, second, end = starts(folder / "trial-000")
-    assert end["step"] == 320
-    assert 0 == first["from_step"] < second["from_step"] < 320
-    assert [record["step"] for record in records(folder / "trial-000", "step")] == [*range(1, 321)]
+    assert end["step"] == 160
+    assert 0 == first["from_step"] < second["from_step"] < 160
+    assert [record["step"] for record in records(folder / "trial-000", "step")] == [*range(1, 161)]
 
 
 def starts(run_dir: Path) -> list[dict[str, Any]]:

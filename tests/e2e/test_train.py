@@ -21,9 +21,12 @@ pytestmark = pytest.mark.e2e
 def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, run_dir = write_corpus(numbered_corpus(training=33, validation=12)), tmp_path / "run"
     arguments = small_run(tiny_bert, corpus, run_dir, train__warmup_ratio=0.5)
-    done = train(*arguments, fork=False)
+    done = train(*arguments, fork=False, env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    imports = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch" in imports
+    assert imports.isdisjoint({"sklearn", "torch._inductor.compile_fx", "wandb", "plotly"})  # nothing slow without need
+    assert "Warning" not in "".join(line for line in done.stderr.splitlines() if not line.startswith("import time:"))
     assert done.stdout.splitlines()[-1].startswith("The best model is in ")
 
     config = load_config(file=run_dir / "config.toml")
@@ -119,8 +122,8 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
     runs = {
         "one": train(*arguments("one")),
         "micro": train(*arguments("micro", train__micro_batch_size=2)),
-        "two": train(*arguments("two", mining__placement="sharded"), launcher="torchrun", ranks=2),
-        "four": train(*arguments("four", train__micro_batch_size=1), launcher="deepspeed", ranks=4),
+        "two": train(*arguments("two", mining__placement="sharded"), launcher="ranks", ranks=2),
+        "four": train(*arguments("four", train__micro_batch_size=1), launcher="ranks", ranks=4),
     }
     for name, done in runs.items():
         assert done.returncode == 0, (name, done.stderr)
@@ -257,8 +260,8 @@ SENTENCES = {
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [("python", name) for name in SENTENCES]
-    + [("torchrun", name) for name in ("no folder", "misspelt", "batch", "no model")]
-    + [("deepspeed", name) for name in ("bytes", "range")],
+    + [("ranks", name) for name in ("misspelt", "batch", "no model", "bytes")]
+    + [("torchrun", "no folder"), ("deepspeed", "range")],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, launcher: Any, name: str
