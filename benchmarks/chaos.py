@@ -81,13 +81,14 @@ def kill_in(phase: str, run_dir: Path, process: subprocess.Popen[bytes], dice: r
     while process.poll() is None:
         fresh = [r for r in records(run_dir) if r["time"] > started and r["kind"] != "checkpoint"]
         steps = [record["step"] for record in fresh if record["kind"] == "step"]
+        last_measured = next((r["kind"] for r in reversed(fresh) if r["kind"] in ("step", "eval", "mine")), None)
         if {
             "training": len(steps) >= enough,
             "saving": bool(steps) and any((run_dir / "checkpoints").glob(".step-*.new")),
             "evaluation": bool(steps) and fresh[-1]["kind"] == "step" and steps[-1] % STEPS_PER_EPOCH == 0,
-            "mining": bool(fresh) and fresh[-1]["kind"] == "eval" and fresh[-1]["step"] > 0,
+            "mining": bool(steps) and last_measured == "eval",
         }[phase]:
-            time.sleep(dice.uniform(0, 0.4))
+            time.sleep(dice.uniform(0, 0.05 if phase == "mining" else 0.4))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(dice.choice(process_ranks(process) or [process.pid]), signal.SIGKILL)
             return True

@@ -10,6 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+AUDITED = 50_000
+"""The most negatives whose distances are measured."""
+DRAW_S, HASH_S = 2.0e-7, 2.2e-6
+"""Of drawing a random negative, and of hashing a text's embedding, by one thread."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
@@ -54,7 +59,7 @@ class Machine:
     search_query_s: float
     """Of a query, whatever the corpus: measuring its neighbours again, and looking up which it may have."""
     audit_pair_s: float
-    """Of a pair, for random negatives and the audit of what it got."""
+    """Of a negative whose distances are measured."""
     rank_pair_s: float
     """Of evaluation: one candidate of one query."""
     rank_query_s: float
@@ -126,7 +131,8 @@ def epoch(job: Job, machine: Machine) -> dict[str, float]:
     steps, queries = job.pairs / (R * job.batch), job.pairs * job.near_share
     searching = R if job.sharded else 1
     hops = math.ceil(math.log2(R))  # of a broadcast along a tree
-    answers_bytes = 4 * encoder.dimension * hops + 16 * K * (R - 1)  # a query to all, then every rank's answers to all
+    # A query to all, every rank's answers to the one that merges them, the nearest to all: in a ring, or all at once.
+    answers_bytes = (4 * encoder.dimension + 2 * 16 * K) * (R - 1) / R
     return {
         "steps": steps * (machine.step_s + job.batch * (2 + K) * 3 * forward / machine.train_flops),
         "gradients": steps * sum_seconds(job.weight_bytes * encoder.parameters, R, machine),
@@ -134,11 +140,9 @@ def epoch(job: Job, machine: Machine) -> dict[str, float]:
         "vectors": 0.0 if job.sharded else N * encoder.vector_bytes * (R - 1) / R / machine.message_bytes_per_s,
         "search": queries * (machine.search_query_s + 2 * encoder.dimension * N / searching / machine.search_flops),
         "answers": (
-            queries * (answers_bytes / machine.message_bytes_per_s + K * R * machine.merge_s)
-            if job.sharded and R > 1
-            else 0.0
+            queries * (answers_bytes / machine.message_bytes_per_s + K * machine.merge_s) if job.sharded and R > 1 else 0.0
         ),
-        "audit": job.pairs * K * machine.audit_pair_s,
+        "audit": min(job.pairs * K, AUDITED) * machine.audit_pair_s + job.pairs * K * DRAW_S + N / searching * HASH_S,
         "ids": job.pairs * 8 * K / machine.message_bytes_per_s * hops,
         "evaluation": sum(
             ranking_seconds(min(pairs, job.max_queries), texts, searching, machine)
@@ -167,9 +171,9 @@ def sum_seconds(num_bytes: float, ranks: int, machine: Machine) -> float:
 
 
 def ranking_seconds(pairs: float, texts: int, holders: int, machine: Machine) -> float:
-    """Of evaluating a split: for every pair's point all texts are ranked twice, strictly and with copies as one. Rank 0
-    merges the best ten of each holder."""
-    merging = 2 * 10 * holders * machine.merge_s if holders > 1 else 0.0
+    """Of evaluating a split: for every pair's point all texts are ranked twice, strictly and with copies as one. Each
+    holder merges the best ten of all holders for its part of the points."""
+    merging = 2 * 10 * machine.merge_s if holders > 1 else 0.0
     return pairs * (machine.rank_query_s + 2 * texts / holders * machine.rank_pair_s + merging)
 
 

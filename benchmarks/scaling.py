@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_model import (
+    AUDITED,
     BERT_BASE,
     MINILM,
     TWO_CORES,
@@ -71,7 +72,7 @@ def measured(results: Results, machine: Machine = TWO_CORES) -> Machine:
             machine,
             search_flops=2 * results["mining"]["dimension"] / per_text,
             search_query_s=query_s,
-            audit_pair_s=audit_s / (largest["vectors"] / 2),
+            audit_pair_s=audit_s / min(largest["vectors"] / 2, AUDITED),
         )
     if "parts" in results:
         parts = results["parts"]

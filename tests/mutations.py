@@ -248,8 +248,8 @@ MUTATIONS = (
     Mutation(
         "GradCache: gradients of other ranks are not added",
         "biencoder/distributed/world.py",
-        "        dist.all_reduce(summed)\n",
-        "        dist.barrier()\n",
+        "        dist.reduce_scatter(summed, of_ranks)\n",
+        "        summed.copy_(of_ranks[ctx.rank])\n",
         GRADIENT,
     ),
     Mutation(
@@ -262,8 +262,8 @@ MUTATIONS = (
     Mutation(
         "GradCache scaling by world size",
         "biencoder/distributed/world.py",
-        "return summed.chunk(ctx.size)[ctx.rank], None, None",
-        "return summed.chunk(ctx.size)[ctx.rank] / ctx.size, None, None",
+        "return summed, None, None",
+        "return summed / ctx.size, None, None",
         GRADIENT,
     ),
     Mutation(

@@ -9,7 +9,7 @@ R: rows, D: dimension.
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -129,18 +129,39 @@ class World:
             dist.broadcast(values, src=source, group=self._control)
         return values
 
-    def all_gather_cpu(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's CPU tensor (equal shapes) on every rank, in rank order, without gradient. Every rank takes part."""
+    def all_gather_rows(self, rows_RD: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Every rank's rows of a CPU tensor on every rank, in rank order, without gradient. Every rank takes part.
+
+        Args:
+            counts: number of rows of each rank.
+        """
         if self.size == 1:
-            return [values]
-        gathered = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(gathered, values.contiguous(), group=self._control)
-        return gathered
+            return rows_RD
+        longest = max(counts)
+        padded_RD = torch.cat([rows_RD, rows_RD.new_empty(longest - len(rows_RD), *rows_RD.shape[1:])])
+        gathered = [torch.empty_like(padded_RD) for _ in range(self.size)]
+        dist.all_gather(gathered, padded_RD, group=self._control)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    def exchange(self, rows_RD: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """What every rank has for this one (ranks, own rows, ...), of a CPU tensor, in rank order. Every rank takes part.
+
+        Args:
+            rows_RD: first the rows for rank 0, then those for rank 1, ...
+            counts: number of rows for each rank, the same on every rank.
+        """
+        own = counts[self.rank]
+        if self.size > 1:
+            received = rows_RD.new_empty(self.size * own, *rows_RD.shape[1:])
+            sizes = [own] * self.size
+            dist.all_to_all_single(received, rows_RD.contiguous(), sizes, list(counts), group=self._control)
+            rows_RD = received
+        return rows_RD.view(self.size, own, *rows_RD.shape[1:])
 
     def all_gather(self, rows_RD: torch.Tensor) -> torch.Tensor:
         """Differentiable all-gather: every rank's rows (equal shapes) on every rank, in rank order.
 
-        Every rank takes part, also in the backward pass, which sums all ranks' gradients.
+        Every rank takes part, also in the backward pass, which hands each rank the sum of all ranks' gradients of its rows.
         """
         if self.size == 1:
             return rows_RD
@@ -192,9 +213,10 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        summed = gradients[0].contiguous()
-        dist.all_reduce(summed)
-        return summed.chunk(ctx.size)[ctx.rank], None, None
+        of_ranks = [part.contiguous() for part in gradients[0].chunk(ctx.size)]
+        summed = torch.empty_like(of_ranks[ctx.rank])
+        dist.reduce_scatter(summed, of_ranks)
+        return summed, None, None
 
 
 def _attempt(work: Callable[[], T], world: World) -> tuple[T | None, PeerError | None]:

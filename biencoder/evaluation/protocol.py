@@ -25,7 +25,7 @@ import torch
 
 from biencoder.data import Split
 from biencoder.data.codes import contains
-from biencoder.data.ids import Ids
+from biencoder.data.ids import Ids, spread_over
 from biencoder.distributed.world import World
 from biencoder.evaluation.metrics import JUDGED_DEPTH, Answers, calibration_error, judged_metrics, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
@@ -173,11 +173,6 @@ def _metrics(ranking: "Ranking", candidates: Candidates, *, judged: bool, top_k:
     return metrics
 
 
-def spread_over(size: int, count: int) -> Ids:
-    """So many positions of a list, or all of a shorter one, evenly spread."""
-    return np.unique(np.linspace(0, size - 1, min(size, count)).astype(np.int64))
-
-
 def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:
     """A few of the points that were queries, evenly spread, and their nearest texts.
 
@@ -244,9 +239,9 @@ def rank_candidates(
     k: int,
     world: World,
 ) -> Ranking:
-    """The k nearest candidates of each query, on rank 0 of `world` (empty on other ranks). All its ranks take part.
+    """The k nearest candidates of each query. Every rank of `world` takes part and gets them.
 
-    Each rank ranks the candidates that it holds, and rank 0 merges the rankings.
+    Each rank ranks the candidates that it holds, and merges the rankings of the queries that it holds.
 
     Args:
         candidate_text_C: text id of each candidate.
@@ -255,20 +250,18 @@ def rank_candidates(
     k = min(k, len(candidate_text_C) - bool((excluded_Q >= 0).all()))
     held = HeldCandidates.of(candidate_text_C, embedded)
     order, merged = [], []
-    for block, queries in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
+    for block, queries, counts in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
         mine = nearest_candidates(queries, held, excluded_Q[block], k=k)
         if classifier is not None and len(held.position_c):
             text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)]
             row_qk = np.searchsorted(embedded.text_ids_N, text_qk)
             mine = mine._replace(probability_Qk=pair_probability(queries, embedded.candidate, row_qk, classifier))
-        gathered = [world.gather(torch.from_numpy(part)) for part in mine]
-        if world.is_main:
-            order.append(block)
-            nearest = join_rankings([[part.numpy() for part in parts or []] for parts in gathered], axis=1).nearest(k)
-            squared_Qk = nearest.distance_Qk + queries.embedding.square().sum(1, keepdim=True).numpy()
-            merged.append(nearest._replace(distance_Qk=np.sqrt(np.maximum(squared_Qk, 0))))
-    if not world.is_main:
-        return empty_ranking(0, k)
+        answers = [list(world.exchange(torch.from_numpy(part), counts).numpy()) for part in mine]
+        own = join_rankings(answers, axis=1).nearest(k)
+        nearest = Ranking(*(world.all_gather_rows(torch.from_numpy(part), counts).numpy() for part in own))
+        squared_Qk = nearest.distance_Qk + queries.embedding.square().sum(1, keepdim=True).numpy()
+        merged.append(nearest._replace(distance_Qk=np.sqrt(np.maximum(squared_Qk, 0))))
+        order.append(block)
     back_Q = np.argsort(np.concatenate(order))
     return join_rankings([[np.concatenate(blocks)[back_Q]] for blocks in zip(*merged, strict=True)], axis=0)
 

@@ -1,7 +1,11 @@
 """The audit of mined negatives: how hard they are, which look like copies of their point or counter, and whether the
 embeddings still distinguish texts.
 
-P: samples, K: negatives of each, X: P * K, N: texts held here, n: a block of them, D: dimension.
+Distances are measured on a sample of the negatives, evenly spread, so that the audit of a large corpus takes seconds. A
+share among 50,000 negatives has a standard error of at most 0.22 %. Whether a negative is forbidden is checked for all.
+
+P: samples, K: negatives of each, X: negatives whose distances are measured, N: texts held here, n: a block of them, D:
+dimension.
 """
 
 import math
@@ -12,7 +16,7 @@ import numpy as np
 import torch
 
 from biencoder.data import Forbidden, Split
-from biencoder.data.ids import Ids
+from biencoder.data.ids import Ids, spread_over
 from biencoder.distributed.world import World
 from biencoder.retrieval.embedding import EmbeddedTexts
 
@@ -21,6 +25,8 @@ NEAR_COPY = 0.2
 _MOST_BINS = 40
 _LISTED = 10
 _MOST_ROWS = 20_000
+MOST_NEGATIVES = 50_000
+"""The largest number of negatives whose distances are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +69,22 @@ class Audit:
 def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> Audit:
     """Audit the negatives. Every rank of `world`, the holders of `embedded`, takes part and gets the same result."""
     start = time.perf_counter()
-    P, K = negative_text_PK.shape
-    point_X, counter_X, negative_X = (
-        np.repeat(split.point_text_P, K),
-        np.repeat(split.counter_text_P, K),
-        negative_text_PK.ravel(),
-    )
-    pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, world)
-    pair_X, negative_distance_X = np.repeat(pair_P, K), embedded.distances("query", point_X, negative_X, world)
+    place_X = spread_over(negative_text_PK.size, MOST_NEGATIVES)
+    sample_X, negative_X = place_X // negative_text_PK.shape[1], negative_text_PK.ravel()[place_X]
+    point_X, counter_X = split.point_text_P[sample_X], split.counter_text_P[sample_X]
+    samples, of_X = np.unique(sample_X, return_inverse=True)
+    pairs = embedded.distances("query", split.point_text_P[samples], split.counter_text_P[samples], world)
+    pair_X, negative_distance_X = pairs[of_X], embedded.distances("query", point_X, negative_X, world)
     # All as candidates: queries may have an encoder of their own, and so a geometry of their own.
     to_counter_X = embedded.distances("candidate", counter_X, negative_X, world)
     copied_X = np.minimum(embedded.distances("candidate", point_X, negative_X, world), to_counter_X)
     spread, effective_rank = geometry(embedded, world)
     hardness_X = pair_X - negative_distance_X
-    counts, edges = np.histogram(hardness_X, bins=min(_MOST_BINS, 1 + math.isqrt(P)))
+    counts, edges = np.histogram(hardness_X, bins=min(_MOST_BINS, 1 + math.isqrt(len(samples))))
     closest = np.argsort(copied_X, kind="stable")[:_LISTED]
     figures = Figures(
-        forbidden=int((~forbidden.allows(point_X, negative_X)).sum()),
-        pair_distance=float(pair_P.mean()),
+        forbidden=int((~forbidden.allows(split.point_text_P[:, None], negative_text_PK)).sum()),
+        pair_distance=float(pairs.mean()),
         harder_share=float((hardness_X > 0).mean()),
         near_copies=float((copied_X < NEAR_COPY * math.sqrt(2) * spread).mean()),
         spread=spread,
@@ -89,7 +93,7 @@ def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: E
     )
     listed = [
         CloseNegative(
-            int(i) // K, int(negative_X[i]), float(negative_distance_X[i]), float(to_counter_X[i]), float(pair_X[i])
+            int(sample_X[i]), int(negative_X[i]), float(negative_distance_X[i]), float(to_counter_X[i]), float(pair_X[i])
         )
         for i in closest
     ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from biencoder.config import MiningConfig
 from biencoder.data import Forbidden, Members, Split
-from biencoder.data.ids import Ids
+from biencoder.data.ids import Ids, spread_over
 from biencoder.distributed.world import World
 from biencoder.errors import DataError
 from biencoder.retrieval.build import reference_index
@@ -110,7 +110,7 @@ def nearest_negatives(
     distance = np.full(mined.shape, np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
     is_candidate_N = split.is_candidate(limits.forbidden.num_texts) if split.judgements else None
-    for block, queries in embedded.blocks(split.point_text_P[samples], world, pooled=False):
+    for block, queries, counts in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         samples_Q = samples[block]
 
         def allowed(numbers: Ids, rows: Ids, samples_Q: Ids = samples_Q) -> npt.NDArray[np.bool_]:
@@ -125,7 +125,7 @@ def nearest_negatives(
             index, vectors_ND, queries.embedding.numpy(), allowed, count=count, least_distance_Q=least_Q
         )
         texts_Qk = np.where(rows_Qk >= 0, embedded.text_ids_N[rows_Qk] if len(embedded.text_ids_N) else -1, -1)
-        mined[block], distance[block] = nearest_of_ranks(texts_Qk, distance_Qk, world)
+        mined[block], distance[block] = nearest_of_ranks(texts_Qk, distance_Qk, world, counts)
     return mined, distance
 
 
@@ -177,8 +177,7 @@ def recall(
 
     It is measured on up to 500 of these samples by FAISS, or on 50 in fp64.
     """
-    size = 50 if fp64 else 500
-    sample_n = np.unique(np.linspace(0, len(samples) - 1, min(size, len(samples))).astype(np.int64))
+    sample_n = spread_over(len(samples), 50 if fp64 else 500)
     index = reference_index(embedded.candidate.embedding.numpy(), fp64=fp64)
     truth_nk, _ = nearest_negatives(samples[sample_n], split, limits, embedded, index, world, count=found_Qk.shape[1])
     exists_nk = truth_nk >= 0

@@ -9,6 +9,7 @@ N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, B: text
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,19 @@ from biencoder.data.ids import Ids
 from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Side, Sides, Vectors
-from biencoder.retrieval.nearest import nearest_of_ranks
 
 _MESSAGE_BYTES = 64 * 2**20
 """Upper bound of a message to rank 0, and of a block of queries."""
+
+
+class Block(NamedTuple):
+    """Vectors of some of the texts that were asked for, first those that rank 0 holds, then those of rank 1, ..."""
+
+    positions: Ids
+    """In the list of texts that were asked for."""
+    vectors: Vectors
+    counts: list[int]
+    """Number of texts that each rank holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +65,8 @@ class EmbeddedTexts:
 
         return replace(self, query=unit(self.query), candidate=unit(self.candidate))
 
-    def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[tuple[Ids, Vectors]]:
-        """The texts' vectors of one side, block by block on every holder: (positions in `text_ids_Q`, vectors).
-
-        The rank that holds a block broadcasts it. Every holder must consume all blocks.
+    def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[Block]:
+        """The texts' vectors of one side, block by block on every holder. Every holder must consume all blocks.
 
         Args:
             pooled: whether to send the pooled vectors; otherwise they are empty.
@@ -66,36 +74,27 @@ class EmbeddedTexts:
         vectors = self.query if side == "query" else self.candidate
         holder_Q = self.holder_M[np.searchsorted(self.all_text_ids_M, text_ids_Q)]
         width = vectors.embedding.shape[1] + pooled * vectors.pooled.shape[1]
-        size = max(1, _MESSAGE_BYTES // (4 * width))
-        for rank in range(world.size):
-            positions = np.flatnonzero(holder_Q == rank)
-            for start in range(0, len(positions), size):
-                block = positions[start : start + size]
-                if rank == world.rank:
-                    mine = vectors.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[block])))
-                else:
-                    mine = Vectors(*(part.new_empty(len(block), part.shape[1]) for part in vectors))
-                embedding = world.broadcast(mine.embedding, source=rank)
-                yield (
-                    block,
-                    Vectors(
-                        embedding,
-                        world.broadcast(mine.pooled, source=rank) if pooled else embedding.new_empty(len(block), 0),
-                    ),
-                )
+        size = max(1, _MESSAGE_BYTES // (4 * width * world.size))
+        positions_of = [np.flatnonzero(holder_Q == rank) for rank in range(world.size)]
+        for start in range(0, max(len(positions) for positions in positions_of), size):
+            blocks = [positions[start : start + size] for positions in positions_of]
+            counts = [len(block) for block in blocks]
+            mine = vectors.rows(torch.from_numpy(np.searchsorted(self.text_ids_N, text_ids_Q[blocks[world.rank]])))
+            embedding = world.all_gather_rows(mine.embedding, counts)
+            rows = world.all_gather_rows(mine.pooled, counts) if pooled else embedding.new_empty(len(embedding), 0)
+            yield Block(np.concatenate(blocks), Vectors(embedding, rows), counts)
 
     def distances(self, side: Side, text_X: Ids, candidate_text_X: Ids, world: World) -> npt.NDArray[np.float64]:
         """Euclidean distance (X,) of each text's vector of one side to its candidate's vector. Every holder takes part."""
         distance_X = np.empty(len(text_X))
         vectors_ND = self.candidate.embedding
-        for block, mine in self.blocks(text_X, world, side=side, pooled=False):
+        for block, mine, _ in self.blocks(text_X, world, side=side, pooled=False):
             here = np.flatnonzero(contains(self.text_ids_N, candidate_text_X[block]))
             rows = np.searchsorted(self.text_ids_N, candidate_text_X[block][here])
-            distance_Q1 = np.full((len(block), 1), np.inf)
             gap_QD = mine.embedding[torch.from_numpy(here)] - vectors_ND[torch.from_numpy(rows)]
-            distance_Q1[here, 0] = torch.linalg.vector_norm(gap_QD, dim=1).double().numpy()
-            _, least_Q1 = nearest_of_ranks(np.zeros((len(block), 1), dtype=np.int64), distance_Q1, world)
-            distance_X[block] = least_Q1[:, 0]
+            distance_Q = torch.zeros(len(block), dtype=torch.float64)  # one rank holds each candidate, the others add 0
+            distance_Q[torch.from_numpy(here)] = torch.linalg.vector_norm(gap_QD, dim=1).double()
+            distance_X[block] = world.all_reduce(distance_Q, control=True).numpy()
         return distance_X
 
 

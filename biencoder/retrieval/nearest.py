@@ -9,7 +9,7 @@ Q: queries, q: a block of them, k: rows that an index returns, K: answers of all
 N: vectors, n: a block of them, D: dimension, X: pairs of a query and a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -120,18 +120,27 @@ def nearest_allowed(
     return best_Qc, distance_Qc
 
 
-def nearest_of_ranks(ids_Qk: Rows, distance_Qk: Distances, world: World) -> tuple[Rows, Distances]:
+def nearest_of_ranks(ids_Qk: Rows, distance_Qk: Distances, world: World, counts: Sequence[int]) -> tuple[Rows, Distances]:
     """For each query the k nearest of all ranks' answers (ids and distances), nearest first; ties go to the lower id.
 
-    Every rank takes part.
+    Each rank merges the answers to its own queries, so the bytes that a rank sends and receives do not grow with the number
+    of ranks. Every rank takes part and gets all results.
+
+    Args:
+        counts: number of each rank's queries; the first are those of rank 0.
     """
     if world.size == 1:
         return ids_Qk, distance_Qk
     ids_QK, distance_QK = (
-        torch.cat(world.all_gather_cpu(torch.from_numpy(part)), dim=1).numpy() for part in (ids_Qk, distance_Qk)
+        np.concatenate(list(world.exchange(torch.from_numpy(part), counts).numpy()), axis=1)
+        for part in (ids_Qk, distance_Qk)
     )
     order_Qk = np.lexsort((ids_QK, distance_QK), axis=1)[:, : ids_Qk.shape[1]]
-    return np.take_along_axis(ids_QK, order_Qk, axis=1), np.take_along_axis(distance_QK, order_Qk, axis=1)
+    ids, distances = (
+        world.all_gather_rows(torch.from_numpy(np.take_along_axis(part, order_Qk, axis=1)), counts).numpy()
+        for part in (ids_QK, distance_QK)
+    )
+    return ids, distances
 
 
 def _blocks(positions: Rows, size: int) -> list[Rows]:

@@ -33,6 +33,7 @@ from pydantic import TypeAdapter
 
 from biencoder.config import typed
 from biencoder.data.dataset import terminated
+from biencoder.data.ids import spread_over
 from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.whole_folder import whole_folder
@@ -140,7 +141,7 @@ def write_index(
             if kind != "flat":
                 index = build_compact(embedding_ND, kind)
                 faiss.write_index(index, str(fresh / "index.faiss"))
-                sample = [texts[row] for row in np.unique(np.linspace(0, len(texts) - 1, _RECALL_QUERIES).astype(int))]
+                sample = [texts[row] for row in spread_over(len(texts), _RECALL_QUERIES)]
                 recall = measured_recall(CompactIndex(index), embedding_ND, queries(sample).embedding.numpy())
             sizes = {path.name: path.stat().st_size for path in sorted(fresh.iterdir())}
             facts = Facts(kind, len(texts), model, model_sha256, texts_sha256(texts), clean, recall, sizes)

@@ -49,6 +49,20 @@ def test_copies_of_point_or_counter_are_counted() -> None:
     assert {close.sample for close in found.closest[:2]} == {0, 1}
 
 
+def test_a_large_corpus_is_audited_on_a_sample_and_checked_in_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(40.0)[:, None]  # on a line: every counter 10 from its point, every negative 20
+    points, counters, negatives = list(range(10)), list(range(10, 20)), list(range(20, 30))
+    negatives[1] = counters[1]  # forbidden, and between the sampled places
+    whole = audited(values, points, counters, negatives)
+    monkeypatch.setattr("biencoder.mining.audit.MOST_NEGATIVES", 4)
+    sample = audited(values, points, counters, negatives)
+    assert (sum(whole.hardness_counts), sum(sample.hardness_counts)) == (10, 4)
+    assert (whole.figures.forbidden, sample.figures.forbidden) == (1, 1)
+    assert {close.sample for close in sample.closest} == {0, 3, 6, 9}
+    assert sample.figures.pair_distance == 10
+    assert sample.closest[0].to_point == 20
+
+
 def test_equal_embeddings_have_no_spread_and_no_copies() -> None:
     found = audited(np.full((30, 4), 0.7), list(range(10)), list(range(10, 20)), list(range(20, 30)))
     assert (found.figures.spread, found.figures.effective_rank, found.figures.near_copies) == (0, 0, 0)

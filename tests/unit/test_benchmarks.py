@@ -60,7 +60,7 @@ def test_an_epoch_computed_by_hand() -> None:
             "vectors": 100 * 24 * 3 / 4 / 64,
             "search": 20 * (0.5 + 2 * 4 * 100 / 100),
             "answers": 0,
-            "audit": 5,
+            "audit": 5 + 40 * 2.0e-7 + 100 * 2.2e-6,
             "ids": 40 * 8 / 64 * 2,
             "evaluation": 40 * (0.1 + 2 * 100 * 0.01) + 10 * (0.1 + 2 * 20 * 0.01),
             "checkpoint": (1200 + 320) / 1000,
@@ -73,14 +73,15 @@ def test_sharding_divides_what_grows_with_the_texts_and_adds_answers() -> None:
 
     whole, parts = epoch(job(), machine()), epoch(job(sharded=True), machine())
     assert parts["search"] == pytest.approx(20 * (0.5 + 2 * 4 * 25 / 100))
-    assert parts["answers"] == pytest.approx(20 * ((4 * 4 * 2 + 16 * 3) / 64 + 4 * 0.001))
+    assert parts["answers"] == pytest.approx(20 * ((4 * 4 + 2 * 16) * 3 / 4 / 64 + 0.001))
     assert parts["vectors"] == 0
     few = epoch(job(max_queries=7), machine())["evaluation"]
     assert few == pytest.approx(7 * (0.1 + 2 * 100 * 0.01) + 7 * (0.1 + 2 * 20 * 0.01))
     assert parts["evaluation"] == pytest.approx(
-        40 * (0.1 + 2 * 25 * 0.01 + 20 * 4 * 0.001) + 10 * (0.1 + 2 * 5 * 0.01 + 20 * 4 * 0.001)
+        40 * (0.1 + 2 * 25 * 0.01 + 20 * 0.001) + 10 * (0.1 + 2 * 5 * 0.01 + 20 * 0.001)
     )
-    same = ("steps", "gradients", "embedding", "audit", "ids", "checkpoint")
+    assert parts["audit"] == pytest.approx(5 + 40 * 2.0e-7 + 25 * 2.2e-6)
+    same = ("steps", "gradients", "embedding", "ids", "checkpoint")
     assert [parts[name] for name in same] == [whole[name] for name in same]
 
 
