@@ -69,11 +69,19 @@ def test_every_page_has_a_place_in_the_site() -> None:
 
 def test_a_diagram_is_one_block_of_html_without_scripts() -> None:
     pytest.importorskip("mermaidx")
-    from docs import diagrams
+    from docs import blocks
 
-    page = diagrams.on_page_markdown("before\n\n```mermaid\nflowchart TD\n  a[one] --> b[two]\n```\n\nafter")
+    page = blocks.on_page_markdown("before\n\n```mermaid\nflowchart TD\n  a[one] --> b[two]\n```\n\nafter")
     before, drawing, after = page.split("\n\n")
     assert (before, after) == ("before", "after")
     assert drawing.startswith('<div class="diagram"><svg')
     assert "<script" not in drawing
     assert "http" not in drawing.replace("http://www.w3.org/", "")
+
+
+def test_a_block_that_is_a_file_is_titled_with_its_name() -> None:
+    pytest.importorskip("mermaidx")
+    from docs import blocks
+
+    page = "```json mine/a.jsonl\n{}\n```\n```bash\nls\n```\n"
+    assert blocks.on_page_markdown(page) == page.replace("json mine/a.jsonl", 'json title="mine/a.jsonl"')
