@@ -397,12 +397,13 @@ def train_steps(engine: Engine, ranks: World, setup: Any, steps: range) -> list[
     return rows
 
 
-AFTER = range(10, 15)
+AFTER = range(3, 6)
 """The steps that follow a state; the warm-up ends within."""
+WARM_UP = 5
 
 
 def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
-    """Under each DeepSpeed file: 10 steps, a state, 5 steps; then a fresh engine from it, the same 5 steps."""
+    """Under each DeepSpeed file: some steps, a state, the steps after it; then a fresh engine from it, the same steps."""
 
     def work(ranks: World) -> None:
         _let_any_cpu_compute_fp16()
@@ -410,7 +411,7 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
             train = _warming_up(ranks)
             setup = training_setup(tiny_bert)
             engine = engine_for(setup[0], file, ranks, train)
-            train_steps(engine, ranks, setup, range(10))
+            train_steps(engine, ranks, setup, range(AFTER.start))
             state = engine.state()
             straight = train_steps(engine, ranks, setup, AFTER)
             setup = training_setup(tiny_bert)
@@ -429,7 +430,7 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
 
 
 def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
-    """The last 5 steps of `save_and_go_on`, from its state, on another number of ranks."""
+    """The last steps of `save_and_go_on`, from its state, on another number of ranks."""
 
     def work(ranks: World) -> None:
         _let_any_cpu_compute_fp16()
@@ -458,7 +459,7 @@ def _warming_up(ranks: World) -> TrainConfig:
         lr=1e-3,
         lr_scaling="none",
         schedule="cosine",
-        warmup_ratio=0.6,
+        warmup_ratio=WARM_UP / STEPS,
     )
 
 

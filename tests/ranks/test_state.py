@@ -9,6 +9,7 @@ import pytest
 
 from tests.launch import run_ranks
 from tests.modes import MODES
+from tests.ranks.cases import WARM_UP
 
 pytestmark = pytest.mark.ranks
 
@@ -60,7 +61,10 @@ def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tm
         rows = found[path]
         applied = skipped = 0
         for i, row in enumerate(rows):
-            assert row["lr"] == pytest.approx(1e-3 * (applied + 1) / 12), (file, i)  # warming up with applied updates only
+            assert row["lr"] == pytest.approx(1e-3 * (applied + 1) / WARM_UP), (
+                file,
+                i,
+            )  # warming up with applied updates only
             overflowed = not math.isfinite(row["grad_norm"])
             skipped, applied = skipped + overflowed, applied + (not overflowed)
             assert (row["same"], row["skipped_steps"]) == (overflowed, skipped), (file, i)
