@@ -16,7 +16,7 @@ from biencoder.distributed.world import World
 from biencoder.model.pretrained import Pretrained, load_pretrained
 from biencoder.model.vocabulary import check_corpus
 from biencoder.training.engine.memory import check_mining_memory
-from biencoder.training.engine.precision import Precision, fast_precision
+from biencoder.training.engine.precision import Precision, precision_of_auto
 from biencoder.training.engine.settings import Settings, precision_of, read_settings
 from biencoder.training.recovery.out_of_memory import within_bound
 from biencoder.training.recovery.run_folder import run_folder
@@ -36,7 +36,7 @@ class Plan:
     settings: Settings
     """Of DeepSpeed."""
     fastest: Precision
-    """What rank 0's device computes fastest."""
+    """What rank 0's device computes fastest; fp32 where that is set."""
     dataset: Dataset
     pretrained: Pretrained
     mining: str
@@ -80,7 +80,7 @@ def make_plan(config: Config, world: World) -> Plan:
     world.together(lambda: config.check(world.size))
     folder, requested = world.on_main(lambda: run_folder(config)), config
     config = world.on_main(lambda: within_bound(folder, requested, world_size=world.size))
-    fastest = world.on_main(lambda: fast_precision(world.device))
+    fastest = world.on_main(lambda: precision_of_auto(config.train.precision, world.device))
     settings = world.together(lambda: read_configuration(config, world.size, fastest=fastest))
     dataset = world.together(lambda: read_data(config))
     pretrained = world.together(lambda: read_model(config, dataset.texts, dataset.findings))

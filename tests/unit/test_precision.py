@@ -30,6 +30,12 @@ def test_a_cpu_trains_in_bf16_only_where_that_is_faster(
     assert fast_precision(torch.device("cpu")) == expected
 
 
+def test_nothing_is_measured_where_fp32_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "fast_precision", lambda _: "bf16")
+    found = {wanted: precision.precision_of_auto(wanted, torch.device("cpu")) for wanted in ("auto", "bf16", "fp32")}
+    assert found == {"auto": "bf16", "bf16": "bf16", "fp32": "fp32"}
+
+
 def test_products_of_both_kinds_are_timed() -> None:
     assert all(precision._product_seconds(dtype) > 0 for dtype in (torch.float32, torch.bfloat16))
 

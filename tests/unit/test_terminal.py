@@ -4,7 +4,6 @@ import io
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,7 +61,9 @@ def test_a_line_of_stdin_that_is_no_utf8_is_named() -> None:
 
 
 def entry(work: str, **environment: str) -> "subprocess.Popen[str]":
-    code = f"import os, signal, sys, time\nfrom launcher.entry import run\ndef main(argv):\n    {work}\nrun(main)"
+    # Where the tests themselves run in a shell's background, SIGINT would be ignored.
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import os, signal, sys, time\nfrom launcher.entry import run\n{heard}\ndef main(argv):\n    {work}\nrun(main)"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -145,14 +146,15 @@ def test_an_argument_that_is_no_utf8_is_named(query: str) -> None:
 
 
 def test_a_second_interrupt_ends_what_is_still_waited_for() -> None:
-    process = entry("import atexit; atexit.register(time.sleep, 60); print('ready', flush=True); time.sleep(60)")
+    at_exit = "lambda: (print('ending', flush=True), time.sleep(60))"
+    process = entry(f"import atexit; atexit.register({at_exit}); print('ready', flush=True); time.sleep(60)")
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert process.stdout.readline() == "ending\n"
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=5)
+    _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "")
 
 

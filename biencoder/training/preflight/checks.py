@@ -41,7 +41,7 @@ from biencoder.training.engine.memory import (
     offloaded_bytes,
     state_bytes,
 )
-from biencoder.training.engine.precision import fast_precision
+from biencoder.training.engine.precision import precision_of_auto
 from biencoder.training.engine.settings import Settings, precision_of
 from biencoder.training.plan import read_configuration, read_data, read_model
 from biencoder.training.preflight.judgements import (
@@ -195,7 +195,8 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     train = config.train
 
     def configuration() -> dict[str, str]:
-        job.settings = read_configuration(config, world.size, fastest=fast_precision(world.device))
+        fastest = precision_of_auto(config.train.precision, world.device)
+        job.settings = read_configuration(config, world.size, fastest=fastest)
         return configuration_facts(config) | {"the content of deepspeed_config": settings_digest(job.settings)}
 
     def steps() -> str:
