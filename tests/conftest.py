@@ -43,11 +43,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 2 layers and 32 dimensions with random weights, saved as a transformers folder."""
+    return _write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=2)
+
+
+@pytest.fixture(scope="session")
+def one_layer_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one layer, for what takes time in proportion to the operations of a graph."""
+    return _write_bert(tmp_path_factory.mktemp("one-layer-bert"), layers=1)
+
+
+def _write_bert(folder: Path, *, layers: int) -> Path:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-bert")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = "the quick brown fox argues against a lazy dog taxes rise and fall with votes point counter".split()
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -68,7 +77,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
