@@ -1,4 +1,4 @@
-"""Writes docs/reference/metrics.md and docs/reference/exit-codes.md, from tracking/names.py and errors.py.
+"""Writes docs/reference/metrics.md and docs/reference/exit-codes.md, from biencoder/tracking and errors.py.
 
 python docs/names.py
 """
@@ -55,13 +55,35 @@ says what to do. The number is the exit code that a command makes of it.
 """
 
 
+_DASHBOARD = """
+## Dashboard
+
+The workspace that `launcher/dashboard.py` makes in Weights & Biases.
+
+| section | panel | shows |
+|---|---|---|
+"""
+
+
+def dashboard() -> str:
+    """Every panel of the workspace."""
+    from biencoder.tracking.dashboard import SECTIONS, Curves  # takes seconds
+
+    rows = []
+    for section, panels in SECTIONS.items():
+        for panel in panels:
+            title, metrics = (panel.title, panel.metrics) if isinstance(panel, Curves) else ("a table", [panel.name])
+            rows.append(f"| {section} | {title} | {', '.join(f'`{name}`' for name in metrics)} |")
+    return _DASHBOARD + "\n".join(rows) + "\n"
+
+
 def metrics_page() -> str:
     """Every metric, by the kind of its record."""
     texts = [_METRICS]
     for kind, (metrics, when) in _KINDS.items():
         rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in metrics.items())
         texts.append(f"\n## {kind}\n\n{when}\n\n| name | meaning |\n|---|---|\n{rows}\n")
-    return "".join(texts) + _OTHER
+    return "".join(texts) + _OTHER + dashboard()
 
 
 def codes_page() -> str:
