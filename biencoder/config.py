@@ -114,6 +114,9 @@ class MiningConfig:
     """Nearest-neighbour index: scikit-learn's BallTree (reference) or FAISS (faster)."""
     negatives: Annotated[int, FIXED, Field(ge=0, le=64)] = 1
     """Negatives of each sample; 0: none are mined (contrastive loss alone)."""
+    given: Annotated[Literal["first", "only", "off"], FIXED] = "first"
+    """Negatives that a table gives beside its pairs. first: they take the first places of a sample, mined ones the rest;
+    only: nothing is mined; off: they are left out."""
     random_rate: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.8
     """Share of negatives drawn at random in epoch 0; the rest are nearest."""
     random_rate_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.02
@@ -350,6 +353,8 @@ class Config:
             problems.append(
                 "mining.negatives is 0, but triplet and classification loss need negatives; set their weights to 0"
             )
+        if self.mining.negatives == 0 and self.mining.given == "only":
+            problems.append("mining.given is only, but mining.negatives is 0; set how many given negatives a sample has")
         if self.mining.range_problem:
             problems.append(self.mining.range_problem)
         if self.eval.metric.startswith("rerank") and not loss.classification_weight:

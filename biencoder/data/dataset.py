@@ -14,6 +14,7 @@ from biencoder.config import SPLITS, find_file
 from biencoder.data.beir import Beir, is_beir, read_beir
 from biencoder.data.cleaning import tidier
 from biencoder.data.columns import ColumnNames
+from biencoder.data.given import Given
 from biencoder.data.ids import Ids
 from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, Record, pair_up
@@ -47,14 +48,17 @@ class Split:
     """Every passage of the corpus, for queries over one; else none."""
     judgements: Judgements | None = None
     """For queries over a corpus only. Without, each pair is a query whose only answer is its own counter."""
+    given: Given | None = None
+    """The negatives that the data gives, of which none is a right answer of its pair's point; None if there are none."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def text_ids(self) -> Ids:
-        """The distinct text ids of this split and its candidates, ascending."""
-        return np.unique(np.concatenate([self.point_text_P, self.counter_text_P, self.corpus_text_C]))
+        """The distinct text ids of this split, its candidates and its given negatives, ascending."""
+        given_text_X = self.given.text_X if self.given else _nothing()
+        return np.unique(np.concatenate([self.point_text_P, self.counter_text_P, self.corpus_text_C, given_text_X]))
 
     @property
     def negative_pool(self) -> Ids:
@@ -112,11 +116,12 @@ class Dataset:
         return "validation" if "validation" in self.splits else "training"
 
 
-def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: bool = True) -> Dataset:
+def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: bool = True, given: bool = False) -> Dataset:
     """Read, clean, check and pair a corpus. Oddities do not raise; `findings` counts them.
 
     Args:
         columns: the names of a table's columns, as data.columns gives them.
+        given: whether the training pairs keep the negatives that a table gives.
 
     Raises:
         ConfigError: `columns` is not written as data.columns must be.
@@ -132,7 +137,7 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
         pairs = {split: _answers(beir, split, findings) for split in SPLITS}
     else:
         records = _cleaned(read_records(path, findings, names), clean=clean, findings=findings)
-        pairs = {split: pair_up(records.get(split, []), findings) for split in SPLITS}
+        pairs = {split: pair_up(records.get(split, []), findings, given=given and split == "training") for split in SPLITS}
     _check(pairs, root, findings, needs_training=needs_training)
     text_id: dict[str, int] = {}
     corpus_text_C = _text_ids((passage.text for passage in beir.passages.values()), text_id) if beir else _nothing()
@@ -149,6 +154,8 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
         for split in SPLITS
         if pairs[split]
     }
+    if "training" in splits:
+        splits["training"] = _with_given(splits["training"], text_id)
     _count_duplicates(splits, findings)
     return Dataset(tuple(text_id), splits, findings, _fingerprint(splits, tuple(text_id)))
 
@@ -167,6 +174,13 @@ def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs
 def _text_ids(texts: Iterable[str], text_id: dict[str, int]) -> Ids:
     """The ids of these texts; those that are new get the next ones."""
     return np.array([text_id.setdefault(text, len(text_id)) for text in texts], dtype=np.int64)
+
+
+def _with_given(split: Split, text_id: dict[str, int]) -> Split:
+    """The split with the given negatives of its pairs. Texts that are new get the ids after all others."""
+    if not any(pair.negatives for pair in split.pairs):
+        return split
+    return replace(split, given=Given.of([_text_ids(pair.negatives, text_id) for pair in split.pairs]))
 
 
 def _answers(beir: Beir, split: str, findings: Findings) -> list[Pair]:
@@ -288,6 +302,8 @@ def _fingerprint(splits: dict[str, Split], texts: tuple[str, ...]) -> str:
                 digest.update(terminated(part))
         if split.judgements:
             digest.update(split.judgements.grade_P.tobytes() + split.judgements.passage_P.tobytes())
+        for pair in split.pairs if split.given else ():
+            digest.update(b"".join(map(terminated, pair.negatives)) + b"\x00")
     for text in next(iter(splits.values())).corpus_text_C:
         digest.update(terminated(texts[text]))
     return digest.hexdigest()

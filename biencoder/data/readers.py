@@ -244,9 +244,10 @@ def _read_source(split: str, source: _Source, findings: Findings, names: ColumnN
             for record in _records_of(row, roles, num_rows, num_pairs):
                 num_pairs = record.row
                 yield name, record
-            _count_negatives(row, roles, findings)
-    left_out = dict.fromkeys(column for roles in readings.values() for column in (*roles.negatives, *roles.left_out))
+    left_out = dict.fromkeys(column for roles in readings.values() for column in roles.left_out)
     columns = dict(pair for roles in readings.values() for pair in roles.of.items())
+    if negatives := dict.fromkeys(column for roles in readings.values() for column in roles.negatives):
+        columns["negatives"] = ", ".join(negatives)
     if split:
         left_out |= {columns.pop("split"): None} if "split" in columns else {}
     findings.readings.append(Reading(source.name, num_rows, columns, tuple(left_out)))
@@ -276,23 +277,17 @@ def _split_of(row: Row, split: str, of_table: str, roles: Roles) -> str:
 
 
 def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator[Record]:
-    """The point and the counter of each pair of a row.
+    """The point, the counter and the given negatives of each pair of a row.
 
     Args:
         number: of the row in its split, counted from 1.
         num_pairs: pairs of the rows before.
     """
     labels = {role: row.name(roles.of[role]) if role in roles.of else "" for role in ("domain", "topic", "stance")}
-    name = row.name(roles.of["id"]) if "id" in roles.of else ""
+    name = (row.name(roles.of["id"]) if "id" in roles.of else "") or f"{number:09d}"
     point = row.text(roles.of["point"])
+    negatives = [text for column in roles.negatives for text in row.texts(column) if text.strip()]
     for pair, counter in enumerate(row.texts(roles.of["counter"]) or [""], start=num_pairs + 1):
-        texts: dict[Role, str] = {"point": point, "counter": counter}
-        for kind, text in texts.items():
-            yield Record(**labels, utterance_id=name or f"{number:09d}", kind=kind, text=text, source=row.source, row=pair)
-
-
-def _count_negatives(row: Row, roles: Roles, findings: Findings) -> None:
-    for column in roles.negatives:
-        count = sum(text.strip() != "" for text in row.texts(column))
-        if count:
-            findings.add("given negative (left out: negatives are mined)", row.source, count=count)
+        texts: list[tuple[Role, str]] = [("point", point), ("counter", counter)]
+        for kind, text in [*texts, *(("negative", text) for text in negatives)]:
+            yield Record(**labels, utterance_id=name, kind=kind, text=text, source=row.source, row=pair)

@@ -1,18 +1,18 @@
 """Records as the readers make them, the pairs they form, and findings: the oddities of a corpus."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Role = Literal["point", "counter"]
+Role = Literal["point", "counter", "negative"]
 _Place = tuple[int, str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One argument: a point or a counter. In a table those with the same number form a pair, in the ArguAna layout those
-    with the same (domain, topic, utterance_id, stance)."""
+    """One argument: a point, a counter, or a given negative. In a table those with the same number form a pair, in the
+    ArguAna layout those with the same (domain, topic, utterance_id, stance)."""
 
     domain: str
     topic: str
@@ -42,6 +42,8 @@ class Pair:
     counter: Record
     grade: int = 1
     """How well the counter answers the point: the higher, the better."""
+    negatives: tuple[str, ...] = ()
+    """Texts that the data gives as wrong answers, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +76,27 @@ class Findings:
         return [(kind, count, self.examples[kind]) for kind, count in self.counts.items()]
 
 
-def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
+def pair_up(records: Iterable[Record], findings: Findings, *, given: bool = False) -> list[Pair]:
     """The pairs of points and counters, in the order of rows or sorted by name.
 
     A record without a partner is dropped and counted.
+
+    Args:
+        given: whether pairs keep their given negatives; else these are counted.
     """
     points: dict[_Place, Record] = {}
     counters: dict[_Place, Record] = {}
+    negatives: dict[_Place, list[Record]] = defaultdict(list)
     for record in records:
+        if record.kind == "negative":
+            negatives[record.place].append(record)
+            continue
         side = points if record.kind == "point" else counters
         if record.place in side:
             findings.add(f"second {record.kind} of the same argument (dropped)", record.source)
         else:
             side[record.place] = record
-    pairs = []
+    pairs = {}
     for key in sorted(points.keys() | counters.keys()):
         point, counter = points.get(key), counters.get(key)
         if point is None or counter is None:
@@ -98,5 +107,29 @@ def pair_up(records: Iterable[Record], findings: Findings) -> list[Pair]:
         elif point.text == counter.text:
             findings.add("point and counter are the same text (pair dropped)", point.source)
         else:
-            pairs.append(Pair(point, counter))
-    return pairs
+            pairs[key] = Pair(point, counter)
+    if given and negatives:
+        return list(_with_negatives(pairs, negatives, findings))
+    for several in negatives.values():
+        findings.add("given negative (left out)", several[0].source, count=len(several))
+    return list(pairs.values())
+
+
+def _with_negatives(
+    pairs: dict[_Place, Pair], negatives: Mapping[_Place, list[Record]], findings: Findings
+) -> Iterator[Pair]:
+    """The pairs with their given negatives, but for those that are right answers."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for pair in pairs.values():
+        answers[pair.point.text] |= {pair.point.text, pair.counter.text}
+    for place, pair in pairs.items():
+        kept: dict[str, None] = {}
+        for record in negatives.get(place, []):
+            if record.text in answers[pair.point.text]:
+                findings.add("given negative that is its point or a right answer to it (dropped)", record.source)
+            elif record.text in kept:
+                findings.add("given negative that its pair has twice (dropped)", record.source)
+            else:
+                kept[record.text] = None
+        findings.add("pair with given negatives" if kept else "pair without given negatives", pair.point.source)
+        yield replace(pair, negatives=tuple(kept))

@@ -78,6 +78,8 @@ def mine(
 def _check(config: MiningConfig) -> None:
     if config.focus != "corpus":
         raise ConfigError(f"mining.focus is {config.focus}, but texts alone have no debates or themes")
+    if config.given == "only":
+        raise ConfigError("mining.given is only, but mine() takes no given negatives")
     if config.range_problem:
         raise ConfigError(config.range_problem)
 

@@ -25,6 +25,7 @@ from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError
 from biencoder.mining.audit import Audit, audit, churn
+from biencoder.mining.given import need_given, usable_given
 from biencoder.mining.selection import (
     Limits,
     chosen_ranks,
@@ -75,6 +76,8 @@ class Mined:
     """Seconds in which training waited for the negatives."""
     churn: float
     """Share of negatives that their sample did not have in the epoch before."""
+    given_share: float
+    """Share of negatives that the data gives; NaN if it gives none."""
     search: Search
     audit: Audit
 
@@ -93,6 +96,9 @@ class Miner:
         self._split, self._world, self._config, self._seed = split, world, config, seed
         self._num_epochs = num_epochs
         self._forbidden = forbidden
+        self._given = usable_given(split, forbidden)
+        if config.given == "only":
+            need_given(split, self._given)
         self._members = Members.of(split, config.focus, forbidden.num_texts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mining")
         self._ahead: tuple[int, Future[tuple[Ids, Search, Audit]] | None] | None = None
@@ -103,6 +109,11 @@ class Miner:
         """The newest negatives (P, K)."""
         self._in_use = False
         """Whether the newest negatives belong to the current epoch."""
+
+    @property
+    def given_left_out(self) -> int:
+        """Given negatives that are left out because they count as the same as a right answer."""
+        return len(self._split.given.text_X) - len(self._given.text_X) if self._split.given and self._given else 0
 
     @property
     def current(self) -> Ids | None:
@@ -149,6 +160,7 @@ class Miner:
             int(stale),
             wait_s,
             churn(negative_text_PK, before),
+            float((self._given_text_PK(epoch) >= 0).mean()) if self._split.given else math.nan,
             search,
             figures,
         )
@@ -201,11 +213,13 @@ class Miner:
         split, seed, K = self._split, self._seed, self._config.negatives
         rate = self._config.random_rate_at(epoch)
         is_random_PK = draws_random(seed=seed, epoch=epoch, num_samples=len(split), count=K, random_rate=rate)
-        negative_text_PK, search = np.full((len(split), K), -1, dtype=np.int64), Search()
-        samples_Q = np.flatnonzero(~is_random_PK.all(1))
+        negative_text_PK, search = self._given_text_PK(epoch), Search()
+        is_near_PK = (negative_text_PK < 0) & ~is_random_PK
+        samples_Q = np.flatnonzero(is_near_PK.any(1))
         if len(samples_Q):
-            mined_QK, search = self._search(samples_Q, ~is_random_PK[samples_Q], epoch, embedded, holders)
-            negative_text_PK[samples_Q] = mined_QK
+            taken_PK = negative_text_PK.copy() if self._given else None
+            mined_QK, search = self._search(samples_Q, is_near_PK[samples_Q], taken_PK, epoch, embedded, holders)
+            negative_text_PK[samples_Q] = np.where(is_near_PK[samples_Q], mined_QK, negative_text_PK[samples_Q])
         for number in range(K):
             samples = np.flatnonzero(negative_text_PK[:, number] < 0)
             negative_text_PK[samples, number] = random_negatives(
@@ -213,15 +227,31 @@ class Miner:
             )
         return negative_text_PK, search, audit(split, negative_text_PK, self._forbidden, embedded, holders)
 
+    def _given_text_PK(self, epoch: int) -> Ids:
+        """The given negatives of an epoch (P, K) in their places; -1 in those that are left."""
+        if self._given is None:
+            return np.full((len(self._split), self._config.negatives), -1, dtype=np.int64)
+        return self._given.of_epoch(epoch, self._config.negatives, repeated=self._config.given == "only")
+
     def _search(
-        self, samples: Ids, is_near_QK: npt.NDArray[np.bool_], epoch: int, embedded: EmbeddedTexts, holders: World
+        self,
+        samples: Ids,
+        is_near_QK: npt.NDArray[np.bool_],
+        taken_PK: Ids | None,
+        epoch: int,
+        embedded: EmbeddedTexts,
+        holders: World,
     ) -> tuple[Ids, Search]:
-        """The near negatives of these samples where `is_near_QK` (-1: no allowed text), and the metrics of the search."""
+        """The near negatives of these samples where `is_near_QK` (-1: no allowed text), and the metrics of the search.
+
+        Args:
+            taken_PK: negatives that all samples of the split have already (-1: none); None: they have none.
+        """
         start = time.perf_counter()
         split, config = self._split, self._config
         index = holders.together(lambda: build_index(embedded.candidate.embedding.numpy(), config))
         indexed = time.perf_counter()
-        limits = Limits(self._forbidden, self._members)
+        limits = Limits(self._forbidden, self._members, taken_PK=taken_PK)
         if config.keeps_distance:
             pair_P = embedded.distances("query", split.point_text_P, split.counter_text_P, holders)
             limits = replace(limits, least_distance_P=least_distances(pair_P, config))

@@ -31,11 +31,13 @@ class Limits:
     """The negative must belong to the sample's group."""
     least_distance_P: Distances | None = None
     """The negative must be at least this far from the sample's point."""
+    taken_PK: Ids | None = None
+    """Texts that the samples have already (negative: none); the negative must be another."""
 
     @property
     def optional(self) -> bool:
         """Whether there are conditions that a random negative need not meet."""
-        return self.members is not None or self.least_distance_P is not None
+        return any(limit is not None for limit in (self.members, self.least_distance_P, self.taken_PK))
 
 
 def draws_random(*, seed: int, epoch: int, num_samples: int, count: int, random_rate: float) -> npt.NDArray[np.bool_]:
@@ -109,7 +111,8 @@ def nearest_negatives(
     mined = np.full((len(samples), count), -1, dtype=np.int64)
     distance = np.full(mined.shape, np.inf)
     vectors_ND = embedded.candidate.embedding.numpy()
-    is_candidate_N = split.is_candidate(limits.forbidden.num_texts) if split.judgements else None
+    only_some = split.judgements is not None or split.given is not None
+    is_candidate_N = split.is_candidate(limits.forbidden.num_texts) if only_some else None
     for block, queries, counts in embedded.blocks(split.point_text_P[samples], world, pooled=False):
         samples_Q = samples[block]
 
@@ -118,6 +121,8 @@ def nearest_negatives(
             good = limits.forbidden.allows(split.point_text_P[samples_Q1], texts)
             if is_candidate_N is not None:
                 good &= is_candidate_N[texts]
+            for taken_P in () if limits.taken_PK is None else limits.taken_PK.T:
+                good &= texts != taken_P[samples_Q1]
             return good if limits.members is None else good & limits.members.include(samples_Q1, texts)
 
         least_Q = None if limits.least_distance_P is None else limits.least_distance_P[samples_Q]

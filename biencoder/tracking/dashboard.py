@@ -67,7 +67,10 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
         Curves("Distances from a point: own counter, nearest negative", ["mine/pair_distance", "mine/nearest_distance"]),
         Curves("Negatives nearer than the counter; near copies", ["mine/harder_share", "mine/near_copies"]),
         Curves("Hardness of the negatives (histogram: look at one run)", [HARDNESS]),
-        Curves("Random rate, and share of nearest negatives", ["mine/random_rate", "mine/nearest_share"]),
+        Curves(
+            "Random rate; shares of near and of given",
+            [f"mine/{x}" for x in ("random_rate", "nearest_share", "given_share")],
+        ),
         Curves("Spread of the embeddings", ["mine/spread"]),
         Curves("Dimensions that the embeddings use", ["mine/effective_rank"]),
         Curves("Negatives that are new", ["mine/churn"]),

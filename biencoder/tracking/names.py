@@ -38,6 +38,7 @@ MINE = {
     "mine/random_rate": "probability of a random negative in this epoch",
     "mine/nearest_share": "share of negatives that are near texts rather than random ones",
     "mine/nearest_distance": "mean distance from a point to its near negatives",
+    "mine/given_share": "share of negatives that the data gives; there only if it gives some",
     "mine/recall": "share of the truly nearest texts that were found; 1 for exact indexes",
     "mine/shortfalls": "negatives for which nothing near was allowed (they are random texts)",
     "mine/reference_agreement": "share of near negatives that a search in fp64, like the ball tree's, finds as well, "

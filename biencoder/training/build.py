@@ -55,6 +55,8 @@ def build(
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None
     forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
+    if miner.given_left_out:
+        terminal.say(f"{miner.given_left_out} given negatives are near copies of right answers, and are left out")
     tracker = world.together(
         lambda: open_tracker(
             config,

@@ -1,6 +1,7 @@
 """What each kind of record holds, from what loop, miner and evaluation have measured; names as in tracking/names.py."""
 
 import dataclasses
+import math
 
 from biencoder.evaluation import SplitResult
 from biencoder.mining import Mined
@@ -64,6 +65,7 @@ def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
         "mine/staleness": mined.staleness,
         "mine/wait_s": mined.wait_s,
         "mine/churn": mined.churn,
+        **({} if math.isnan(mined.given_share) else {"mine/given_share": mined.given_share}),
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.audit.figures).items()},
     }

@@ -13,6 +13,7 @@ from biencoder.config import Config
 from biencoder.data import Dataset, load_dataset
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
+from biencoder.mining.given import check_given
 from biencoder.model.pretrained import Pretrained, load_pretrained
 from biencoder.model.vocabulary import check_corpus
 from biencoder.training.engine.memory import check_mining_memory
@@ -106,10 +107,12 @@ def read_configuration(config: Config, world_size: int, *, fastest: Precision) -
 def read_data(config: Config) -> Dataset:
     """
     Raises:
-        DataError: the corpus cannot be read.
+        DataError: the corpus cannot be read, or lacks negatives that it should give.
         ConfigError: it does not fill one global batch.
     """
-    dataset = load_dataset(config.data.root, clean=config.data.clean, columns=config.data.columns)
+    data, given = config.data, config.mining.given != "off"
+    dataset = load_dataset(data.root, clean=data.clean, columns=data.columns, given=given)
+    check_given(dataset, config.mining)
     config.check_data(len(dataset.splits["training"]))
     return dataset
 

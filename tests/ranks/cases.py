@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ import biencoder.training.contrastive
 import biencoder.training.engine.engine
 from biencoder.config import CheckpointConfig, Config, DistributedConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Forbidden, Split
+from biencoder.data.given import Given
 from biencoder.data.tokens import TokenizedTexts, tokenize
 from biencoder.distributed.join import join
 from biencoder.distributed.stop_requests import StopRequests
@@ -324,9 +325,13 @@ def gradients_of_many_tokens(tiny_bert: str, files: list[str], out: str) -> None
     _in_world(work, silence_s=120)
 
 
-def sharded_search(mining: dict[str, Any], out: str) -> None:
+def sharded_search(mining: dict[str, Any], out: str, given: bool = False) -> None:
     """Mine and rank random vectors held in unequal shards (the last rank holds none); rank 0 writes what is found, and what
-    one process finds."""
+    one process finds.
+
+    Args:
+        given: whether two pairs in three have a given negative.
+    """
 
     def work(ranks: World) -> None:
         rng = np.random.default_rng(5)
@@ -335,6 +340,8 @@ def sharded_search(mining: dict[str, Any], out: str) -> None:
         everything = Vectors(rows, pooled)
         pairs: Any = (None,) * 150
         split = Split("training", pairs, np.arange(150), rng.permutation(np.arange(150, 300)))
+        if given:
+            split = replace(split, given=Given.of([(numbers + 1) % 150 for numbers in np.array_split(np.arange(100), 150)]))
         rows[split.counter_text_P] = rows[:150] + 2 * torch.eye(6)[torch.arange(150) % 6]  # near, so that some are found
         torch.manual_seed(0)
         classifier = PairClassifier(ModelConfig(), embedding_dim=6, hidden=8)

@@ -11,9 +11,9 @@ from tests.launch import run_ranks
 pytestmark = pytest.mark.ranks
 
 
-def search(tmp_path: Path, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    ends, _ = run_ranks("sharded_search", 3, mining=mining, out=str(tmp_path / "out.json"))
-    assert [end.code for end in ends] == [0] * 3, ends[0].stderr[-3000:]
+def search(tmp_path: Path, *, ranks: int = 3, given: bool = False, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    ends, _ = run_ranks("sharded_search", ranks, mining=mining, given=given, out=str(tmp_path / "out.json"))
+    assert [end.code for end in ends] == [0] * ranks, ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     return found["sharded"], found["whole"]
 
@@ -31,6 +31,16 @@ def test_exact_indexes_find_the_same_on_shards(tmp_path: Path, index: str) -> No
     assert sharded["audit"] == whole["audit"]
     assert 0 < whole["metrics"]["embedding/accuracy@1"] < whole["metrics"]["embedding/accuracy@5"] < 1
     assert 0 < whole["metrics"]["rerank/accuracy@1"] != whole["metrics"]["embedding/accuracy@1"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_given_negatives_are_the_same_on_any_number_of_ranks(tmp_path: Path, ranks: int) -> None:
+    sharded, whole = search(tmp_path, ranks=ranks, given=True, negatives=2)
+    assert sharded["negatives"] == whole["negatives"]
+    assert [row[0] for row in whole["negatives"][:100]] == [(sample + 1) % 150 for sample in range(100)]
+    assert all(row[0] != row[1] for row in whole["negatives"])
+    assert sharded["audit"]["closest"] == whole["audit"]["closest"]
+    assert sharded["audit"]["fingerprint"] == whole["audit"]["fingerprint"]
 
 
 def test_an_approximate_index_on_shards_reports_its_recall(tmp_path: Path) -> None:

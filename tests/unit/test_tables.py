@@ -382,9 +382,9 @@ PAIRS = [("Ban cars.", "Buses are late."), ("Ban cars.", "Shops need cars."), ("
     ("point", "counter", "beside", "left_out"),
     [
         ("point", "counter", ("query", "positive", "label", "url"), ["query", "positive", "label", "url"]),
-        ("anchor", "positive", ("negative", "negative_1", "negative_12"), ["negative", "negative_1", "negative_12"]),
-        ("query", "positive", ("negatives", "pos_scores"), ["negatives", "pos_scores"]),
-        ("query", "pos", ("neg", "prompt"), ["neg", "prompt"]),
+        ("anchor", "positive", ("negative", "negative_1", "negative_12"), []),
+        ("query", "positive", ("negatives", "pos_scores"), ["pos_scores"]),
+        ("query", "pos", ("neg", "prompt"), ["prompt"]),
         ("query", "answer", (), []),
         ("question", "answer", ("negative1",), ["negative1"]),
         ("question", "context", ("answers",), ["answers"]),
@@ -404,10 +404,11 @@ def test_names_in_use_are_understood_and_said(
         dataset = load(file)
         assert pairs(dataset) == PAIRS
         (reading,) = dataset.findings.readings
-        assert reading.columns == {"point": point, "counter": counter, "id": "id"}
+        negatives = [name for name in beside if name not in left_out]
+        said = {"negatives": ", ".join(negatives)} if negatives else {}
+        assert reading.columns == {"point": point, "counter": counter, "id": "id"} | said
         assert (reading.source, reading.rows, sorted(reading.left_out)) == (str(file), 3, sorted(left_out))
-        negatives = sum(name.startswith("neg") and name != "negative1" for name in left_out)
-        assert dataset.findings.counts.get("given negative (left out: negatives are mined)", 0) == 3 * negatives
+        assert dataset.findings.counts.get("given negative (left out)", 0) == 3 * len(negatives)
         assert load_texts(str(file), clean=True)[0] == dataset.texts
 
 

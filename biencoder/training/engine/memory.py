@@ -38,6 +38,8 @@ def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int
     # The recall of ivf and hnsw is measured on the vectors where they are, without another copy.
     per_text = {"balltree": 16 * D + 32, "flat": 4 * D, "ivf": 8 * D + 8, "hnsw": 4 * D + 32 * 2 * 4 + 32}
     index = per_text[config.mining.index if config.mining.index == "balltree" else config.mining.faiss_kind] * N
+    if config.mining.given == "only":  # nothing is searched
+        index = 0
     # With overlap the embeddings that are searched live on while the next ones are made.
     return vectors * (2 if config.mining.overlap else 1) + index + _WORKING_BYTES
 
@@ -53,6 +55,7 @@ def check_mining_memory(config: Config, world: World, *, num_texts: int, hidden:
     free = available_bytes() / GIB / (world.ranks_on_this_host if mining.sharded else 1)
     bound = mining.memory_gib or free
     what = f"{mining.index} {mining.faiss_kind}" if mining.index == "faiss" else mining.index
+    what = "given negatives alone" if mining.given == "only" else what
     where = "each rank" if mining.sharded else "rank 0"
     if needed > bound and (mining.sharded or world.is_main):
         limit = (
