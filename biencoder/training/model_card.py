@@ -133,7 +133,7 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
     }
     return {
         "objective": _objective(config),
-        "negatives": _negatives(config),
+        "negatives": _negatives(config, dataset),
         "batch": f"{train.global_batch_size} pairs"
         + ("" if train.batches == "shuffled" else f", as far as possible whole {train.batches}"),
         "length": f"{step:,} steps, {step / steps_per_epoch(dataset, config):.3g} epochs of {pairs:,} pairs",
@@ -160,11 +160,19 @@ def _objective(config: Config) -> str:
     return f"{said}; Euclidean distances of {of}"
 
 
-def _negatives(config: Config) -> str:
-    mining = config.mining
+def _negatives(config: Config, dataset: Dataset) -> str:
+    mining, given = config.mining, dataset.splits["training"].given
     in_batch = "the other texts of the batch" if config.loss.contrastive_weight else ""
     if not mining.negatives:
         return f"{in_batch}; none were mined"
+    parts = [in_batch] if in_batch else []
+    if given and mining.given == "only":
+        return "; and ".join([f"{mining.negatives} for each pair, given with the data; none were mined", *parts])
+    if given:
+        having, pairs = int((given.counts_P > 0).sum()), len(given.counts_P)
+        parts.insert(
+            0, f"those given with the data, which {having:,} of {pairs:,} pairs have, in place of the first of them"
+        )
     window = f"from rank {mining.range_min + 1} on" if mining.range_min else ""
     if mining.range_max:
         window = f"drawn from ranks {mining.range_min + 1} to {mining.range_max}"
@@ -181,7 +189,7 @@ def _negatives(config: Config) -> str:
     if mining.random_rate and mining.random_rate_decay:
         share += f" and {100 * mining.random_rate_decay:g} points fewer in each later one"
     mined = f"{mining.negatives} for each pair, mined again before every epoch: {share}, the others {near}"
-    return f"{mined}; and {in_batch}" if in_batch else mined
+    return "; and ".join([mined, *parts])
 
 
 def _protocol(config: Config, dataset: Dataset) -> str:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from biencoder.config import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Dataset, Split
+from biencoder.data.given import Given
 from biencoder.data.records import Findings
 from biencoder.training.model_card import model_card
 
@@ -122,3 +123,15 @@ def test_without_validation_the_card_claims_nothing_about_new_texts() -> None:
     assert cast(Any, ModelCard(card).data).eval_results is None
     assert "nothing tells how it does on new texts" in card
     assert "on validation" not in card
+
+
+def test_given_negatives_are_told() -> None:
+    dataset = dataset_of(training=80)
+    given = Given.of([np.arange(pair % 3) for pair in range(80)])
+    dataset.splits["training"] = replace(dataset.splits["training"], given=given)
+    first, only = (
+        card_of(dataset, mining=MiningConfig(given=how), loss=LossConfig(contrastive_weight=1))  # type: ignore[arg-type]
+        for how in ("first", "only")
+    )
+    assert "; and those given with the data, which 53 of 80 pairs have, in place of the first of them; and the other" in first
+    assert "1 for each pair, given with the data; none were mined; and the other texts of the batch" in only
