@@ -56,6 +56,9 @@ class DataConfig:
     TSV, Parquet), a folder that `datasets` has saved, or a BEIR folder; see docs/data.md."""
     columns: Annotated[str, FREE] = ""
     """Columns of the tables, where they have other names than those in use, such as `point=title,counter=body`."""
+    corpus: Annotated[str, FREE] = ""
+    """Further texts, which belong to no pair and can be mined, ranked and found: tables with a column `text`, or folders of
+    such tables, separated by commas."""
     clean: Annotated[bool, FIXED] = True
     """Resolve HTML entities, drop footnote marks and trailing reference lists."""
 

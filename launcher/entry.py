@@ -69,7 +69,7 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
 
 
 def corpus_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that read a corpus beside a model have in common: data_root, data_columns, clean."""
+    """What the commands that read a corpus beside a model have in common: data_root, data_columns, data_corpus, clean."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     root = Config().data.root
     parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
@@ -79,6 +79,13 @@ def corpus_parser(*, prog: str, description: str) -> Parser:
         default="",
         metavar="ROLE=COLUMN,…",
         help="its columns, such as point=title,counter=body [default: the names in use]",
+    )
+    parser.add_argument(
+        "--data.corpus",
+        dest="data_corpus",
+        default="",
+        metavar="PATH,…",
+        help="tables of further texts, which belong to no pair [default: none]",
     )
     parser.add_argument(
         "--clean",
@@ -109,7 +116,7 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
 
 
 def model_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that rank with trained models have in common: data_root, data_columns, clean, top_k."""
+    """What the commands that rank with trained models have in common: those of `corpus_parser`, and top_k."""
     parser = corpus_parser(prog=prog, description=description)
     parser.add_argument(
         "--top-k", type=_top_k, default=Config().eval.top_k, metavar="K", help="candidates to re-rank or show"

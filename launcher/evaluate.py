@@ -76,7 +76,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(arguments.data_root, clean=clean, columns=arguments.data_columns, needs_training=False)
+    dataset = load_dataset(
+        arguments.data_root,
+        clean=clean,
+        columns=arguments.data_columns,
+        corpus=arguments.data_corpus,
+        needs_training=False,
+    )
     (model,) = load_models(arguments.model)
     terminal.show(*findings_table(dataset.findings))
     embedder, alone = model.embedder, World.alone()
@@ -107,7 +113,13 @@ def compare(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(arguments.data_root, clean=clean, columns=arguments.data_columns, needs_training=False)
+    dataset = load_dataset(
+        arguments.data_root,
+        clean=clean,
+        columns=arguments.data_columns,
+        corpus=arguments.data_corpus,
+        needs_training=False,
+    )
     name = arguments.split or dataset.deciding_split
     if name not in dataset.splits:
         raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")

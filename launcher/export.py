@@ -30,8 +30,9 @@ def main(argv: Sequence[str]) -> None:
     terminal, model_folder = Terminal(is_main=True), user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
     clean = cleans(arguments.clean, [arguments.model])
-    columns = arguments.data_columns if arguments.data_root else ""
-    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, columns=columns, needs_training=False)
+    columns, corpus = (arguments.data_columns, arguments.data_corpus) if arguments.data_root else ("", "")
+    root = arguments.data_root or _SAMPLE
+    dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
     model = TrainedModel.load(arguments.model)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))

@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
     model_folder = user_path(arguments.model).resolve()
     clean = cleans(arguments.clean, [str(model_folder)])
-    texts, findings = load_texts(arguments.data_root, clean=clean, columns=arguments.data_columns)
+    texts, findings = load_texts(
+        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
+    )
     model = TrainedModel.load(str(model_folder))
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))

@@ -89,7 +89,9 @@ def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]
     from biencoder.retrieval.trained_model import TrainedModel
 
     clean = cleans(arguments.clean, [arguments.model])
-    texts, findings = load_texts(arguments.data_root, clean=clean, columns=arguments.data_columns)
+    texts, findings = load_texts(
+        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
+    )
     model = TrainedModel.load(arguments.model)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
@@ -108,7 +110,9 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
         taken = "cleaned texts" if facts.clean else "texts as they stand"
         raise ConfigError(f"the index in {folder} is of {taken}, and queries are taken alike; make another, or say nothing")
     if arguments.data_root:
-        texts, _ = load_texts(arguments.data_root, clean=facts.clean, columns=arguments.data_columns)
+        texts, _ = load_texts(
+            arguments.data_root, clean=facts.clean, columns=arguments.data_columns, corpus=arguments.data_corpus
+        )
         check_texts(folder, facts, texts)
     model_folder = user_path(arguments.model or facts.model)
     if not model_folder.is_dir():

@@ -14,6 +14,7 @@ from biencoder.config import SPLITS, find_file
 from biencoder.data.beir import Beir, is_beir, read_beir
 from biencoder.data.cleaning import tidier
 from biencoder.data.columns import ColumnNames
+from biencoder.data.further import read_further
 from biencoder.data.given import Given
 from biencoder.data.ids import Ids
 from biencoder.data.readers import Records, read_records, read_texts
@@ -45,7 +46,7 @@ class Split:
     point_text_P: Ids
     counter_text_P: Ids
     corpus_text_C: Ids = field(default_factory=_nothing)
-    """Every passage of the corpus, for queries over one; else none."""
+    """Every passage of the corpus, for queries over one, and further texts that are candidates beside the pairs' own."""
     judgements: Judgements | None = None
     """For queries over a corpus only. Without, each pair is a query whose only answer is its own counter."""
     given: Given | None = None
@@ -116,11 +117,14 @@ class Dataset:
         return "validation" if "validation" in self.splits else "training"
 
 
-def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: bool = True, given: bool = False) -> Dataset:
+def load_dataset(
+    root: str, *, clean: bool, columns: str = "", corpus: str = "", needs_training: bool = True, given: bool = False
+) -> Dataset:
     """Read, clean, check and pair a corpus. Oddities do not raise; `findings` counts them.
 
     Args:
         columns: the names of a table's columns, as data.columns gives them.
+        corpus: tables of further texts, as data.corpus gives them.
         given: whether the training pairs keep the negatives that a table gives.
 
     Raises:
@@ -129,7 +133,7 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
     """
     findings = Findings()
     path = find_file(root)
-    names = ColumnNames.parse(columns)
+    names, further = _names_and_further(columns, corpus, clean=clean, findings=findings)
     beir = read_beir(path, tidier(clean), findings) if is_beir(path) else None
     if beir:
         if names.given:
@@ -140,7 +144,7 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
         pairs = {split: pair_up(records.get(split, []), findings, given=given and split == "training") for split in SPLITS}
     _check(pairs, root, findings, needs_training=needs_training)
     text_id: dict[str, int] = {}
-    corpus_text_C = _text_ids((passage.text for passage in beir.passages.values()), text_id) if beir else _nothing()
+    passage_text_C = _text_ids((passage.text for passage in beir.passages.values()), text_id) if beir else _nothing()
     place_of = {identity: place for place, identity in enumerate(beir.passages)} if beir else {}
     splits = {
         split: Split(
@@ -148,16 +152,22 @@ def load_dataset(root: str, *, clean: bool, columns: str = "", needs_training: b
             tuple(pairs[split]),
             _text_ids((pair.point.text for pair in pairs[split]), text_id),
             _text_ids((pair.counter.text for pair in pairs[split]), text_id),
-            corpus_text_C,
+            passage_text_C,
             _judgements(pairs[split], place_of) if beir else None,
         )
         for split in SPLITS
         if pairs[split]
     }
+    further_text_C = _text_ids(further, text_id)
+    if further:
+        splits = {name: _with_further(split, further_text_C) for name, split in splits.items()}
+        _count_further(splits, further_text_C, findings)
     if "training" in splits:
         splits["training"] = _with_given(splits["training"], text_id)
     _count_duplicates(splits, findings)
-    return Dataset(tuple(text_id), splits, findings, _fingerprint(splits, tuple(text_id)))
+    texts = tuple(text_id)
+    others = [texts[text] for text in (*passage_text_C, *further_text_C)]
+    return Dataset(texts, splits, findings, _fingerprint(splits, others))
 
 
 def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs_training: bool) -> None:
@@ -174,6 +184,35 @@ def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs
 def _text_ids(texts: Iterable[str], text_id: dict[str, int]) -> Ids:
     """The ids of these texts; those that are new get the next ones."""
     return np.array([text_id.setdefault(text, len(text_id)) for text in texts], dtype=np.int64)
+
+
+def _names_and_further(columns: str, corpus: str, *, clean: bool, findings: Findings) -> tuple[ColumnNames, list[str]]:
+    """The names of columns in data.root, and the further texts of data.corpus.
+
+    With data.corpus the role `text` is about its tables.
+    """
+    names = ColumnNames.parse(columns)
+    if not corpus:
+        return names, []
+    further = read_further(corpus, names, tidier(clean), findings)
+    return ColumnNames({role: column for role, column in names.given.items() if role != "text"}), further
+
+
+def _with_further(split: Split, further_text_C: Ids) -> Split:
+    """The split with further candidates. A text that is a candidate already is no second one."""
+    own_C = split.candidate_text_C
+    return replace(
+        split, corpus_text_C=np.concatenate([split.corpus_text_C, further_text_C[~np.isin(further_text_C, own_C)]])
+    )
+
+
+def _count_further(splits: dict[str, Split], further_text_C: Ids, findings: Findings) -> None:
+    pairs = np.concatenate([ids for split in splits.values() for ids in (split.point_text_P, split.counter_text_P)])
+    among_pairs = int(np.isin(further_text_C, pairs).sum())
+    if among_pairs < len(further_text_C):
+        findings.add("text of data.corpus (a candidate only)", "data.corpus", count=len(further_text_C) - among_pairs)
+    if among_pairs:
+        findings.add("text of data.corpus that stands in a pair", "data.corpus", count=among_pairs)
 
 
 def _with_given(split: Split, text_id: dict[str, int]) -> Split:
@@ -210,22 +249,26 @@ def _judgements(pairs: list[Pair], place_of: dict[str, int]) -> Judgements:
     )
 
 
-def load_texts(root: str, *, clean: bool, columns: str = "") -> tuple[tuple[str, ...], Findings]:
+def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -> tuple[tuple[str, ...], Findings]:
     """The distinct texts of a corpus to search: the texts of all its pairs, the passages of a BEIR folder, or the
-    rows of a table that has texts alone.
+    rows of a table that has texts alone; and the further texts of data.corpus.
 
     Raises:
         ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing or broken, or holds nothing.
     """
     path, findings = find_file(root), Findings()
+    rows: Iterable[tuple[str, str]] | None
     if is_beir(path):
-        return _distinct(read_beir(path, str.strip, findings).passages.values(), root, clean=clean, findings=findings)
-    rows = read_texts(path, findings, ColumnNames.parse(columns))
+        rows = read_beir(path, str.strip, findings).passages.values()
+    else:
+        rows = read_texts(path, findings, ColumnNames.parse(columns))
     if rows is None:
-        dataset = load_dataset(root, clean=clean, columns=columns, needs_training=False)
+        dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
         return dataset.texts, dataset.findings
-    return _distinct(rows, root, clean=clean, findings=findings)
+    texts, findings = _distinct(rows, root, clean=clean, findings=findings)
+    _, further = _names_and_further(columns, corpus, clean=clean, findings=findings)
+    return tuple(dict.fromkeys([*texts, *further])), findings
 
 
 def _distinct(
@@ -294,7 +337,11 @@ def terminated(text: str) -> bytes:
     return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
 
 
-def _fingerprint(splits: dict[str, Split], texts: tuple[str, ...]) -> str:
+def _fingerprint(splits: dict[str, Split], others: list[str]) -> str:
+    """
+    Args:
+        others: passages and further texts, with copies.
+    """
     digest = hashlib.sha256()
     for split in splits.values():
         for pair in split.pairs:
@@ -304,6 +351,6 @@ def _fingerprint(splits: dict[str, Split], texts: tuple[str, ...]) -> str:
             digest.update(split.judgements.grade_P.tobytes() + split.judgements.passage_P.tobytes())
         for pair in split.pairs if split.given else ():
             digest.update(b"".join(map(terminated, pair.negatives)) + b"\x00")
-    for text in next(iter(splits.values())).corpus_text_C:
-        digest.update(terminated(texts[text]))
+    for text in others:
+        digest.update(terminated(text))
     return digest.hexdigest()

@@ -82,7 +82,7 @@ def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple
     """
     if not os.path.isfile(path) and not is_saved(path):
         return None
-    table = _table_at(path, names)
+    table = table_at(path, names)
     roles = names.texts_alone(table.columns, path)
     if roles is None:
         return None
@@ -92,7 +92,8 @@ def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple
     return [(row.text(text["text"]), row.source) for row in table.rows]
 
 
-def _table_at(path: Path, names: ColumnNames) -> Table:
+def table_at(path: Path, names: ColumnNames) -> Table:
+    """One table: a file, or a folder that holds one saved dataset."""
     return read_saved(path, names) if is_saved(path) else read_table(path, names)
 
 
@@ -235,7 +236,7 @@ def _read_source(split: str, source: _Source, findings: Findings, names: ColumnN
     num_rows, num_pairs = 0, 0
     readings: dict[Path, Roles] = {}
     for path in source.paths:
-        table = _table_at(path, names)
+        table = table_at(path, names)
         roles = readings[path] = names.roles(table.columns, path)
         _refuse_other_columns(readings)
         for row in table.rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from biencoder.config import Config
-from biencoder.data import Dataset
+from biencoder.data import Dataset, Split
 from biencoder.model.pretrained import hub_name
 from biencoder.tracking.names import Metrics, accuracy
 from biencoder.training.plan import steps_per_epoch
@@ -193,9 +193,10 @@ def _negatives(config: Config, dataset: Dataset) -> str:
 
 
 def _protocol(config: Config, dataset: Dataset) -> str:
+    candidates = _candidates(dataset.splits[dataset.deciding_split])
     said = [
-        "Each point is ranked against all counters and points of its split but itself. Copies of a text are rivals of each "
-        'other, except where the table says "copies as one".'
+        f"Each point is ranked against {candidates}. Copies of a text are rivals of each other, except where the table "
+        'says "copies as one".'
     ]
     if config.loss.classification_weight:
         said.append(f"Re-ranked: the nearest {config.eval.top_k} in the order of the pair classifier's probability.")
@@ -207,6 +208,13 @@ def _protocol(config: Config, dataset: Dataset) -> str:
             "There was no validation split: `best` was chosen on training, and nothing tells how it does on new texts."
         )
     return " ".join(said)
+
+
+def _candidates(split: Split) -> str:
+    further = len(split.corpus_text_C)
+    if split.judgements:
+        return f"all {further:,} passages"
+    return "all counters and points of its split but itself" + (f", and {further:,} further texts" if further else "")
 
 
 def _usage(config: Config) -> str:

@@ -86,7 +86,9 @@ def closing_line(folder: Path, config: Config) -> str:
     if model is None:
         return f"Neither {best} nor {last} is there: the run has left no model"
     command = [*typed("search"), "--model", str(model), "--data.root", config.data.root]
-    command += [*(["--data.columns", config.data.columns] if config.data.columns else []), "your argument"]
+    for key, value in {"--data.columns": config.data.columns, "--data.corpus": config.data.corpus}.items():
+        command += [key, value] if value else []
+    command.append("your argument")
     which = "The best model" if model == best else f"{best} is not there; the last model"
     return f"{which} is in {model}. Try it: {shlex.join(command)}"
 

@@ -130,8 +130,9 @@ def test_given_negatives_are_told() -> None:
     given = Given.of([np.arange(pair % 3) for pair in range(80)])
     dataset.splits["training"] = replace(dataset.splits["training"], given=given)
     first, only = (
-        card_of(dataset, mining=MiningConfig(given=how), loss=LossConfig(contrastive_weight=1))  # type: ignore[arg-type]
-        for how in ("first", "only")
+        card_of(dataset, mining=MiningConfig(given=how), loss=LossConfig(contrastive_weight=1)) for how in ("first", "only")
     )
-    assert "; and those given with the data, which 53 of 80 pairs have, in place of the first of them; and the other" in first
+    assert (
+        "; and those given with the data, which 53 of 80 pairs have, in place of the first of them; and the other" in first
+    )
     assert "1 for each pair, given with the data; none were mined; and the other texts of the batch" in only

@@ -11,7 +11,7 @@ from biencoder.errors import ConfigError
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.training.recovery.resume import find_checkpoint
 
-FREE = """data.root data.columns run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size
+FREE = """data.root data.columns data.corpus run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size
 train.log_every train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 tracking.wandb tracking.project tracking.guards tracking.report distributed.timeout_s distributed.control_timeout_s
 distributed.silence_s train.precision deepspeed_config""".split()

@@ -370,9 +370,10 @@ def test_every_example_of_the_page_holds_the_same_pairs(
             "It hits the poor.",
         )
     else:
-        dataset = load(Path(given["--data.root"]), columns=given.get("--data.columns", ""))
+        columns, corpus = given.get("--data.columns", ""), given.get("--data.corpus", "")
+        dataset = load_dataset(given["--data.root"], clean=True, columns=columns, corpus=corpus)
         assert pairs(dataset) == PAIRS
-        assert len(dataset.findings.readings) == ("BEIR" not in title)
+        assert len(dataset.findings.readings) == ("BEIR" not in title) + bool(corpus)
 
 
 PAIRS = [("Ban cars.", "Buses are late."), ("Ban cars.", "Shops need cars."), ("Tax sugar.", "It hits the poor.")]

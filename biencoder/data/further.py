@@ -1,0 +1,82 @@
+"""Further texts of a corpus: those of `data.corpus`, which belong to no query and can be mined, ranked and found.
+
+They stand in one or more tables with a column `text`, and perhaps a `title`, which is put before the text.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from biencoder.config import find_file
+from biencoder.data.columns import ColumnNames, listed
+from biencoder.data.readers import table_at
+from biencoder.data.records import Findings, Reading
+from biencoder.data.saved_folders import is_saved
+from biencoder.data.tables import SUFFIXES, Table, table_suffix
+from biencoder.errors import DataError
+
+_TITLE = "title"
+
+
+def read_further(paths: str, names: ColumnNames, tidy: Callable[[str], str], findings: Findings) -> list[str]:
+    """The distinct texts of these tables, cleaned.
+
+    Args:
+        paths: the value of data.corpus: files, or folders of files, separated by commas.
+        names: of the columns; only that of `text` counts.
+        tidy: cleans a text.
+
+    Raises:
+        DataError: a table is missing or broken, or there is no text in all of them.
+    """
+    texts: dict[str, None] = {}
+    for path in _tables(paths):
+        for raw, source in _rows(path, names.given.get("text", "text"), findings):
+            text = tidy(raw)
+            if not text:
+                findings.add("empty text in data.corpus (dropped)", source)
+            elif text in texts:
+                findings.add("repeated text in data.corpus (dropped)", source)
+            else:
+                texts[text] = None
+    if not texts:
+        raise DataError(f"data.corpus {paths} holds no text")
+    return list(texts)
+
+
+def _tables(paths: str) -> Iterator[Path]:
+    whole = find_file(paths)
+    for path in [whole] if os.path.exists(whole) else [find_file(part.strip()) for part in paths.split(",")]:
+        if not os.path.exists(path):
+            raise DataError(f"data.corpus {path} does not exist; expected tables, or folders of them, separated by commas")
+        if os.path.isdir(path) and not is_saved(path):
+            inside = [file for file in sorted(path.iterdir()) if table_suffix(file)]
+            if not inside:
+                raise DataError(f"data.corpus {path} holds no table: expected files that end in {SUFFIXES}")
+            yield from inside
+        else:
+            yield path
+
+
+def _rows(path: Path, column: str, findings: Findings) -> Iterator[tuple[str, str]]:
+    """(text, source) of every row of a table."""
+    try:
+        table = table_at(path, ColumnNames({"text": column} | ({} if column == _TITLE else {"topic": _TITLE})))
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
+    columns = _columns(table, column)
+    left_out = tuple(other for other in table.columns if other not in columns)
+    findings.readings.append(Reading(str(path), len(table.rows), {"text": " + ".join(columns)}, left_out))
+    for row in table.rows:
+        yield " ".join(row.text(part) for part in columns), row.source
+
+
+def _columns(table: Table, column: str) -> list[str]:
+    """The columns that make a text, in their order."""
+    if column not in table.columns:
+        has = listed(table.columns) or "nothing"
+        raise DataError(
+            f"{table.path} lacks the column {column}; it has {has}; say which column holds the texts of data.corpus with "
+            "data.columns, such as text=body"
+        )
+    return [_TITLE, column] if _TITLE in table.columns and column != _TITLE else [column]
