@@ -53,7 +53,8 @@ FREE, FIXED, LENGTH = OnResume
 class DataConfig:
     root: Annotated[str, FREE] = "examples/debates"
     """Corpus: a folder in the ArguAna layout, a folder with train/validation/test tables, one table of pairs (JSONL, CSV,
-    TSV, Parquet), a folder that `datasets` has saved, or a BEIR folder; see docs/data.md."""
+    TSV, Parquet), a folder that `datasets` has saved, a BEIR folder, MS MARCO triples, or hf:owner/name on the hub; see
+    docs/data.md."""
     columns: Annotated[str, FREE] = ""
     """Columns of the tables, where they have other names than those in use, such as `point=title,counter=body`."""
     corpus: Annotated[str, FREE] = ""

@@ -8,7 +8,7 @@ qrels/*.tsv      train, dev and test, or other names of these splits: a judgemen
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,8 @@ class Beir:
     """By id, in the order of their files, with cleaned texts."""
     judgements: dict[str, list[Judgement]]
     """Split → its answers, in the order of the file."""
+    negatives: dict[str, dict[tuple[str, str], list[Entry]]] = field(default_factory=dict)
+    """Split → (query, passage) of an answer → its given negatives, where the form has some."""
 
 
 def is_beir(path: Path) -> bool:
@@ -79,9 +81,14 @@ def read_beir(root: Path, tidy: Callable[[str], str], findings: Findings) -> Bei
         }
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
-    _drop_empty(passages, judgements, findings)
-    _count(passages, queries, judgements, findings)
-    return Beir(passages, queries, judgements)
+    return finished(Beir(passages, queries, judgements), findings)
+
+
+def finished(beir: Beir, findings: Findings) -> Beir:
+    """What was read, without empty passages, and with all that the data check shows of it counted."""
+    _drop_empty(beir.passages, beir.judgements, findings)
+    _count(beir.passages, beir.queries, beir.judgements, findings)
+    return beir
 
 
 def _queries(path: Path, tidy: Callable[[str], str]) -> dict[str, Entry]:

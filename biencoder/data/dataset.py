@@ -4,8 +4,9 @@ P: pairs of a split, C: passages of a corpus.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,8 @@ from biencoder.data.further import read_further
 from biencoder.data.given import Given
 from biencoder.data.ids import Ids
 from biencoder.data.readers import Records, read_records, read_texts
-from biencoder.data.records import Findings, Pair, Record, pair_up
+from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives
+from biencoder.data.triples import by_id, is_triples, read_id_triples, read_triples
 from biencoder.errors import DataError
 
 
@@ -134,13 +136,15 @@ def load_dataset(
     findings = Findings()
     path = find_file(root)
     names, further = _names_and_further(columns, corpus, clean=clean, findings=findings)
-    beir = read_beir(path, tidier(clean), findings) if is_beir(path) else None
+    if names.given and (is_beir(path) or is_triples(path)):
+        form = "is a BEIR folder" if is_beir(path) else "holds triples"
+        raise DataError(f"data.columns is set, but data.root {root} {form} and no table; leave it out")
+    beir = _queries_over_corpus(path, tidier(clean), findings)
     if beir:
-        if names.given:
-            raise DataError(f"data.columns is set, but data.root {root} is a BEIR folder and no table; leave it out")
-        pairs = {split: _answers(beir, split, findings) for split in SPLITS}
+        pairs = {split: _answers(beir, split, findings, given=given and split == "training") for split in SPLITS}
     else:
-        records = _cleaned(read_records(path, findings, names), clean=clean, findings=findings)
+        records = read_triples(path, findings) if is_triples(path) else read_records(path, findings, names)
+        records = _cleaned(records, clean=clean, findings=findings)
         pairs = {split: pair_up(records.get(split, []), findings, given=given and split == "training") for split in SPLITS}
     _check(pairs, root, findings, needs_training=needs_training)
     text_id: dict[str, int] = {}
@@ -222,9 +226,17 @@ def _with_given(split: Split, text_id: dict[str, int]) -> Split:
     return replace(split, given=Given.of([_text_ids(pair.negatives, text_id) for pair in split.pairs]))
 
 
-def _answers(beir: Beir, split: str, findings: Findings) -> list[Pair]:
+def _queries_over_corpus(path: Path, tidy: Callable[[str], str], findings: Findings) -> Beir | None:
+    """Passages, queries and judgements, where this is a form that has them."""
+    if is_beir(path):
+        return read_beir(path, tidy, findings)
+    return read_id_triples(path, tidy, findings) if is_triples(path) and by_id(path) else None
+
+
+def _answers(beir: Beir, split: str, findings: Findings, *, given: bool) -> list[Pair]:
     """A pair of each query and each of its answers, in the order of the judgements."""
-    pairs = []
+    pairs, given_P = [], []
+    negatives = beir.negatives.get(split, {})
     for row, answer in enumerate(beir.judgements.get(split, []), start=1):
         query, passage = beir.queries[answer.query], beir.passages[answer.passage]
         if query.text == passage.text:
@@ -233,7 +245,8 @@ def _answers(beir: Beir, split: str, findings: Findings) -> list[Pair]:
         point = Record("", "", "", answer.query, "point", query.text, answer.source, row)
         counter = Record("", "", "", answer.passage, "counter", passage.text, answer.source, row)
         pairs.append(Pair(point, counter, answer.grade))
-    return pairs
+        given_P.append([entry for entry in negatives.get((answer.query, answer.passage), []) if entry.text])
+    return with_negatives(pairs, given_P, findings, given=given)
 
 
 def _judgements(pairs: list[Pair], place_of: dict[str, int]) -> Judgements:
@@ -259,10 +272,8 @@ def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -
     """
     path, findings = find_file(root), Findings()
     rows: Iterable[tuple[str, str]] | None
-    if is_beir(path):
-        rows = read_beir(path, str.strip, findings).passages.values()
-    else:
-        rows = read_texts(path, findings, ColumnNames.parse(columns))
+    beir = _queries_over_corpus(path, str.strip, findings)
+    rows = beir.passages.values() if beir else read_texts(path, findings, ColumnNames.parse(columns))
     if rows is None:
         dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
         return dataset.texts, dataset.findings

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from biencoder.config import find_file
 from biencoder.data.columns import ColumnNames, listed
+from biencoder.data.hub import hub_splits, on_hub
 from biencoder.data.readers import table_at
 from biencoder.data.records import Findings, Reading
 from biencoder.data.saved_folders import is_saved
@@ -30,8 +31,8 @@ def read_further(paths: str, names: ColumnNames, tidy: Callable[[str], str], fin
         DataError: a table is missing or broken, or there is no text in all of them.
     """
     texts: dict[str, None] = {}
-    for path in _tables(paths):
-        for raw, source in _rows(path, names.given.get("text", "text"), findings):
+    for path, read in _tables(paths):
+        for raw, source in _rows(path, read, names.given.get("text", "text"), findings):
             text = tidy(raw)
             if not text:
                 findings.add("empty text in data.corpus (dropped)", source)
@@ -44,24 +45,30 @@ def read_further(paths: str, names: ColumnNames, tidy: Callable[[str], str], fin
     return list(texts)
 
 
-def _tables(paths: str) -> Iterator[Path]:
+def _tables(paths: str) -> Iterator[tuple[Path, Callable[[Path, ColumnNames], Table]]]:
+    """The tables, each with what reads it."""
     whole = find_file(paths)
     for path in [whole] if os.path.exists(whole) else [find_file(part.strip()) for part in paths.split(",")]:
+        if on_hub(path):
+            yield from ((Path(f"{path}/{split}"), read) for split, read in hub_splits(str(path)).items())
+            continue
         if not os.path.exists(path):
             raise DataError(f"data.corpus {path} does not exist; expected tables, or folders of them, separated by commas")
         if os.path.isdir(path) and not is_saved(path):
             inside = [file for file in sorted(path.iterdir()) if table_suffix(file)]
             if not inside:
                 raise DataError(f"data.corpus {path} holds no table: expected files that end in {SUFFIXES}")
-            yield from inside
+            yield from ((file, table_at) for file in inside)
         else:
-            yield path
+            yield path, table_at
 
 
-def _rows(path: Path, column: str, findings: Findings) -> Iterator[tuple[str, str]]:
+def _rows(
+    path: Path, read: Callable[[Path, ColumnNames], Table], column: str, findings: Findings
+) -> Iterator[tuple[str, str]]:
     """(text, source) of every row of a table."""
     try:
-        table = table_at(path, ColumnNames({"text": column} | ({} if column == _TITLE else {"topic": _TITLE})))
+        table = read(path, ColumnNames({"text": column} | ({} if column == _TITLE else {"topic": _TITLE})))
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
     columns = _columns(table, column)

@@ -6,18 +6,21 @@ Tables           a folder with train/validation/test files, or one file with a `
                  Each row is a pair, whatever its id, and pairs keep the order of their rows. A row whose counter is a list
                  is several pairs
 Saved datasets   what `datasets` has written with `save_to_disk`; see saved_folders.py
+The hub          hf:owner/name, which `datasets` loads; see hub.py
 BEIR             a folder of corpus.jsonl, queries.jsonl and qrels/; see beir.py
+Triples          lines of a query, a right and a wrong answer, by text or by id; see triples.py
 Texts alone      one table with a column `text` and without pairs: it can be searched, not trained on
 """
 
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from biencoder.data.columns import ColumnNames, Roles
+from biencoder.data.hub import hub_splits, on_hub
 from biencoder.data.records import Findings, Reading, Record, Role
 from biencoder.data.saved_folders import is_saved, read_saved, saved_splits
 from biencoder.data.tables import SUFFIXES, Row, Table, encodable, read_table, regular_file, table_suffix
@@ -39,13 +42,20 @@ Records = dict[str, list[Record]]
 """Split name (`training`, `validation`, `test`) → its records in the order of their sources."""
 
 
+def table_at(path: Path, names: ColumnNames) -> Table:
+    """One table: a file, or a folder that holds one saved dataset."""
+    return read_saved(path, names) if is_saved(path) else read_table(path, names)
+
+
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a split comes from: a folder, or one or more files."""
+    """Where a split comes from: a folder, or one or more files, or a split of a dataset on the hub."""
 
     name: str
     """For messages."""
     paths: tuple[Path, ...]
+    read: Callable[[Path, ColumnNames], Table] = table_at
+    """Reads the table at a path."""
 
 
 def read_records(root: Path, findings: Findings, names: ColumnNames | None = None) -> Records:
@@ -60,6 +70,8 @@ def read_records(root: Path, findings: Findings, names: ColumnNames | None = Non
     """
     names = names or ColumnNames()
     try:
+        if on_hub(root):
+            return _read_hub(root, findings, names)
         if _is_folder(root) and not is_saved(root):
             return _read_folder(root, findings, names)
         return _read_tables({"": _Source(str(root), (root,))}, findings, names)
@@ -92,9 +104,19 @@ def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple
     return [(row.text(text["text"]), row.source) for row in table.rows]
 
 
-def table_at(path: Path, names: ColumnNames) -> Table:
-    """One table: a file, or a folder that holds one saved dataset."""
-    return read_saved(path, names) if is_saved(path) else read_table(path, names)
+def _read_hub(root: Path, findings: Findings, names: ColumnNames) -> Records:
+    sources: dict[str, _Source] = {}
+    for name, read in hub_splits(str(root)).items():
+        split = SPLIT_OF.get(name.lower())
+        if split is None:
+            findings.add("split of another name (ignored)", f"{root}/{name}")
+        elif split in sources:
+            raise DataError(f"data.root {root} has two {split} splits, {sources[split].name} and {root}/{name}")
+        else:
+            sources[split] = _Source(f"{root}/{name}", (root,), read)
+    if not sources:
+        raise DataError(f"data.root {root} has no split of these names: {', '.join(sorted(SPLIT_OF))}")
+    return _read_tables(sources, findings, names)
 
 
 def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
@@ -118,7 +140,7 @@ def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
         return _read_tables({split: source for split, (source,) in tables.items()}, findings, names)
     raise DataError(
         f"data.root {root} holds no corpus: expected folders training/, validation/, test/ in the ArguAna layout, "
-        f"files train, validation, test ending in {SUFFIXES}, or corpus.jsonl, queries.jsonl and qrels/"
+        f"files train, validation, test ending in {SUFFIXES}, corpus.jsonl with queries.jsonl and qrels/, or triples.tsv"
     )
 
 
@@ -236,7 +258,7 @@ def _read_source(split: str, source: _Source, findings: Findings, names: ColumnN
     num_rows, num_pairs = 0, 0
     readings: dict[Path, Roles] = {}
     for path in source.paths:
-        table = table_at(path, names)
+        table = source.read(path, names)
         roles = readings[path] = names.roles(table.columns, path)
         _refuse_other_columns(readings)
         for row in table.rows:

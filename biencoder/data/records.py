@@ -1,7 +1,7 @@
 """Records as the readers make them, the pairs they form, and findings: the oddities of a corpus."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -108,28 +108,42 @@ def pair_up(records: Iterable[Record], findings: Findings, *, given: bool = Fals
             findings.add("point and counter are the same text (pair dropped)", point.source)
         else:
             pairs[key] = Pair(point, counter)
-    if given and negatives:
-        return list(_with_negatives(pairs, negatives, findings))
-    for several in negatives.values():
-        findings.add("given negative (left out)", several[0].source, count=len(several))
-    return list(pairs.values())
+    given_P = [[(record.text, record.source) for record in negatives.get(place, [])] for place in pairs]
+    return with_negatives(list(pairs.values()), given_P, findings, given=given)
 
 
-def _with_negatives(
-    pairs: dict[_Place, Pair], negatives: Mapping[_Place, list[Record]], findings: Findings
-) -> Iterator[Pair]:
-    """The pairs with their given negatives, but for those that are right answers."""
+def with_negatives(
+    pairs: list[Pair], given_P: Sequence[Sequence[tuple[str, str]]], findings: Findings, *, given: bool
+) -> list[Pair]:
+    """The pairs with their given negatives, but for those that are right answers.
+
+    Args:
+        given_P: (text, source) of the negatives of each pair.
+        given: whether pairs are to keep them; else they are counted.
+    """
+    if not given:
+        for several in filter(None, given_P):
+            findings.add("given negative (left out)", several[0][1], count=len(several))
+    if not given or not any(given_P):
+        return pairs
     answers: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs.values():
+    for pair in pairs:
         answers[pair.point.text] |= {pair.point.text, pair.counter.text}
-    for place, pair in pairs.items():
-        kept: dict[str, None] = {}
-        for record in negatives.get(place, []):
-            if record.text in answers[pair.point.text]:
-                findings.add("given negative that is its point or a right answer to it (dropped)", record.source)
-            elif record.text in kept:
-                findings.add("given negative that its pair has twice (dropped)", record.source)
-            else:
-                kept[record.text] = None
-        findings.add("pair with given negatives" if kept else "pair without given negatives", pair.point.source)
-        yield replace(pair, negatives=tuple(kept))
+    kept = []
+    for pair, several in zip(pairs, given_P, strict=True):
+        texts = _wrong_answers(several, answers[pair.point.text], findings)
+        findings.add("pair with given negatives" if texts else "pair without given negatives", pair.point.source)
+        kept.append(replace(pair, negatives=texts))
+    return kept
+
+
+def _wrong_answers(several: Sequence[tuple[str, str]], right: set[str], findings: Findings) -> tuple[str, ...]:
+    kept: dict[str, None] = {}
+    for text, source in several:
+        if text in right:
+            findings.add("given negative that is its point or a right answer to it (dropped)", source)
+        elif text in kept:
+            findings.add("given negative that its pair has twice (dropped)", source)
+        else:
+            kept[text] = None
+    return tuple(kept)

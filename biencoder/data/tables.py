@@ -168,7 +168,7 @@ def _open(path: Path) -> BinaryIO:
 def _read_jsonl(path: Path, names: ColumnNames) -> Table:
     columns: dict[str, None] = {}
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         if line.strip():
             cells = _parse(line, f"{path}:{number}")
             columns |= dict.fromkeys(cells)
@@ -176,8 +176,11 @@ def _read_jsonl(path: Path, names: ColumnNames) -> Table:
     return Table(path, list(columns), rows)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines without a byte-order mark. Only line feeds end a line; U+2028 and its like are ordinary characters."""
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file, decompressed, without a byte-order mark.
+
+    Only line feeds end a line; U+2028 and its like are ordinary characters.
+    """
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -231,7 +234,7 @@ def _read_separated(path: Path, names: ColumnNames, delimiters: str) -> Table:
             delimiter = _delimiter(header, delimiters, names)
             return _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True), names)
     except UnicodeDecodeError as error:
-        for _ in _lines(path):  # raises at the wrong bytes, and names the line
+        for _ in lines_of(path):  # raises at the wrong bytes, and names the line
             pass
         raise DataError(f"{path} is not UTF-8 text: {error.reason}") from None
 
