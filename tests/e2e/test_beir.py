@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import records, run, small_run, train
+from tests.commands import records, run, small_run, train, training, wait_for
+from tests.runs import same_weights, story
 
 pytestmark = pytest.mark.e2e
 
@@ -38,3 +39,27 @@ def test_two_steps_on_the_handbook_are_measured_per_query_and_its_passages_searc
     assert "data.root holds queries over a corpus" in refused.stderr
     found = run([sys.executable, "launcher/search.py", *model, "--top-k", "3", "may my dog come in?"])
     assert found.returncode == 0, found.stderr
+
+
+def test_a_run_on_the_handbook_that_was_killed_ends_as_if_uninterrupted(tiny_bert: Path, tmp_path: Path) -> None:
+    settings = {
+        "loss__contrastive_weight": 0.5,
+        "mining__negatives": 2,
+        "checkpoint__every_steps": 4,
+        "train__max_steps": 24,
+    }
+    straight, broken = (
+        small_run(tiny_bert, Path("examples/handbook"), tmp_path / name, **settings) for name in ("straight", "broken")
+    )
+    done = train(*straight)
+    assert done.returncode == 0, done.stderr
+    assert len(records(tmp_path / "straight", "mine")) == 2
+    with training(*broken) as process:
+        wait_for(lambda: any(record["step"] >= 21 for record in records(tmp_path / "broken", "step")))  # in epoch 2
+        process.kill()
+        process.communicate()
+    done = train(*broken)
+    assert done.returncode == 0, done.stderr
+    assert ", going on from step " in done.stdout
+    assert story(tmp_path / "broken") == story(tmp_path / "straight")
+    assert same_weights(tmp_path / "broken", tmp_path / "straight")
