@@ -121,6 +121,9 @@ class MiningConfig:
     given: Annotated[Literal["first", "only", "off"], FIXED] = "first"
     """Negatives that a table gives beside its pairs. first: they take the first places of a sample, mined ones the rest;
     only: nothing is mined; off: they are left out."""
+    every_epochs: Annotated[int, FIXED, Field(ge=1)] = 1
+    """Mine before every so many epochs; those between keep their negatives, and the training texts are not embedded for
+    them."""
     random_rate: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.8
     """Share of negatives drawn at random in epoch 0; the rest are nearest."""
     random_rate_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.02

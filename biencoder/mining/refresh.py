@@ -124,6 +124,15 @@ class Miner:
         """End the epoch: the next one needs new negatives."""
         self._in_use = False
 
+    def due(self, epoch: int) -> bool:
+        """Whether an epoch's negatives are to be mined; else it keeps those that there are. The same on every rank."""
+        return self._newest is None or epoch % self._config.every_epochs == 0
+
+    def keep(self) -> None:
+        """Begin an epoch with the negatives of the one before."""
+        assert self._newest is not None
+        self._in_use = True
+
     def mine_nothing(self) -> None:
         """Begin an epoch without negatives."""
         self._newest, self._in_use = np.empty((len(self._split), 0), dtype=np.int64), True
@@ -153,11 +162,11 @@ class Miner:
         before, self._newest, self._in_use = self._newest, negative_text_PK, True
         wait_s = time.perf_counter() - start
         if self._config.overlap:
-            self.search_ahead(epoch + 1, embedded)
+            self.search_ahead(epoch + self._config.every_epochs, embedded)
         return Mined(
             negative_text_PK,
             self._config.random_rate_at(epoch),
-            int(stale),
+            self._config.every_epochs if stale else 0,
             wait_s,
             churn(negative_text_PK, before),
             float((self._given_text_PK(epoch) >= 0).mean()) if self._split.given else math.nan,
@@ -231,7 +240,8 @@ class Miner:
         """The given negatives of an epoch (P, K) in their places; -1 in those that are left."""
         if self._given is None:
             return np.full((len(self._split), self._config.negatives), -1, dtype=np.int64)
-        return self._given.of_epoch(epoch, self._config.negatives, repeated=self._config.given == "only")
+        nth = epoch // self._config.every_epochs
+        return self._given.of_epoch(nth, self._config.negatives, repeated=self._config.given == "only")
 
     def _search(
         self,

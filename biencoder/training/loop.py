@@ -70,7 +70,7 @@ class Trainer:
                     continue
             done = progress.step >= self.plan.last_step
             measured = done or progress.epoch % config.eval.every_epochs == 0
-            needed = measured or config.mining.negatives
+            needed = measured or (config.mining.negatives and self.miner.due(progress.epoch))
             embedded, encode_s = self.evaluator.embed(self.step.split) if needed else (None, 0.0)
             if measured:
                 metrics = self._evaluate(embedded)
@@ -157,10 +157,12 @@ class Trainer:
 
     def _mine(self, embedded: EmbeddedTexts | None, encode_s: float) -> None:
         """Find the negatives of the epoch that begins."""
-        if self.plan.config.mining.negatives:
-            self._report_mining(self.miner.mine(self.progress.epoch, embedded), encode_s)
-        else:
+        if not self.plan.config.mining.negatives:
             self.miner.mine_nothing()
+        elif not self.miner.due(self.progress.epoch):
+            self.miner.keep()
+        else:
+            self._report_mining(self.miner.mine(self.progress.epoch, embedded), encode_s)
 
     def _report_mining(self, mined: Mined, encode_s: float) -> None:
         at, audit, dataset = self.progress.at, mined.audit, self.plan.dataset

@@ -188,7 +188,8 @@ def _negatives(config: Config, dataset: Dataset) -> str:
     share = f"{100 * mining.random_rate:g} % at random in the first epoch"
     if mining.random_rate and mining.random_rate_decay:
         share += f" and {100 * mining.random_rate_decay:g} points fewer in each later one"
-    mined = f"{mining.negatives} for each pair, mined again before every epoch: {share}, the others {near}"
+    often = "every epoch" if mining.every_epochs == 1 else f"each {mining.every_epochs} epochs"
+    mined = f"{mining.negatives} for each pair, mined again before {often}: {share}, the others {near}"
     return "; and ".join([mined, *parts])
 
 

@@ -149,6 +149,13 @@ def test_a_random_draw_is_another_text_than_those_given() -> None:
         assert all(len(set(row)) == 3 for row in found_PK.tolist())
 
 
+def test_all_of_them_have_their_turn_where_not_each_epoch_is_mined() -> None:
+    split = dataclasses.replace(cycle(), given=Given.of([np.array([60, 61, 62, 63])] * 30))
+    often = miner(split, negatives=2, every_epochs=2)
+    found = [often.mine(epoch, embed()).negative_text_PK[0].tolist() for epoch in (0, 2, 4)]
+    assert found == [[60, 61], [62, 63], [60, 61]]
+
+
 def test_alone_they_are_repeated_and_nothing_is_searched() -> None:
     split = cycle()
     split = dataclasses.replace(split, given=Given.of([np.array([60 + p // 2]) for p in range(30)]))

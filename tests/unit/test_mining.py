@@ -234,6 +234,29 @@ def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
         assert mined[epoch].search.nearest_share == expected.search.nearest_share
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_epochs_between_keep_their_negatives_also_where_a_run_goes_on(overlap: bool) -> None:
+    whole = miner(num_epochs=6, overlap=overlap, every_epochs=2)
+    plain = miner(num_epochs=6)
+    for epoch in range(6):
+        resumed = miner(num_epochs=6, overlap=overlap, every_epochs=2)
+        if epoch:
+            resumed.load_state_dict(whole.state_dict())
+        for one in (whole, resumed):
+            assert one.due(epoch) == (epoch % 2 == 0)
+            if one.due(epoch):
+                mined = one.mine(epoch, moving(epoch))
+                searched = max(0, epoch - 2) if overlap else epoch
+                assert mined.staleness == epoch - searched
+                expected = plain.mine(epoch, moving(searched)).negative_text_PK
+            else:
+                one.keep()
+            assert one.current is not None
+            assert one.current.tolist() == expected.tolist()
+        whole.leave_epoch()
+        assert whole.current is None
+
+
 def test_a_failure_in_the_background_is_raised_while_training_goes_on() -> None:
     broken = miner(overlap=True)
     vectors = moving(1)
