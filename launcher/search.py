@@ -26,11 +26,14 @@ def main(argv: Sequence[str]) -> None:
     model, index = saved(arguments) if arguments.index else made_now(arguments)
     if arguments.rerank and model.classifier is None:
         raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
+    helps, probable = model.reranking or (False, True)
+    rerank = arguments.rerank if arguments.rerank is not None else model.has_classifier and helps
     terminal = Terminal(is_main=True)
     queries = arguments_of(arguments.queries) if arguments.queries else lines_of(sys.stdin.buffer)
     for query in queries:
         if query:
-            terminal.show(hits_table(query, model.search(query, index, top_k=arguments.top_k, rerank=arguments.rerank)))
+            hits = model.search(query, index, top_k=arguments.top_k, rerank=rerank)
+            terminal.show(hits_table(query, hits, probabilities=rerank or probable))
 
 
 def lines_of(stream: BinaryIO) -> Iterator[str]:
@@ -67,8 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rerank",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="show the nearest in the order of the pair classifier's probability [default: of their distance]",
+        help="show the nearest in the order of the pair classifier's probability, or of their distance [default: of "
+        "probability if that was better on validation]",
     )
     parser.add_argument("queries", nargs="*", metavar="ARGUMENT", help="arguments to answer; from stdin if none")
     default_root = parser.get_default("data_root")
@@ -89,9 +92,7 @@ def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]
     from biencoder.retrieval.trained_model import TrainedModel
 
     clean = cleans(arguments.clean, [arguments.model])
-    texts, findings = load_texts(
-        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
-    )
+    texts, findings = load_texts(arguments.data_root, clean=clean, columns=arguments.data_columns)
     model = TrainedModel.load(arguments.model)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
@@ -110,9 +111,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
         taken = "cleaned texts" if facts.clean else "texts as they stand"
         raise ConfigError(f"the index in {folder} is of {taken}, and queries are taken alike; make another, or say nothing")
     if arguments.data_root:
-        texts, _ = load_texts(
-            arguments.data_root, clean=facts.clean, columns=arguments.data_columns, corpus=arguments.data_corpus
-        )
+        texts, _ = load_texts(arguments.data_root, clean=facts.clean, columns=arguments.data_columns)
         check_texts(folder, facts, texts)
     model_folder = user_path(arguments.model or facts.model)
     if not model_folder.is_dir():

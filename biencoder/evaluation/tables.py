@@ -84,9 +84,13 @@ def agreements_table(rows: Sequence[Agreement], sizes: Sequence[int], split: str
     return table
 
 
-def hits_table(query: str, hits: Sequence[Hit]) -> Table:
-    """A query and its hits, in their order."""
-    has_probability = not any(math.isnan(hit.probability) for hit in hits)
+def hits_table(query: str, hits: Sequence[Hit], *, probabilities: bool) -> Table:
+    """A query and its hits, in their order.
+
+    Args:
+        probabilities: show the pair classifier's, where there is one.
+    """
+    has_probability = probabilities and not any(math.isnan(hit.probability) for hit in hits)
     table = Table(title=shown(query, "table.title"), title_justify="left", box=None, show_lines=True)
     table.add_column("distance", justify="right")
     if has_probability:

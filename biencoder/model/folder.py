@@ -5,7 +5,7 @@
                                  only the projection if they share the encoder)
       1_Pooling 2_Dense …        pooling, BERT's pooler if it is used, the projection, and length 1 if configured
       biencoder.json             the settings from which this program builds the model; whether it was trained on
-                                 cleaned texts
+                                 cleaned texts, and what validation said of its re-ranking
       classifier.safetensors     the pair classifier, if it was trained
 
 Weights are safetensors only: loading a model never unpickles anything.
@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -35,10 +35,19 @@ from biencoder.model.whole_folder import whole_folder
 _ST = "sentence_transformers"
 _SIDES = ("query", "candidate")
 _CLASSIFIER = "classifier.safetensors"
-_CLEAN = "clean"
-"""The one key of biencoder.json that is not a setting of the model."""
+_CLEAN, _RERANKING = "clean", "reranking"
+"""The keys of biencoder.json that are no settings of the model."""
 Modules = list[tuple[str, str]]
 """The modules that a text passes through: (path within the folder, kind)."""
+
+
+class Reranking(NamedTuple):
+    """What the evaluation that chose a model said of its pair classifier."""
+
+    helps: bool
+    """Whether the nearest, re-ranked, have the right one first more often."""
+    probable: bool
+    """Whether its probabilities order them no worse than their distance, and are nearly as often right as they say."""
 
 
 def save_model(
@@ -50,6 +59,7 @@ def save_model(
     *,
     card: str,
     clean: bool = True,
+    reranking: Reranking | None = None,
 ) -> None:
     """Write the model beside `folder`, then rename, so that `folder` always holds a complete model.
 
@@ -57,13 +67,15 @@ def save_model(
         weights: the model's state dict in fp32 (the model itself may be sharded or in half precision). It has no weights of
             the pair classifier if no loss has trained it.
         clean: whether the training texts were cleaned.
+        reranking: None if it was not measured.
 
     Raises:
         ModelError: the folder cannot be written; its former content is untouched.
     """
     try:
         with whole_folder(folder) as fresh:
-            _write_model(fresh, model, weights, tokenizer, config, card, clean)
+            _write_model(fresh, model, weights, tokenizer, config, card)
+            _write_description(fresh, model, config, clean, reranking)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ModelError(f"the model cannot be written to {folder}: {reason}") from None
@@ -76,7 +88,6 @@ def _write_model(
     tokenizer: PreTrainedTokenizerBase,
     config: ModelConfig,
     card: str,
-    clean: bool,
 ) -> None:
     routes: list[Modules] = []
     for number, side in enumerate([""] if model.shared else _SIDES):
@@ -104,9 +115,14 @@ def _write_model(
     classifier = {n.removeprefix("classifier."): w for n, w in weights.items() if n.startswith("classifier.")}
     if classifier:
         save_file(classifier, fresh / _CLASSIFIER)
-    first: Tower = model.towers[0]  # type: ignore[assignment]
-    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": first.pooling, _CLEAN: clean})
     (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_description(
+    fresh: Path, model: BiEncoder, config: ModelConfig, clean: bool, reranking: Reranking | None
+) -> None:
+    known = {_RERANKING: reranking._asdict()} if reranking else {}
+    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": model.query_tower.pooling, _CLEAN: clean} | known)
 
 
 def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
@@ -122,7 +138,9 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
     try:
         check_file(description)
         settings = json.loads(description.read_text(encoding="utf-8"))
-        config = TypeAdapter(ModelConfig).validate_python({key: settings[key] for key in settings if key != _CLEAN})
+        config = TypeAdapter(ModelConfig).validate_python(
+            {key: settings[key] for key in settings if key not in (_CLEAN, _RERANKING)}
+        )
         model, tokenizer = _build(folder, config)
     except ModelError:
         raise
@@ -169,14 +187,31 @@ def trained_on_clean_texts(folder: Path) -> bool:
     Raises:
         ModelError: biencoder.json cannot be read.
     """
+    return _described(folder, _CLEAN, True) is not False
+
+
+def measured_reranking(folder: Path) -> Reranking | None:
+    """What was measured of the re-ranking of the model in this folder; None if the folder does not say.
+
+    Raises:
+        ModelError: biencoder.json cannot be read.
+    """
+    found = _described(folder, _RERANKING, None)
+    if not isinstance(found, dict):
+        return None
+    return Reranking(*(found.get(name) is True for name in Reranking._fields))
+
+
+def _described(folder: Path, key: str, default: object) -> object:
+    """A value of biencoder.json."""
     description = folder / "biencoder.json"
     try:
-        clean = json.loads(description.read_text(encoding="utf-8")).get(_CLEAN, True)
+        value: object = json.loads(description.read_text(encoding="utf-8")).get(key, default)
     except FileNotFoundError:
-        return True
+        return default
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{description} cannot be read: {' '.join(str(error).split())[:300]}") from None
-    return clean is not False
+    return value
 
 
 def model_sha256(folder: Path) -> str:

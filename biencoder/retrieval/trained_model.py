@@ -22,7 +22,7 @@ from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
 from biencoder.errors import DataError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
-from biencoder.model.folder import has_classifier, load_model, trained_on_clean_texts
+from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.nearest import Rows, nearest_allowed
@@ -57,6 +57,8 @@ class TrainedModel:
     """Sentences about the parts of a pretrained model that are not used."""
     clean: bool = True
     """Whether the training texts were cleaned; `encode` and `rank` treat their texts alike."""
+    reranking: Reranking | None = None
+    """What validation said of re-ranking by the pair classifier; None if the model's folder does not say."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "TrainedModel":
@@ -67,7 +69,15 @@ class TrainedModel:
         """
         device, path = _device(), user_path(folder)
         model, tokenizer, config = load_model(path)
-        return cls(model.to(device), tokenizer, config, device, has_classifier(path), clean=trained_on_clean_texts(path))
+        return cls(
+            model.to(device),
+            tokenizer,
+            config,
+            device,
+            has_classifier(path),
+            clean=trained_on_clean_texts(path),
+            reranking=measured_reranking(path),
+        )
 
     @classmethod
     def pretrained(cls, config: ModelConfig) -> "TrainedModel":

@@ -29,6 +29,7 @@ from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import CheckpointFolder
 from biencoder.training.recovery.divergence import Divergence
 from biencoder.training.recovery.resume import Recovery, Stateful
+from biencoder.training.reranking import judge_reranking
 from biencoder.training.step import Step
 from biencoder.training.window import Window
 
@@ -118,6 +119,15 @@ def model_writer(plan: Plan, model: BiEncoder) -> Callable[[Path, Weights, Metri
         if not config.loss.classification_weight:  # what no loss has trained is no classifier
             weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
         card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=step)) or ""
-        save_model(place, model, weights, plan.pretrained.tokenizer, config.model, card=card, clean=config.data.clean)
+        save_model(
+            place,
+            model,
+            weights,
+            plan.pretrained.tokenizer,
+            config.model,
+            card=card,
+            clean=config.data.clean,
+            reranking=judge_reranking(metrics, dataset.deciding_split),
+        )
 
     return write

@@ -30,7 +30,7 @@ from launcher.search import arguments_of, lines_of
 @pytest.mark.parametrize("text", ["[/b] closes nothing", "said [sic] so", "[red]alert[/red]"])
 def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(is_main=True)
-    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)]))
+    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)], probabilities=True))
     findings = Findings()
     findings.add(text, text)
     terminal.show(*findings_table(findings))
@@ -91,7 +91,7 @@ def test_a_second_interrupt_gives_no_traceback() -> None:
 
 def test_colons_and_control_characters_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     terminal, text = Terminal(is_main=True), "a :dog: \x1b[2J\x07 {x}"
-    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)]))
+    terminal.show(hits_table(text, [Hit(text, 0.5, 0.5)], probabilities=True))
     terminal.say(text)
     assert capsys.readouterr().out.count("a :dog: \ufffd[2J\ufffd {x}") == 3
 

@@ -1,0 +1,23 @@
+"""What the last evaluation says of the pair classifier, for the folder of the model."""
+
+from biencoder.model.folder import Reranking
+from biencoder.tracking.names import Metrics, accuracy
+
+LARGEST_ERROR = 0.1
+"""Calibration error up to which a probability is worth showing."""
+
+
+def judge_reranking(metrics: Metrics, split: str) -> Reranking | None:
+    """Whether re-ranking is more often right than the nearest text on this split; None if nothing was re-ranked.
+
+    Its probabilities mean something if they order candidates no worse than their distance, and are no farther off than
+    LARGEST_ERROR.
+    """
+    if accuracy(split, "rerank") not in metrics:
+        return None
+    gains = [
+        metrics[accuracy(split, "rerank", text=text)] - metrics[accuracy(split, "embedding", text=text)]
+        for text in (False, True)
+    ]
+    error = metrics[f"eval/{split}/rerank/calibration_error_text"]
+    return Reranking(helps=min(gains) > 0, probable=min(gains) >= 0 and error <= LARGEST_ERROR)
