@@ -260,8 +260,8 @@ SENTENCES = {
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [("python", name) for name in SENTENCES]
-    + [("ranks", name) for name in ("misspelt", "batch", "no model", "bytes")]
-    + [("torchrun", "no folder"), ("deepspeed", "range")],
+    + [("ranks", name) for name in ("no folder", "batch", "no model", "bytes")]
+    + [("torchrun", "misspelt"), ("deepspeed", "range")],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, launcher: Any, name: str

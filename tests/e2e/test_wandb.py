@@ -30,7 +30,7 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
     """Start 1 loses wandb-core and is stopped, start 2 is killed, start 3 ends: against a run without W&B."""
-    corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__epochs": 16}
+    corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__epochs": 8}
     straight = train(*arguments(tiny_bert, corpus, tmp_path / "straight", **settings))
     assert straight.returncode == 0, straight.stderr
     run_dir, offline = tmp_path / "broken", {"WANDB_MODE": "offline", "HOME": str(tmp_path)}
@@ -41,7 +41,7 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
         children = psutil.Process(process.pid).children(recursive=True)
         (core,) = [child for child in children if child.name() == "wandb-core"]
         core.kill()
-        wait_for(lambda: process.poll() is not None or steps_reach(run_dir, 30))
+        wait_for(lambda: process.poll() is not None or steps_reach(run_dir, 16))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -49,7 +49,7 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
     assert warning.startswith("warning: Weights & Biases failed (Connection")
     assert stopped.startswith("stopped: after step ")
 
-    code, err = stop_at(run_dir, 60, *command, by=signal.SIGKILL, env=offline)
+    code, err = stop_at(run_dir, 32, *command, by=signal.SIGKILL, env=offline)
     assert (code, err) == (-signal.SIGKILL, "")
     last = train(*command, env=offline)
     (of_lock,) = last.stderr.splitlines()
@@ -67,10 +67,10 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
             if kind == "step":
                 assert entry["train/loss"] == record["train/loss"]
     names = Counter(name.split("/_")[0] for line in logged for name in line if "/" in name)
-    assert names["train/loss"] == len(records(run_dir, "step")) == 64
-    assert sum(has(line, HARDNESS) for line in logged) == 16
-    assert sum(has(line, CLOSEST) for line in logged) == 16
-    assert sum(has(line, examples("validation")) for line in logged) == 17
+    assert names["train/loss"] == len(records(run_dir, "step")) == 32
+    assert sum(has(line, HARDNESS) for line in logged) == 8
+    assert sum(has(line, CLOSEST) for line in logged) == 8
+    assert sum(has(line, examples("validation")) for line in logged) == 9
 
 
 def has(line: dict[str, Any], name: str) -> bool:
