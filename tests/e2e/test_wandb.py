@@ -41,7 +41,7 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
         children = psutil.Process(process.pid).children(recursive=True)
         (core,) = [child for child in children if child.name() == "wandb-core"]
         core.kill()
-        wait_for(lambda: process.poll() is not None or steps_reach(run_dir, 16))
+        wait_for(lambda: process.poll() is not None or steps_reach(run_dir, 18))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -49,7 +49,7 @@ def test_wandb_dies_the_run_is_stopped_and_killed_and_both_records_are_whole(
     assert warning.startswith("warning: Weights & Biases failed (Connection")
     assert stopped.startswith("stopped: after step ")
 
-    code, err = stop_at(run_dir, 32, *command, by=signal.SIGKILL, env=offline)
+    code, err = stop_at(run_dir, 34, *command, by=signal.SIGKILL, env=offline)
     assert (code, err) == (-signal.SIGKILL, "")
     last = train(*command, env=offline)
     (of_lock,) = last.stderr.splitlines()
