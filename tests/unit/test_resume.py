@@ -38,9 +38,9 @@ def other_value(key: str, value: Any) -> str:
     raise AssertionError(key)
 
 
-def run_with(folder: Path, settings: dict[str, str], **facts: Any) -> tuple[CheckpointFolder, Config]:
+def run_with(folder: Path, overrides: dict[str, str], /, **facts: Any) -> tuple[CheckpointFolder, Config]:
     """A folder with one checkpoint of a run with these settings."""
-    config, checkpoints = load_config(overrides=settings), CheckpointFolder(folder, keep=2)
+    config, checkpoints = load_config(overrides=overrides), CheckpointFolder(folder, keep=2)
     state = {"format": 2, "settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"} | facts
     checkpoints.write(Checkpoint(8, state, {}, {}, {"window": torch.zeros(1)}), also_keep=-1)
     checkpoints.wait()
@@ -69,6 +69,14 @@ def test_each_key_may_differ_or_is_refused_with_its_old_and_new_value(tmp_path: 
         else:
             told = refusal(checkpoints, other)
             assert (f"{key} was {value!r} and is {other.flat()[key]!r}" in told, told.count(" was ")) == (True, 1), told
+
+
+def test_a_key_that_the_run_s_version_did_not_know_had_its_default(tmp_path: Path) -> None:
+    known = {key: value for key, value in load_config().flat().items() if key != "mining.every_epochs"}
+    checkpoints, _ = run_with(tmp_path, {}, settings=known)
+    assert resumed(checkpoints, load_config()) == 8
+    told = refusal(checkpoints, load_config(overrides={"mining.every_epochs": "3"}))
+    assert "mining.every_epochs was 1 and is 3" in told
 
 
 @pytest.mark.parametrize("rule", [{"train.schedule": "linear"}, {"train.warmup_ratio": "0.1"}], ids=str)

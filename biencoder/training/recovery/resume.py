@@ -188,16 +188,20 @@ def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: st
 
 
 def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
-    """Each setting that this resume must not change and that has changed, with its old and new value."""
+    """Each setting that this resume must not change and that has changed, with its old and new value.
+
+    A key that the run's version did not know had its default in effect: new keys begin with what was done before.
+    """
     rules, sentences = resume_rules(), []
+    then = Config().flat() | dict(then)
     for key, value in config.flat().items():
-        if then.get(key) == value or rules[key] is OnResume.FREE:
+        if then[key] == value or rules[key] is OnResume.FREE:
             continue
         if rules[key] is OnResume.FIXED:
-            sentences.append(f"{key} was {then.get(key)!r} and is {value!r}")
+            sentences.append(f"{key} was {then[key]!r} and is {value!r}")
         elif not config.can_be_prolonged:
             sentences.append(
-                f"{key} was {then.get(key)!r} and is {value!r}, which train.schedule = {config.train.schedule} with "
+                f"{key} was {then[key]!r} and is {value!r}, which train.schedule = {config.train.schedule} with "
                 f"train.warmup_ratio = {config.train.warmup_ratio:g} does not allow"
             )
     return sentences
