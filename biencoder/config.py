@@ -76,9 +76,12 @@ class ModelConfig:
     and on the micro-batch."""
     attention_dropout: Annotated[float, FIXED, Field(ge=0, lt=1)] = 0.0
     """Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."""
-    pooling: Annotated[Literal["auto", "cls", "pooler", "mean"], FIXED] = "auto"
+    trust_remote_code: Annotated[bool, FIXED] = False
+    """Run the Python code that the model brings along, for architectures that transformers does not have. Such code may do
+    whatever you may: read it first."""
+    pooling: Annotated[Literal["auto", "cls", "pooler", "mean", "last"], FIXED] = "auto"
     """How token vectors become one vector. auto: what the model states (sentence-transformers models do), else BERT's
-    pooler, or the mean where no pooler was saved."""
+    pooler, or the mean where no pooler was saved, or the last token of a decoder."""
     embedding_dim: Annotated[int, FIXED, Field(ge=0, le=8192)] = 128
     """Size of the similarity embedding; 0: the encoder's hidden size."""
     normalize: Annotated[bool, FIXED] = False

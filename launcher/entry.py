@@ -69,7 +69,8 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
 
 
 def corpus_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that read a corpus beside a model have in common: data_root, data_columns, data_corpus, clean."""
+    """What the commands that read a corpus beside a model have in common: data_root, data_columns, data_corpus, clean, and
+    trust_remote_code."""
     parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
     root = Config().data.root
     parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
@@ -91,6 +92,11 @@ def corpus_parser(*, prog: str, description: str) -> Parser:
         "--clean",
         action=argparse.BooleanOptionalAction,
         help="drop what gives matches away, or take the texts as they stand [default: as the model was trained]",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that the model's folder holds; it may do whatever you may, so read it first",
     )
     return parser
 

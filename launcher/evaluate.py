@@ -83,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         corpus=arguments.data_corpus,
         needs_training=False,
     )
-    (model,) = load_models(arguments.model)
+    (model,) = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code)
     terminal.show(*findings_table(dataset.findings))
     embedder, alone = model.embedder, World.alone()
     results = [
@@ -147,7 +147,7 @@ def make_systems(arguments: argparse.Namespace, texts: "Sequence[str]", text_ids
     from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
     from biencoder.retrieval.embedders import load_models
 
-    models = load_models(arguments.model)
+    models = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code)
     systems = [model_system(model, texts, text_ids) for model in models]
     if arguments.baselines or arguments.zero_shot:
         systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids)

@@ -34,11 +34,11 @@ def main(argv: Sequence[str]) -> None:
     root = arguments.data_root or _SAMPLE
     dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
-    model = TrainedModel.load(arguments.model)
+    model = TrainedModel.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))
 
     with whole_folder(folder) as fresh:
-        write_onnx(fresh, model_folder, int8=arguments.int8)
+        write_onnx(fresh, model_folder, int8=arguments.int8, trust_remote_code=arguments.trust_remote_code)
         variants = {"ONNX": False, "ONNX int8": True} if arguments.int8 else {"ONNX": False}
         encoders: dict[str, Encoder] = {"PyTorch": model} | {
             name: OnnxModel.load(fresh, model.tokenizer, model.config, int8=int8) for name, int8 in variants.items()

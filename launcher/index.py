@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     texts, findings = load_texts(
         arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
     )
-    model = TrainedModel.load(str(model_folder))
+    model = TrainedModel.load(model_folder, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))
     terminal.start(f"embedding {len(texts)} texts", len(texts))

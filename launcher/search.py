@@ -93,7 +93,7 @@ def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]
 
     clean = cleans(arguments.clean, [arguments.model])
     texts, findings = load_texts(arguments.data_root, clean=clean, columns=arguments.data_columns)
-    model = TrainedModel.load(arguments.model)
+    model = TrainedModel.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
 
@@ -117,7 +117,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
     index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
-    return TrainedModel.load(str(model_folder)), index
+    return TrainedModel.load(model_folder, trust_remote_code=arguments.trust_remote_code), index
 
 
 def command() -> None:

@@ -118,6 +118,8 @@ class Tower(nn.Module):
         states_ULH: torch.Tensor = output.last_hidden_state  # type: ignore[attr-defined]
         if self.pooling == "cls":
             return states_ULH[:, 0]
+        if self.pooling == "last":  # texts are padded on the right
+            return states_ULH[torch.arange(len(mask_UL), device=mask_UL.device), mask_UL.sum(1) - 1]
         mask_UL1 = mask_UL.unsqueeze(-1).to(states_ULH.dtype)
         return (states_ULH * mask_UL1).sum(1) / mask_UL1.sum(1)
 

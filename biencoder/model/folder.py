@@ -2,7 +2,8 @@
 
     folder/                      modules.json, config_sentence_transformers.json, README.md (the model card)
       (encoder and tokenizer)    in the folder itself, or in query/ and candidate/ if the sides differ (candidate/ holds
-                                 only the projection if they share the encoder)
+                                 only the projection if they share the encoder); with the encoder's own Python code, if
+                                 transformers does not have its architecture
       1_Pooling 2_Dense …        pooling, BERT's pooler if it is used, the projection, and length 1 if configured
       biencoder.json             the settings from which this program builds the model; whether it was trained on
                                  cleaned texts, and what validation said of its re-ranking
@@ -12,9 +13,11 @@ Weights are safetensors only: loading a model never unpickles anything.
 """
 
 import hashlib
+import inspect
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +25,12 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from biencoder.config import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.model.bi_encoder import BiEncoder, Tower
-from biencoder.model.pretrained import check_length
+from biencoder.model.pretrained import check_length, has_own_code
 from biencoder.model.vocabulary import check_fit, load_tokenizer
 from biencoder.model.weights import check_file, check_files, check_finite, check_safetensors
 from biencoder.model.whole_folder import whole_folder
@@ -125,9 +128,12 @@ def _write_description(
     _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": model.query_tower.pooling, _CLEAN: clean} | known)
 
 
-def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
+def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
     """The model that `save_model` wrote, in fp32 and in evaluation mode. Its pair classifier is untrained unless
     `has_classifier`.
+
+    Args:
+        trust_remote_code: whether Python code that the folder holds may run. What biencoder.json says of that is not asked.
 
     Raises:
         ModelError: the folder is missing, was not written by this program, or is damaged.
@@ -141,13 +147,23 @@ def load_model(folder: Path) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelC
         config = TypeAdapter(ModelConfig).validate_python(
             {key: settings[key] for key in settings if key not in (_CLEAN, _RERANKING)}
         )
-        model, tokenizer = _build(folder, config)
+        model, tokenizer = _build(folder, replace(config, trust_remote_code=trust_remote_code))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - the parsers of its many files raise many kinds for a damaged one
+        if "custom code" in str(error):  # transformers' message under trust_remote_code=False
+            raise ModelError(needs_code(folder)) from None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from None
     return model.eval(), tokenizer, config
+
+
+def needs_code(folder: Path) -> str:
+    """What is to be said of a model whose Python code may not run."""
+    return (
+        f"the model in {folder} needs Python code that it brings along, which may do whatever you may; read that code and "
+        "give --trust-remote-code"
+    )
 
 
 def _build(folder: Path, config: ModelConfig) -> tuple[BiEncoder, PreTrainedTokenizerBase]:
@@ -157,9 +173,10 @@ def _build(folder: Path, config: ModelConfig) -> tuple[BiEncoder, PreTrainedToke
     homes = [places[0], places[0 if config.sides == "heads" else -1]][: len(places)]  # the folders of the towers' encoders
     for home in homes:
         check_files(home)
-    encoder_of = {home: AutoModel.from_config(AutoConfig.from_pretrained(home)) for home in homes}  # type: ignore[no-untyped-call]
+    trust = {"trust_remote_code": config.trust_remote_code}
+    encoder_of = {home: AutoModel.from_config(AutoConfig.from_pretrained(home, **trust), **trust) for home in homes}  # type: ignore[no-untyped-call]
     encoders = [encoder_of[home] for home in homes]
-    tokenizer = load_tokenizer(str(places[0]), name)
+    tokenizer = load_tokenizer(str(places[0]), name, **trust)
     if config.pooling != "pooler":
         for encoder in encoders:
             encoder.pooler = None
@@ -236,6 +253,8 @@ def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, t
     place, hidden = folder / side, tower.projection.in_features
     encoder_weights = {n.removeprefix("encoder."): w for n, w in weights.items() if n.startswith("encoder.")}
     tower.encoder.config.save_pretrained(place)
+    if has_own_code(tower.encoder):
+        _save_code(tower.encoder, place)
     save_file(encoder_weights, place / "model.safetensors", metadata={"format": "pt"})
     _write_json(place / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     (place / "1_Pooling").mkdir()
@@ -243,15 +262,25 @@ def _save_encoder(folder: Path, side: str, tower: Tower, weights: Mapping[str, t
         place / "1_Pooling" / "config.json",
         {
             "word_embedding_dimension": hidden,
-            "pooling_mode_cls_token": tower.pooling != "mean",
+            "pooling_mode_cls_token": tower.pooling in ("cls", "pooler"),
             "pooling_mode_mean_tokens": tower.pooling == "mean",
+            **({"pooling_mode_lasttoken": True} if tower.pooling == "last" else {}),
         },
     )
     modules = [(side, "models.Transformer"), (_join(side, "1_Pooling"), "models.Pooling")]
     if tower.pooling == "pooler":  # BERT's pooler is the first token through a dense layer and tanh
-        dense = {name: weights[f"encoder.pooler.dense.{name}"] for name in ("weight", "bias")}
+        dense = {n.rpartition(".")[2]: w for n, w in weights.items() if n.startswith("encoder.pooler.")}
         modules.append(_save_dense(folder, _join(side, "2_Dense"), dense, "torch.nn.modules.activation.Tanh"))
     return modules
+
+
+def _save_code(encoder: PreTrainedModel, place: Path) -> None:
+    """Write the Python code that the encoder brought along, and let config.json name it there."""
+    for file in Path(inspect.getfile(type(encoder))).parent.glob("*.py"):
+        shutil.copy(file, place)
+    settings = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    classes = {kind: name.rpartition("--")[2] for kind, name in settings["auto_map"].items() if isinstance(name, str)}
+    _write_json(place / "config.json", settings | {"auto_map": classes})
 
 
 def _save_projection(folder: Path, side: str, tower: Tower, weights: Mapping[str, torch.Tensor], *, start: int) -> Modules:

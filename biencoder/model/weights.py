@@ -80,23 +80,27 @@ class LoadedEncoder:
         ]
 
 
-def load_encoder(source: str, settings: Any = None) -> LoadedEncoder:
+def load_encoder(source: str, settings: Any = None, *, trust_remote_code: bool = False) -> LoadedEncoder:
     """The encoder of a folder or of the hub in fp32, and transformers' report on its weights; see `check`.
+
+    It has fused attention (SDPA) where transformers offers that for its architecture, else eager attention.
 
     It is in fp32 whatever the file's own type: DeepSpeed makes the 16-bit copies, and keeps these as master weights.
 
     Args:
         settings: the model's config, perhaps with another dropout; None: config.json as it is.
+        trust_remote_code: whether Python code that the model brings along may run.
     """
     encoder, report = AutoModel.from_pretrained(
         source,
         config=settings,
         dtype="float32",
-        attn_implementation="sdpa",
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # the report names them, as it names the missing ones
     )
+    if encoder._supports_sdpa:  # whatever config.json names
+        encoder.set_attn_implementation("sdpa")
     return LoadedEncoder(encoder, *_read_report(report))
 
 

@@ -38,19 +38,26 @@ class NamedModel:
     embedder: Embedder
 
 
-def load_models(folders: Sequence[str]) -> list[NamedModel]:
+def load_models(folders: Sequence[str], *, trust_remote_code: bool = False) -> list[NamedModel]:
     """The models in these folders, of this program or of sentence-transformers.
 
     They are named by their folders, or by their paths if two folders have the same name.
+
+    Args:
+        trust_remote_code: whether Python code that the folders hold may run.
 
     Raises:
         ModelError: a folder holds neither kind of model.
     """
     names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
-    return [NamedModel(name, folder, _load(user_path(folder))) for name, folder in zip(names, folders, strict=True)]
+    return [
+        NamedModel(name, folder, _load(user_path(folder), trust_remote_code=trust_remote_code))
+        for name, folder in zip(names, folders, strict=True)
+    ]
 
 
-def _load(folder: Path) -> Embedder:
+def _load(folder: Path, *, trust_remote_code: bool) -> Embedder:
     is_foreign = (folder / "modules.json").is_file() and not (folder / "biencoder.json").is_file()
-    return SentenceFolder.load(folder) if is_foreign else TrainedModel.load(str(folder))
+    kind = SentenceFolder if is_foreign else TrainedModel
+    return kind.load(folder, trust_remote_code=trust_remote_code)

@@ -17,6 +17,7 @@ import torch
 
 from biencoder.errors import ModelError
 from biencoder.model.bi_encoder import Vectors
+from biencoder.model.folder import needs_code
 from biencoder.model.pretrained import hush
 from biencoder.model.weights import check_file, check_files, check_finite, load_encoder
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -33,8 +34,11 @@ class SentenceFolder:
     classifier: None = None
 
     @classmethod
-    def load(cls, folder: Path) -> "SentenceFolder":
+    def load(cls, folder: Path, *, trust_remote_code: bool = False) -> "SentenceFolder":
         """Load the model, onto the GPU if there is one.
+
+        Args:
+            trust_remote_code: whether Python code that the folder holds may run.
 
         Raises:
             ModelError: the package is not installed, or it cannot load the folder.
@@ -47,12 +51,14 @@ class SentenceFolder:
             ) from None
         hush()
         try:
-            _check_encoders(folder)
-            model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False)
+            _check_encoders(folder, trust_remote_code=trust_remote_code)
+            model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
             check_finite(f"the model in {folder}", model)
         except ModelError:
             raise
         except Exception as error:  # noqa: BLE001 - its modules raise many kinds, which it does not document
+            if "custom code" in str(error):  # transformers' message under trust_remote_code=False
+                raise ModelError(needs_code(folder)) from None
             raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         return cls(model)
 
@@ -77,7 +83,7 @@ class SentenceFolder:
         return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", texts_N), candidate)
 
 
-def _check_encoders(folder: Path) -> None:
+def _check_encoders(folder: Path, *, trust_remote_code: bool) -> None:
     """Raise a ModelError if a file of an encoder is damaged, or lacks weights that the encoder needs.
 
     sentence-transformers ignores transformers' report on the weights, so each encoder is loaded here to read that report.
@@ -88,4 +94,5 @@ def _check_encoders(folder: Path) -> None:
             if "model_type" in json.loads(settings.read_text(encoding="utf-8")):  # other modules have a config.json as well
                 check_files(settings.parent)
                 # No pooling module of sentence-transformers uses BERT's pooler.
-                load_encoder(str(settings.parent)).check(f"the model in {settings.parent}", without=("pooler.",))
+                loaded = load_encoder(str(settings.parent), trust_remote_code=trust_remote_code)
+                loaded.check(f"the model in {settings.parent}", without=("pooler.",))

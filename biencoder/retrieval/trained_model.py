@@ -61,14 +61,17 @@ class TrainedModel:
     """What validation said of re-ranking by the pair classifier; None if the model's folder does not say."""
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TrainedModel":
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TrainedModel":
         """Load a saved model, onto the GPU if there is one.
+
+        Args:
+            trust_remote_code: whether Python code that the folder holds may run.
 
         Raises:
             ModelError: the folder holds no model of this program.
         """
         device, path = _device(), user_path(folder)
-        model, tokenizer, config = load_model(path)
+        model, tokenizer, config = load_model(path, trust_remote_code=trust_remote_code)
         return cls(
             model.to(device),
             tokenizer,

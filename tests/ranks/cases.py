@@ -31,8 +31,10 @@ from biencoder.evaluation import evaluate_split
 from biencoder.mining import Miner
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, TripletBatch, Vectors, build_model
+from biencoder.model.folder import save_model
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
+from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training import objective
 from biencoder.training import step as step_module
 from biencoder.training.engine.engine import Engine
@@ -246,6 +248,48 @@ def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
             Path(out).write_text(json.dumps(found))
 
     _in_world(work, silence_s=120)
+
+
+def architectures(folders: list[str], files: list[str], out: str) -> None:
+    """Three steps of each of these encoders under each DeepSpeed file; rank 0 saves the trained model, and writes losses,
+    and how far the saved model's vectors are from those of the ranks."""
+
+    def work(ranks: World) -> None:
+        found: dict[str, Any] = {}
+        for folder in folders:
+            for mode in files:
+                model, tokens, split, negatives, saves = encoder_setup(folder)
+                train = TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH // ranks.size // 2, lr=1e-3)
+                engine = engine_for(model, mode, ranks, train)
+                losses = [one_step(engine, ranks, tokens, split, negatives, step) for step in range(3)]
+                embedded = embed_texts(engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
+                weights = engine.weights()
+                if ranks.is_main and embedded and weights:
+                    place = Path(out).parent / f"{Path(folder).name}-{mode.split()[0]}"
+                    saves(place, weights)
+                    loaded = TrainedModel.load(place, trust_remote_code=True)
+                    again = loaded.embed(tokens, np.arange(TEXTS_IN_USE)).query.embedding
+                    away = (again - embedded.query.embedding).abs().max().item()
+                    found.setdefault(Path(folder).name, {})[mode] = {"losses": losses, "away": away}
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    _in_world(work, silence_s=120)
+
+
+def encoder_setup(folder: str) -> tuple[BiEncoder, TokenizedTexts, Split, npt.NDArray[np.int64], Any]:
+    """As `training_setup`, with the pooling that the model has; and a function that saves its weights in a folder."""
+    config = ModelConfig(name=folder, max_length=32, embedding_dim=16, dropout=0.0, trust_remote_code=True)
+    pretrained = load_pretrained(config)
+    texts = [f"the {'quick brown ' * (number % 4)}fox argues {number}" for number in range(TEXTS_IN_USE)]
+    tokens = tokenize(texts, pretrained.tokenizer, max_length=32)
+    model = build_model(config, pretrained, seed=0)
+
+    def save(place: Path, weights: dict[str, torch.Tensor]) -> None:
+        save_model(place, model, weights, pretrained.tokenizer, config, card="# card")
+
+    split = Split("training", (), np.arange(12), np.arange(12, 24))
+    return model, tokens, split, ((np.arange(12) + 5) % 12 + 12)[:, None], save
 
 
 def clipped_updates(tiny_bert: str, files: list[str], out: str) -> None:

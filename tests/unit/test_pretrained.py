@@ -253,7 +253,7 @@ def test_a_pickle_is_opened_for_its_tensors_alone(folder: Path, tiny_bert: Path,
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_that_a_model_brings_along_is_neither_run_nor_asked_about(
+def test_code_that_a_model_brings_along_is_neither_run_unasked_nor_asked_about(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask(prompt: str = "") -> str:
@@ -264,7 +264,7 @@ def test_code_that_a_model_brings_along_is_neither_run_nor_asked_about(
     own = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
     write_json(folder / "config.json", settings | {"model_type": "own", "auto_map": own})
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    assert "needs Python code of its own (trust_remote_code), which is never run here" in sentence_of(lambda: load(folder))
+    assert "needs Python code of its own, which may do whatever you may" in sentence_of(lambda: load(folder))
     assert not (tmp_path / "ran").exists()
 
 
@@ -369,7 +369,7 @@ def test_a_pooling_that_is_stated_is_taken_or_said(folder: Path, stated: dict[st
     if found:
         assert (load(folder).pooling, load(folder).notices) == (found, ())
         return
-    assert "which is neither mean nor cls; set model.pooling" in sentence_of(lambda: load(folder))
+    assert "which is neither mean, cls nor last; set model.pooling" in sentence_of(lambda: load(folder))
     (notice,) = load(folder, pooling="mean").notices
     assert notice.startswith("it was made for pooling ")
 

@@ -100,3 +100,11 @@ def test_another_corpus_or_precision_is_refused_with_old_and_new(tmp_path: Path)
 def test_checkpoints_of_another_version_are_refused(tmp_path: Path) -> None:
     checkpoints, config = run_with(tmp_path, {}, format=1)
     assert "written by another version of this program" in refusal(checkpoints, config)
+
+
+def test_a_checkpoint_from_before_a_key_existed_is_resumed_at_its_default(tmp_path: Path) -> None:
+    settings = {key: value for key, value in Config().flat().items() if key != "model.trust_remote_code"}
+    checkpoints, _ = run_with(tmp_path, {}, settings=settings)
+    assert resumed(checkpoints, Config()) == 8
+    other = load_config(overrides={"model.trust_remote_code": "true"})
+    assert "model.trust_remote_code was False and is True" in refusal(checkpoints, other)
