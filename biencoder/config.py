@@ -82,6 +82,11 @@ class ModelConfig:
     pooling: Annotated[Literal["auto", "cls", "pooler", "mean", "last"], FIXED] = "auto"
     """How token vectors become one vector. auto: what the model states (sentence-transformers models do), else BERT's
     pooler, or the mean where no pooler was saved, or the last token of a decoder."""
+    query_prompt: Annotated[str, FIXED] = "auto"
+    """What is put before each query (point), `query: ` say; it counts in max_length. auto: the prompt of a
+    sentence-transformers model that has one, else none; empty: none."""
+    document_prompt: Annotated[str, FIXED] = "auto"
+    """What is put before each candidate, in the same way."""
     embedding_dim: Annotated[int, FIXED, Field(ge=0, le=8192)] = 128
     """Size of the similarity embedding; 0: the encoder's hidden size."""
     normalize: Annotated[bool, FIXED] = False
@@ -97,6 +102,17 @@ class ModelConfig:
     """Compute each layer's activations again in the backward pass: less memory, a third more time."""
     freeze_encoder: Annotated[bool, FIXED] = False
     """Train only the projection and the pair classifier."""
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """What is put before queries, and before candidates. `auto` is none, until the model has been read."""
+        query, document = (prompt * (prompt != "auto") for prompt in (self.query_prompt, self.document_prompt))
+        return query, document
+
+    @property
+    def sides_agree(self) -> bool:
+        """Whether a text has the same vectors as a query and as a candidate."""
+        return self.sides == "shared" and self.prompts[0] == self.prompts[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)

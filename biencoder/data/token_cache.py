@@ -1,6 +1,7 @@
 """A cache of token ids on disk, mapped into memory. The processes of a machine share it, and later runs use it again.
 
-The name of an entry is a hash of the texts, the tokenizer and `max_length`. A change of any of them makes a new entry.
+The name of an entry is a hash of the texts, their prompt, the tokenizer and `max_length`. A change of any of them makes a
+new entry.
 
 N: texts, T: their tokens.
 """
@@ -15,26 +16,46 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
-from biencoder.data.tokens import TokenizedTexts, tokenize
+from biencoder.data.tokens import TokenizedTexts, both_sides, tokenize
 from biencoder.distributed.world import World
 
 
 def cached_tokens(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, world: World
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    world: World,
+    prompts: tuple[str, str] = ("", ""),
 ) -> TokenizedTexts:
     """The texts' token ids from the cache; the first rank of each machine fills it if needed. Every rank takes part.
 
+    Args:
+        prompts: what is put before queries, and before candidates.
+    """
+    return both_sides(lambda prompt: _cached(texts, tokenizer, max_length, world, prompt), prompts)
+
+
+def _cached(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, world: World, prompt: str
+) -> TokenizedTexts:
+    """The texts after one prompt.
+
     A cache that cannot be read or written is skipped. A complete entry is never replaced: other processes have it mapped.
     """
-    folder = cache_folder() / _name(texts, tokenizer, max_length)
+    folder = cache_folder() / _name(texts, tokenizer, max_length, prompt)
     pad_id = int(tokenizer.pad_token_id or 0)
     tokens = None
+
+    def fresh() -> TokenizedTexts:
+        return tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
+
     if world.local_rank == 0 and _read(folder, len(texts), pad_id, max_length) is None:
-        tokens = tokenize(texts, tokenizer, max_length=max_length)
+        tokens = fresh()
         with suppress(OSError):
             _write(folder, tokens)
     world.together(lambda: None)
-    return tokens or _read(folder, len(texts), pad_id, max_length) or tokenize(texts, tokenizer, max_length=max_length)
+    return tokens or _read(folder, len(texts), pad_id, max_length) or fresh()
 
 
 def cache_folder() -> Path:
@@ -42,8 +63,10 @@ def cache_folder() -> Path:
     return environment.cache_folder() / "tokens"
 
 
-def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, prompt: str) -> str:
     digest = hashlib.sha256(f"{max_length}\0{len(texts)}\0{tokenizer.backend_tokenizer.to_str()}".encode())
+    if prompt:
+        digest.update(f"\0{prompt}\0".encode())
     for text in texts:
         content = text.encode()
         digest.update(f"{len(content)} ".encode() + content)

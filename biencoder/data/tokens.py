@@ -3,8 +3,8 @@
 N: texts, T: their tokens, U: texts of a batch, L: its padded width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,15 @@ class Tokens:
 
     input_ids_UL: torch.Tensor
     attention_mask_UL: torch.Tensor
+    candidate: "Tokens | None" = None
+    """The same texts as candidates, if other tokens stand before them than before queries."""
 
     def to(self, device: torch.device) -> "Tokens":
         if device.type == "cuda":  # a copy from pinned memory is asynchronous
-            return Tokens(
-                *(part.pin_memory().to(device, non_blocking=True) for part in (self.input_ids_UL, self.attention_mask_UL))
+            ids_UL, mask_UL = (
+                part.pin_memory().to(device, non_blocking=True) for part in (self.input_ids_UL, self.attention_mask_UL)
             )
+            return Tokens(ids_UL, mask_UL, None if self.candidate is None else self.candidate.to(device))
         return self
 
 
@@ -48,6 +51,13 @@ class TokenizedTexts:
     pad_id: int
     max_length: int
     """The length at which texts were cut; no batch is wider."""
+    candidate: "TokenizedTexts | None" = None
+    """The same texts as candidates, if they have another prompt than queries."""
+
+    @property
+    def query_alone(self) -> "TokenizedTexts":
+        """The texts as queries only."""
+        return replace(self, candidate=None) if self.candidate else self
 
     def lengths(self, text_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The number of tokens of each of these texts (an array of any shape)."""
@@ -61,15 +71,38 @@ class TokenizedTexts:
         places_UL = starts_U[:, None] + columns_L
         mask_UL = places_UL < ends_U[:, None]
         input_ids_UL = np.where(mask_UL, self.flat_T[np.minimum(places_UL, len(self.flat_T) - 1)], self.pad_id)
-        return Tokens(torch.from_numpy(input_ids_UL.astype(np.int64)), torch.from_numpy(mask_UL.astype(np.int64)))
+        return Tokens(
+            torch.from_numpy(input_ids_UL.astype(np.int64)),
+            torch.from_numpy(mask_UL.astype(np.int64)),
+            None if self.candidate is None else self.candidate.batch(text_ids_U),
+        )
 
 
-def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> TokenizedTexts:
-    """Token ids of every text with special tokens, cut at `max_length` tokens."""
+def tokenize_sides(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, prompts: tuple[str, str]
+) -> TokenizedTexts:
+    """Token ids of every text as a query and as a candidate.
+
+    Args:
+        prompts: what is put before queries, and before candidates.
+    """
+    return both_sides(lambda prompt: tokenize(texts, tokenizer, max_length=max_length, prompt=prompt), prompts)
+
+
+def both_sides(tokens_of: Callable[[str], TokenizedTexts], prompts: tuple[str, str]) -> TokenizedTexts:
+    """The texts as queries and as candidates, given a function that tokenizes them with a prompt."""
+    tokens = tokens_of(prompts[0])
+    return tokens if prompts[0] == prompts[1] else replace(tokens, candidate=tokens_of(prompts[1]))
+
+
+def tokenize(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, prompt: str = ""
+) -> TokenizedTexts:
+    """Token ids of every text after a prompt, with special tokens, cut at `max_length` tokens."""
     pieces: list[npt.NDArray[np.int32]] = []
     for start in range(0, len(texts), _CHUNK_TEXTS):
         encoded = tokenizer(
-            list(texts[start : start + _CHUNK_TEXTS]),
+            [prompt + text for text in texts[start : start + _CHUNK_TEXTS]],
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,

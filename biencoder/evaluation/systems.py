@@ -4,6 +4,7 @@ N: texts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from biencoder.config import ModelConfig
@@ -15,6 +16,9 @@ from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.retrieval.embedders import NamedModel
 from biencoder.retrieval.foreign_model import SentenceFolder
 from biencoder.retrieval.trained_model import TrainedModel
+
+_OF_BASE = ("name", "max_length", "pooling", "query_prompt", "document_prompt", "trust_remote_code")
+"""What a zero-shot row takes from the model that was trained."""
 
 
 def model_system(model: NamedModel, texts: Sequence[str], text_ids_N: Ids) -> System:
@@ -41,7 +45,7 @@ def zero_shot_systems(
     if name is not None:
         configs = [ModelConfig(name=name, max_length=(bases or [ModelConfig()])[0].max_length, embedding_dim=0)]
     else:
-        configs = [ModelConfig(name=b.name, max_length=b.max_length, pooling=b.pooling, embedding_dim=0) for b in bases]
+        configs = [replace(ModelConfig(embedding_dim=0), **{key: getattr(base, key) for key in _OF_BASE}) for base in bases]
     return [_zero_shot(config, texts, text_ids_N) for config in dict.fromkeys(configs)]
 
 

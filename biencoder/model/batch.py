@@ -27,7 +27,8 @@ def triplet_batch(
 
     Args:
         negative_text_PK: for each pair of the split the text ids of its mined negatives.
-        one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice.
+        one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice, unless it has
+            another prompt as a candidate.
         rivals: whether the points are candidates, too.
         pass_cost: see `length_groups`.
     """
@@ -35,7 +36,7 @@ def triplet_batch(
     negative_BK = negative_text_PK[samples_B]
     parts = [counter_B, negative_BK.ravel(), *([point_B] if rivals else [])]
 
-    def grouped(text_ids: Ids) -> tuple[list[Tokens], Ids]:
+    def grouped(text_ids: Ids, tokens: TokenizedTexts) -> tuple[list[Tokens], Ids]:
         """The distinct texts among these in groups of similar length, and the row of each text."""
         texts_U, nth = np.unique(text_ids, return_inverse=True)
         groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
@@ -44,11 +45,11 @@ def triplet_batch(
         return [tokens.batch(texts_U[group]).to(device) for group in groups], row_U[nth]
 
     candidates = None
-    if one_encoder:
-        texts, rows = grouped(np.concatenate([point_B, *parts]))
+    if one_encoder and not tokens.candidate:
+        texts, rows = grouped(np.concatenate([point_B, *parts]), tokens)
     else:
-        texts, point_rows = grouped(point_B)
-        candidates, candidate_rows = grouped(np.concatenate(parts))
+        texts, point_rows = grouped(point_B, tokens.query_alone)
+        candidates, candidate_rows = grouped(np.concatenate(parts), tokens.candidate or tokens)
         rows = np.concatenate([point_rows, candidate_rows])
     B, K = negative_BK.shape
     point, counter, negative, rival = torch.split(torch.from_numpy(rows).to(device), [B, B, B * K, B * rivals])

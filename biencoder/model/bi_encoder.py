@@ -59,8 +59,8 @@ class Sides(NamedTuple):
 class TripletBatch:
     """B triplets as rows of encoded texts, so that a text that occurs twice is encoded once.
 
-    Texts come in groups of similar length, each with a padding of its own; rows count through the groups in order. If one
-    encoder serves both sides, `candidates` is None and all rows index `texts`. Otherwise `texts` are the queries.
+    Texts come in groups of similar length, each with a padding of its own; rows count through the groups in order. If a
+    text is encoded once for both sides, `candidates` is None and all rows index `texts`. Otherwise `texts` are the queries.
     """
 
     texts: list[Tokens]
@@ -187,7 +187,7 @@ class BiEncoder(nn.Module):
 
     @property
     def one_encoder(self) -> bool:
-        """Whether a text is encoded once for both sides."""
+        """Whether a text is encoded once for both sides, unless it has a prompt for each."""
         return self.query_tower.encoder is self.candidate_tower.encoder
 
     def forward(self, inputs: TripletBatch | Tokens) -> Scores | Sides:
@@ -195,11 +195,13 @@ class BiEncoder(nn.Module):
         if isinstance(inputs, TripletBatch):
             return self._score(inputs)
         pooled_UH = self.query_tower.pool(inputs)
-        return self._sides(pooled_UH, pooled_UH if self.one_encoder else self.candidate_tower.pool(inputs))
+        once = self.one_encoder and inputs.candidate is None
+        return self._sides(pooled_UH, pooled_UH if once else self.candidate_tower.pool(inputs.candidate or inputs))
 
     def _sides(self, query_UH: torch.Tensor, candidate_UH: torch.Tensor) -> Sides:
         query = self.query_tower.project(query_UH)
-        return Sides(query, query if self.shared else self.candidate_tower.project(candidate_UH))
+        once = self.shared and candidate_UH is query_UH
+        return Sides(query, query if once else self.candidate_tower.project(candidate_UH))
 
     def _score(self, batch: TripletBatch) -> Scores:
         query_UH = torch.cat([self.query_tower.pool(tokens) for tokens in batch.texts])

@@ -110,7 +110,7 @@ def _write_model(
         fresh / "config_sentence_transformers.json",
         {
             "model_type": "SentenceTransformer",
-            "prompts": {},
+            "prompts": dict(zip(("query", "document"), config.prompts, strict=True)) if any(config.prompts) else {},
             "default_prompt_name": None,
             "similarity_fn_name": "euclidean",
         },
@@ -125,7 +125,9 @@ def _write_description(
     fresh: Path, model: BiEncoder, config: ModelConfig, clean: bool, reranking: Reranking | None
 ) -> None:
     known = {_RERANKING: reranking._asdict()} if reranking else {}
-    _write_json(fresh / "biencoder.json", asdict(config) | {"pooling": model.query_tower.pooling, _CLEAN: clean} | known)
+    query, document = config.prompts
+    chosen = {"pooling": model.query_tower.pooling, "query_prompt": query, "document_prompt": document}
+    _write_json(fresh / "biencoder.json", asdict(config) | chosen | {_CLEAN: clean} | known)
 
 
 def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
@@ -147,7 +149,9 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[BiEnco
         config = TypeAdapter(ModelConfig).validate_python(
             {key: settings[key] for key in settings if key not in (_CLEAN, _RERANKING)}
         )
-        model, tokenizer = _build(folder, replace(config, trust_remote_code=trust_remote_code))
+        query, document = config.prompts  # a folder that names none was trained without
+        config = replace(config, query_prompt=query, document_prompt=document, trust_remote_code=trust_remote_code)
+        model, tokenizer = _build(folder, config)
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - the parsers of its many files raise many kinds for a damaged one

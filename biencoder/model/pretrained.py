@@ -4,7 +4,7 @@ encoder, tokenizer, pooling = load_pretrained(ModelConfig(name="minilm"))
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -38,6 +38,13 @@ class Pretrained:
     pooling: Pooling
     notices: tuple[str, ...] = ()
     """Sentences about parts of the model that are not used, and about replacements of parts that it lacks."""
+    prompts: tuple[str, str] = ("", "")
+    """What is put before queries, and before candidates, as configured or as trained with."""
+
+    def settled(self, config: ModelConfig) -> ModelConfig:
+        """The configuration with these prompts in place of `auto`."""
+        query, document = self.prompts
+        return replace(config, query_prompt=query, document_prompt=document)
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
@@ -85,7 +92,32 @@ def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
         raise ModelError(f"model.gradient_checkpointing is true, but {config.name!r} does not support it")
     _try_out(encoder, tokenizer, name)
     notices = [*notices, *adapted, *_computing_notices(encoder), *loaded.notices, *modules.notices]
-    return Pretrained(encoder, tokenizer, pooling, tuple(notices))
+    return Pretrained(encoder, tokenizer, pooling, tuple(notices), _choose_prompts(config, tokenizer, modules, name))
+
+
+def _choose_prompts(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, modules: SentenceModules, name: str
+) -> tuple[str, str]:
+    """The configured prompts, or those that the model was trained with.
+
+    Raises:
+        ModelError: a prompt leaves no room for a text, or the model does not pool it.
+    """
+    configured = (config.query_prompt, config.document_prompt)
+    query, document = (own if prompt == "auto" else prompt for prompt, own in zip(configured, modules.prompts, strict=True))
+    if (query or document) and not modules.pools_prompt:
+        raise ModelError(
+            f"{name} leaves its prompt out of the pooling (include_prompt is false), which this program does not; set "
+            'model.query_prompt and model.document_prompt to "" to do without'
+        )
+    for key, prompt in (("query", query), ("document", document)):
+        length = len(tokenizer(prompt)["input_ids"])
+        if prompt and length >= config.max_length:
+            raise ModelError(
+                f"model.{key}_prompt takes {length} tokens, and model.max_length is {config.max_length}: no text is left; "
+                "raise model.max_length"
+            )
+    return query, document
 
 
 def _read_settings(source: str, config: ModelConfig) -> Any:

@@ -1,8 +1,8 @@
 """The modules and prompts of a sentence-transformers folder, and notices about those that training does not use.
 
 modules.json lists the modules: a transformer, pooling, perhaps a dense layer and a scaling to length 1.
-config_sentence_transformers.json holds the prompts. Training uses the transformer and the pooling. Notices name the rest,
-so that nobody mistakes the encoder for the whole model.
+config_sentence_transformers.json holds the prompts. Training uses the transformer, the pooling and the prompts of
+queries and documents. Notices name the rest, so that nobody mistakes the encoder for the whole model.
 """
 
 import json
@@ -34,6 +34,10 @@ class SentenceModules:
     """The modes of the pooling module; several are concatenated. Empty without such a module."""
     notices: tuple[str, ...] = ()
     """Sentences about the modules and prompts that training does not use."""
+    prompts: tuple[str, str] = ("", "")
+    """What sentence-transformers puts before queries, and before documents."""
+    pools_prompt: bool = True
+    """Whether the tokens of the prompt are pooled with the text's."""
 
 
 def read_sentence_modules(source: str) -> SentenceModules:
@@ -55,11 +59,31 @@ def read_sentence_modules(source: str) -> SentenceModules:
     ]
     if (_read(source, "sentence_bert_config.json") or {}).get("do_lower_case"):
         notices.append("its texts were lower-cased (do_lower_case in sentence_bert_config.json); ours are not")
-    prompts = (_read(source, "config_sentence_transformers.json") or {}).get("prompts") or {}
-    if used := {name: prompt for name, prompt in prompts.items() if prompt}:
-        examples = ", ".join(f"{name} {prompt!r}" for name, prompt in sorted(used.items())[:3])
-        notices.append(f"its prompts are not put before the texts: {examples}; write them into the corpus if they matter")
-    return SentenceModules(_poolings(stated), tuple(notices))
+    prompts, about = _prompts(_read(source, "config_sentence_transformers.json") or {})
+    return SentenceModules(_poolings(stated), (*notices, *about), prompts, stated.get("include_prompt") is not False)
+
+
+def _prompts(settings: dict[str, Any]) -> tuple[tuple[str, str], list[str]]:
+    """The prompts of queries and of documents, as sentence-transformers chooses them; a sentence if there are only others.
+
+    Raises:
+        ModelError: the prompts are no texts by name.
+    """
+    stated = settings.get("prompts") or {}
+    if not isinstance(stated, dict) or not all(isinstance(prompt, str | None) for prompt in stated.values()):
+        raise ModelError("the prompts in config_sentence_transformers.json are no texts by name; copy or download it again")
+    default = settings.get("default_prompt_name")
+    query, document = (
+        next((stated[name] or "" for name in (*names, default) if name in stated), "")
+        for names in (("query",), ("document", "passage", "corpus"))
+    )
+    others = {name: prompt for name, prompt in sorted(stated.items()) if prompt}
+    if not others or query or document:
+        return (query, document), []
+    examples = ", ".join(f"{name} {prompt!r}" for name, prompt in [*others.items()][:3])
+    return ("", ""), [
+        f"its prompts are of neither queries nor documents: {examples}; set model.query_prompt if they matter"
+    ]
 
 
 def our_pooling(stated: tuple[str, ...]) -> str | None:

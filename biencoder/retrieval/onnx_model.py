@@ -4,7 +4,7 @@
               query.onnx candidate.onnx   one graph for each side, if the sides have their own encoders
               *.int8.onnx                 the same with 8-bit weights, if asked for
               tokenizer.json              truncates and pads by itself
-              onnx.json                   for each side the graph and its output
+              onnx.json                   for each side the graph, its output, and its prompt if it has one
               README.md                   how to use it
 
 Graphs take `input_ids` and `attention_mask` of any batch size and length. Only this module needs the packages onnx,
@@ -30,7 +30,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from biencoder.config import EvalConfig, ModelConfig
-from biencoder.data.tokens import Tokens, tokenize
+from biencoder.data.tokens import Tokens, tokenize, tokenize_sides
 from biencoder.errors import ConfigError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, Sides, Tower, Vectors
 from biencoder.model.folder import load_model
@@ -85,7 +85,11 @@ def write_onnx(folder: Path, model_folder: Path, *, int8: bool, trust_remote_cod
             if int8:
                 _quantize(folder / f"{name}.onnx", folder / f"{name}.int8.onnx")
     _save_tokenizer(folder, tokenizer, config)
-    facts = {side: {"graph": graph, "output": output} for side, (graph, output) in places.items()}
+    prompts = dict(zip(_SIDES, config.prompts, strict=True))
+    facts = {
+        side: {"graph": graph, "output": output, **({"prompt": prompts[side]} if prompts[side] else {})}
+        for side, (graph, output) in places.items()
+    }
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_readme(config, places), encoding="utf-8")
 
@@ -143,9 +147,11 @@ def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, config: Mo
 
 def _readme(config: ModelConfig, places: dict[str, tuple[str, str]]) -> str:
     uses = {"arguments": places["query"], "texts": places["candidate"]}
+    examples = [["an argument"], ["a text", "another text"]]
+    texts = [json.dumps([prompt + text for text in some]) for prompt, some in zip(config.prompts, examples, strict=True)]
     lines = [
-        f'{name} = embed("{graph}.onnx", "{output}", [{texts}])'
-        for (name, (graph, output)), texts in zip(uses.items(), ('"an argument"', '"a text", "another text"'), strict=True)
+        f'{name} = embed("{graph}.onnx", "{output}", {some})'
+        for (name, (graph, output)), some in zip(uses.items(), texts, strict=True)
     ]
     return f"""# Counter-argument bi-encoder, for ONNX Runtime
 
@@ -203,19 +209,26 @@ class OnnxModel:
         """Embeddings of the texts with these (ascending) ids; pooled vectors are empty."""
 
         def encode(batch: Tokens) -> list[torch.Tensor]:
-            inputs = dict(zip(_INPUTS, (batch.input_ids_UL.numpy(), batch.attention_mask_UL.numpy()), strict=True))
-            if self.query is not self.candidate:
-                outputs = [self.query.run([self.outputs[0]], inputs)[0], self.candidate.run([self.outputs[1]], inputs)[0]]
+            inputs, query, candidate = _arrays(batch), self.outputs[0], self.outputs[1]
+            if self.query is not self.candidate or batch.candidate:
+                for_candidate = _arrays(batch.candidate or batch)
+                outputs = [self.query.run([query], inputs)[0], self.candidate.run([candidate], for_candidate)[0]]
             else:
                 outputs = self.query.run(list(dict.fromkeys(self.outputs)), inputs)
             embeddings = [torch.from_numpy(embedding_UD) for embedding_UD in outputs]
             no_pooled = embeddings[0].new_empty(len(embeddings[0]), 0)
-            query, candidate = Vectors(embeddings[0], no_pooled), Vectors(embeddings[-1], no_pooled)
-            return Sides(query, query if len(outputs) == 1 else candidate).parts()
+            queries, candidates = Vectors(embeddings[0], no_pooled), Vectors(embeddings[-1], no_pooled)
+            return Sides(queries, queries if len(outputs) == 1 else candidates).parts()
 
-        tokens = tokenize([texts[text_id] for text_id in text_ids_N], self.tokenizer, max_length=self.config.max_length)
+        some, limit = [texts[text_id] for text_id in text_ids_N], self.config.max_length
+        tokens = tokenize_sides(some, self.tokenizer, max_length=limit, prompts=self.config.prompts)
         parts = encode_batches(encode, tokens, np.arange(len(text_ids_N)), EvalConfig().batch_tokens_on("cpu"))
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
+
+
+def _arrays(batch: Tokens) -> dict[str, npt.NDArray[np.int64]]:
+    """The inputs of a graph."""
+    return dict(zip(_INPUTS, (batch.input_ids_UL.numpy(), batch.attention_mask_UL.numpy()), strict=True))
 
 
 @contextmanager

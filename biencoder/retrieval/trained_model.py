@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from biencoder.config import EvalConfig, ModelConfig, user_path
 from biencoder.data.cleaning import tidier
-from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
+from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize, tokenize_sides
 from biencoder.errors import DataError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
 from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
@@ -92,7 +92,7 @@ class TrainedModel:
         pretrained = load_pretrained(config)
         device = _device()
         model = build_model(config, pretrained, seed=0).eval().to(device)
-        return cls(model, pretrained.tokenizer, config, device, notices=pretrained.notices)
+        return cls(model, pretrained.tokenizer, pretrained.settled(config), device, notices=pretrained.notices)
 
     @property
     def classifier(self) -> PairClassifier | None:
@@ -149,7 +149,8 @@ class TrainedModel:
         return treated
 
     def tokenize(self, texts: Sequence[str]) -> TokenizedTexts:
-        return tokenize(texts, self.tokenizer, max_length=self.config.max_length)
+        """Token ids of the texts, as queries and as candidates."""
+        return tokenize_sides(texts, self.tokenizer, max_length=self.config.max_length, prompts=self.config.prompts)
 
     def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
@@ -177,8 +178,10 @@ class TrainedModel:
             embedding_UD, pooled_UH = tower.project(tower.pool(batch.to(self.device)))
             return [embedding_UD.float(), pooled_UH.float() if uses_pooled else pooled_UH[:, :0].float()]
 
+        prompt = self.config.prompts[side == "candidate"]
+        tokens = tokenize(texts, self.tokenizer, max_length=self.config.max_length, prompt=prompt)
         batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
-        return Vectors(*encode_batches(encode, self.tokenize(texts), np.arange(len(texts)), batch_tokens))
+        return Vectors(*encode_batches(encode, tokens, np.arange(len(texts)), batch_tokens))
 
     def search(self, query: str, index: SearchIndex, *, top_k: int, rerank: bool = False) -> list[Hit]:
         """The nearest texts, without the query's own text, nearest first.

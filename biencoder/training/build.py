@@ -50,7 +50,8 @@ def build(
     """
     config, dataset = plan.config, plan.dataset
     training, tokenizer = dataset.splits["training"], plan.pretrained.tokenizer
-    tokens = cached_tokens(dataset.texts, tokenizer, max_length=config.model.max_length, world=world)
+    limit, prompts = config.model.max_length, config.model.prompts
+    tokens = cached_tokens(dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts)
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, plan.settings, world, plan.last_step)
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None

@@ -143,6 +143,7 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
         "model": f"{sides[model.sides]}; dropout {model.dropout:g}; "
         + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained"),
         "texts": f"cut at {model.max_length} tokens, " + ("cleaned" if config.data.clean else "as they stand"),
+        **({"prompts": "{!r} before queries, {!r} before texts".format(*model.prompts)} if any(model.prompts) else {}),
         "data": f"fingerprint `{dataset.fingerprint}`, seed {config.run.seed}",
     }
 
@@ -219,8 +220,8 @@ def _candidates(split: Split) -> str:
 
 
 def _usage(config: Config) -> str:
-    shared = config.model.sides == "shared"
-    for_queries, for_texts = ("encode", "encode") if shared else ("encode_query", "encode_document")
+    alike = config.model.sides == "shared" and not any(config.model.prompts)
+    for_queries, for_texts = ("encode", "encode") if alike else ("encode_query", "encode_document")
     if config.loss.classification_weight:
         classifier = "`classifier.safetensors` is the pair classifier, for biencoder's own search."
     else:

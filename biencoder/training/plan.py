@@ -6,7 +6,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from biencoder.config import Config
@@ -31,7 +31,7 @@ class Plan:
     config: Config
     """With a micro-batch that fits the GPU, as far as earlier starts have found out."""
     requested: Config
-    """As the user gave it."""
+    """As the user gave it, with the model's prompts."""
     folder: Path
     """Of the run."""
     settings: Settings
@@ -86,6 +86,7 @@ def make_plan(config: Config, world: World) -> Plan:
     dataset = world.together(lambda: read_data(config))
     pretrained = world.together(lambda: read_model(config, dataset.texts, dataset.findings))
     check_same(world, input_facts(dataset, pretrained, settings))
+    config, requested = (replace(given, model=pretrained.settled(given.model)) for given in (config, requested))
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
     return Plan(config, requested, folder, settings, fastest, dataset, pretrained, mining)

@@ -42,6 +42,7 @@ def input_facts(dataset: Dataset, pretrained: Pretrained, settings: Settings) ->
         "the number of texts": str(len(dataset.texts)),
         "the tokenizer": tokenizer_digest(pretrained.tokenizer),
         "the pretrained weights": weights_digest(pretrained.encoder),
+        "the prompts": str(pretrained.prompts),
     }
 
 

@@ -102,9 +102,10 @@ def test_checkpoints_of_another_version_are_refused(tmp_path: Path) -> None:
     assert "written by another version of this program" in refusal(checkpoints, config)
 
 
-def test_a_checkpoint_from_before_a_key_existed_is_resumed_at_its_default(tmp_path: Path) -> None:
-    settings = {key: value for key, value in Config().flat().items() if key != "model.trust_remote_code"}
+def test_a_checkpoint_from_before_there_were_prompts_is_resumed_without(tmp_path: Path) -> None:
+    settings = {key: value for key, value in Config().flat().items() if not key.endswith("_prompt")}
     checkpoints, _ = run_with(tmp_path, {}, settings=settings)
-    assert resumed(checkpoints, Config()) == 8
-    other = load_config(overrides={"model.trust_remote_code": "true"})
-    assert "model.trust_remote_code was False and is True" in refusal(checkpoints, other)
+    none = {"model.query_prompt": "", "model.document_prompt": ""}  # what a run has settled once it has read the model
+    assert resumed(checkpoints, load_config(overrides=none)) == 8
+    said = refusal(checkpoints, load_config(overrides=none | {"model.query_prompt": "query: "}))
+    assert "model.query_prompt was '' and is 'query: '" in said

@@ -31,7 +31,7 @@ def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int
     """Most that the training split's embeddings and their index take on one rank that holds them."""
     N = -(-num_texts // world_size) if config.mining.sharded else num_texts
     D = config.model.embedding_dim or hidden
-    sides = 1 if config.model.sides == "shared" else 2
+    sides = 1 if config.model.sides_agree else 2
     vectors = 4 * (D + hidden) * sides * N
     # Each index copies the vectors. The ball tree keeps them in float64, and with leaves of 2 about as many centroids.
     # To find its cells, ivf takes up to 256 vectors for each, which are all of them up to a million: one more copy.

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +28,7 @@ from typing import TypeVar
 import torch
 
 from biencoder import environment
-from biencoder.config import PROJECT_ROOT, Config
+from biencoder.config import PROJECT_ROOT, Config, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
@@ -79,6 +79,8 @@ class _Job:
     hidden: int = 0
     num_parameters: int = 0
     texts: tuple[str, ...] = ()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """With the model's prompts."""
     notices: str = ""
     """What is to be said about the pretrained model."""
 
@@ -125,7 +127,7 @@ def preflight(config: Config, world: World) -> list[CheckResult]:
     checks.check("clocks", lambda: _clock(world), lambda clocks: judge_clocks(clocks, hosts), with_others=True)
     _check_shared_filesystem(checks, config, world)
     if _check_inputs(checks, config, world, job):
-        _check_room(checks, config, world, job)
+        _check_room(checks, replace(config, model=job.model), world, job)
     else:
         for name in ("memory", "disk"):
             checks.add(name, ("warn", "not judged: it takes a valid configuration, the data and the model"))
@@ -217,7 +219,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
     def model() -> dict[str, str]:
         pretrained = read_model(config, job.texts, Findings())
         job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
-        job.hidden = pretrained.encoder.config.hidden_size
+        job.hidden, job.model = pretrained.encoder.config.hidden_size, pretrained.settled(config.model)
         parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()
         job.num_parameters = sum(parameter.numel() for parameter in parameters)
         digests = {"tokenizer": tokenizer_digest(pretrained.tokenizer), "weights": weights_digest(pretrained.encoder)}

@@ -21,6 +21,8 @@ from biencoder.training.engine.state import EngineState
 from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 
+_BEFORE = {"model.query_prompt": "", "model.document_prompt": ""}
+"""What runs have computed with before these keys existed, whose defaults are others."""
 _FORMAT = 2
 """Of what a checkpoint holds; another one's counters and names mean something else."""
 
@@ -193,7 +195,7 @@ def _differing(then: Mapping[str, Any], config: Config) -> list[str]:
     A key that the run's version did not know had its default in effect: new keys begin with what was done before.
     """
     rules, sentences = resume_rules(), []
-    then = Config().flat() | dict(then)
+    then = Config().flat() | _BEFORE | dict(then)
     for key, value in config.flat().items():
         if then[key] == value or rules[key] is OnResume.FREE:
             continue
