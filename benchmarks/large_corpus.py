@@ -1,7 +1,7 @@
 """Queries over a large corpus, most of which answers nothing: what each rank's memory takes, and what was foretold.
 
-    python benchmarks/large_corpus.py                            # a million texts: half an hour on two cores
-    python benchmarks/large_corpus.py --texts 100000             # three minutes
+    python benchmarks/large_corpus.py                            # a million further texts
+    python benchmarks/large_corpus.py --texts 100000             # for a first look
 
 10,000 pairs of short texts stand in one table, and further texts in another, `data.corpus`. They are read, tokenized,
 embedded by a BERT of 2 layers and 64 dimensions with random weights, and searched for the nearest negative of each pair, by
