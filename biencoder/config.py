@@ -91,10 +91,16 @@ class ModelConfig:
     """Size of the similarity embedding; 0: the encoder's hidden size."""
     normalize: Annotated[bool, FIXED] = False
     """Scale similarity embeddings to length 1, so that distances lie in 0..2."""
+    classifier: Annotated[Literal["linear", "residual"], FIXED] = "linear"
+    """Form of the pair classifier. linear: the reference's linear layer; residual: the nearness of the embeddings on a
+    learned scale, plus a small network that starts at 0, so that re-ranking begins at the order of the embeddings."""
+    classifier_gradient: Annotated[float, FIXED, Field(ge=0, le=1)] = 1.0
+    """Share of the pair classifier's gradient that reaches embeddings and encoder; 0: it learns from them, and they do not
+    learn from it."""
     classifier_features: Annotated[Literal["both", "embedding", "pooled"], FIXED] = "both"
     """What the pair classifier sees: similarity embeddings, pooled vectors, or both."""
     classifier_norm: Annotated[bool, FIXED] = False
-    """LayerNorm and ReLU before the pair classifier's linear layer."""
+    """LayerNorm and ReLU before the linear pair classifier's layer; the residual one has its own LayerNorm."""
     sides: Annotated[Literal["shared", "heads", "encoders"], FIXED] = "shared"
     """What queries (points) and candidates have of their own. shared: nothing; heads: a projection each, over one encoder;
     encoders: all, from the same start."""
@@ -122,7 +128,10 @@ class LossConfig:
     triplet_weight: Annotated[float, FIXED, Field(ge=0)] = 1.0
     """Weight of the triplet loss."""
     classification_weight: Annotated[float, FIXED, Field(ge=0)] = 1.0
-    """Weight of the pair classifier's two cross-entropies."""
+    """Weight of the pair classifier's cross-entropies."""
+    classification: Annotated[Literal["pairs", "ranking"], FIXED] = "pairs"
+    """What the pair classifier learns from. pairs: a cross-entropy for the counter and one for the negatives, as in the
+    reference; ranking: one cross-entropy of the counter among its negatives, which is what re-ranking asks of it."""
     contrastive_weight: Annotated[float, FIXED, Field(ge=0)] = 0.0
     """Weight of the in-batch contrastive loss (InfoNCE) over the whole global batch; 0: none."""
     temperature: Annotated[float, FIXED, Field(gt=0, le=10)] = 0.05
@@ -381,8 +390,7 @@ class Config:
             )
         if self.mining.negatives == 0 and self.mining.given == "only":
             problems.append("mining.given is only, but mining.negatives is 0; set how many given negatives a sample has")
-        if self.mining.range_problem:
-            problems.append(self.mining.range_problem)
+        problems += [problem for problem in (self._gradient_problem, self.mining.range_problem) if problem]
         if self.eval.metric.startswith("rerank") and not loss.classification_weight:
             problems.append(
                 f"eval.metric {self.eval.metric} needs a pair classifier, but loss.classification_weight is 0; choose an "
@@ -394,6 +402,22 @@ class Config:
             problems.append("mining.overlap works on rank 0, but mining.placement is sharded; set one of them back")
         if problems:
             raise ConfigError("; ".join(problems))
+
+    @property
+    def _gradient_problem(self) -> str:
+        """Why no loss would reach projection and encoder; empty if one does."""
+        loss = self.loss
+        if (
+            not loss.classification_weight
+            or loss.triplet_weight
+            or loss.contrastive_weight
+            or self.model.classifier_gradient
+        ):
+            return ""
+        return (
+            "model.classifier_gradient is 0 and no other loss has a weight, so the projection would learn nothing; raise "
+            "it, or give loss.contrastive_weight a value"
+        )
 
     def check_data(self, num_training_pairs: int) -> None:
         """Raise a ConfigError if the training split does not fill one global batch."""

@@ -241,8 +241,8 @@ MUTATIONS = (
     Mutation(
         "classifier features: a difference without its absolute value",
         "biencoder/model/bi_encoder.py",
-        "(u.embedding - v.embedding).abs()",
-        "(u.embedding - v.embedding)",
+        "(u - v).abs()",
+        "(u - v)",
         MODEL,
     ),
     Mutation(

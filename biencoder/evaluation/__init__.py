@@ -4,9 +4,10 @@
 `comparison` measures several systems (`systems`, with the `rankers` of models and `baselines`) on several `tasks`, with
 confidence `intervals` and without `leaks` from training; `fidelity` compares an exported model with its original; `tables`
 shows the results. Imports mining and what is below it, and the console of
-tracking. Hands out `evaluate_split` and its result.
+tracking. Hands out `evaluate_split` and its result, of which `calibration` makes probabilities.
 """
 
+from biencoder.evaluation.calibration import Calibration
 from biencoder.evaluation.protocol import SplitResult, evaluate_split
 
-__all__ = ["SplitResult", "evaluate_split"]
+__all__ = ["Calibration", "SplitResult", "evaluate_split"]

@@ -27,6 +27,7 @@ from biencoder.data import Split
 from biencoder.data.codes import contains
 from biencoder.data.ids import Ids, spread_over
 from biencoder.distributed.world import World
+from biencoder.evaluation.calibration import Calibration, fit_calibration
 from biencoder.evaluation.metrics import JUDGED_DEPTH, Answers, calibration_error, judged_metrics, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -60,6 +61,8 @@ class SplitResult:
     metrics: dict[str, float]
     examples: list[Example]
     """The same few points at every evaluation."""
+    calibration: Calibration | None
+    """What would make probabilities of the residual pair classifier's log-odds, among distinct texts; None without one."""
 
 
 def evaluate_split(
@@ -80,6 +83,7 @@ def evaluate_split(
     pair_Q = query_pairs(split, max_queries)
     metrics: dict[str, float] = {}
     examples: list[Example] = []
+    calibration: Calibration | None = None
     k = max(JUDGED_DEPTH if split.judgements else 10, top_k)
     for suffix in ("", "_text"):
         candidates = Candidates.of(split, pair_Q, distinct=bool(suffix))
@@ -94,8 +98,12 @@ def evaluate_split(
             examples = world.on_main(
                 lambda ranking=ranking, candidates=candidates: example_retrievals(split, pair_Q, ranking, candidates)  # type: ignore[misc]
             )
+            if classifier is not None and classifier.residual:
+                calibration = world.on_main(
+                    lambda ranking=ranking, candidates=candidates: fit_calibration(*_judged(ranking, candidates, top_k))  # type: ignore[misc]
+                )
     num_candidates = len(split.candidate_text_C) - (split.judgements is None)
-    return SplitResult(split.name, len(pair_Q), num_candidates, metrics, examples)
+    return SplitResult(split.name, len(pair_Q), num_candidates, metrics, examples, calibration)
 
 
 def query_pairs(split: Split, max_queries: int = 0) -> Ids:
@@ -167,10 +175,17 @@ def _metrics(ranking: "Ranking", candidates: Candidates, *, judged: bool, top_k:
     metrics = {f"embedding/{name}": value for name, value in found.items()}
     if top_k:
         metrics["rerank/accuracy@1"] = float((candidates.answers.grades(ranking.reranked(top_k)[:, :1]) > 0).mean())
-        candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
-        right_Qk, there_Qk = candidates.answers.grades(candidate_Qk) > 0, candidate_Qk >= 0
-        metrics["rerank/calibration_error"] = calibration_error(probability_Qk[there_Qk], right_Qk[there_Qk])
+        metrics["rerank/calibration_error"] = calibration_error(*_judged(ranking, candidates, top_k))
     return metrics
+
+
+def _judged(
+    ranking: "Ranking", candidates: Candidates, top_k: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The probabilities of all candidates that are re-ranked, and whether they are right."""
+    candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
+    right_Qk, there_Qk = candidates.answers.grades(candidate_Qk) > 0, candidate_Qk >= 0
+    return probability_Qk[there_Qk], right_Qk[there_Qk]
 
 
 def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:

@@ -4,8 +4,9 @@ B: triplets, K: negatives of each, U: distinct texts in a batch, L: tokens, H: h
 embedding.
 
 The model is the Bipolar-encoder of Shi, Cao, Nguyen 2023 (arXiv 2304.08807): e = W pooled, and a pair is classified from
-[e_u, e_v, |e_u - e_v|, p_u, p_v, |p_u - p_v|]. All computation goes through `forward`: only there does the DeepSpeed engine
-gather sharded parameters (ZeRO-3).
+[e_u, e_v, |e_u - e_v|, p_u, p_v, |p_u - p_v|]. Its classifier is linear; `model.classifier` may ask for one that begins at
+the order of the embeddings. All computation goes through `forward`: only there does the DeepSpeed engine gather sharded
+parameters (ZeRO-3).
 """
 
 import warnings
@@ -24,6 +25,11 @@ from biencoder.model.pretrained import Pooling, Pretrained
 from biencoder.rng import stream_seed
 
 Side = Literal["query", "candidate"]
+_RESIDUAL_UNITS = 64
+"""Width of the residual classifier's hidden layer."""
+_UNIT_SCALE = 20.0
+"""What the residual classifier multiplies nearness with at its start, for embeddings of length 1: that of a temperature of
+0.05."""
 
 
 class Vectors(NamedTuple):
@@ -125,28 +131,65 @@ class Tower(nn.Module):
 
 
 class PairClassifier(nn.Module):
-    """Two logits for (u, v): 1 means that v is a counter of u."""
+    """Two logits for (u, v): 1 means that v is a counter of u.
+
+    The residual form adds to the nearness -|e_u - e_v|^2 / 2, on a learned scale, a network whose last layer starts at 0,
+    and whose features include the products of the vectors. Its first logit is 0, so that the second orders candidates as
+    their distance does until something is learned.
+    """
 
     def __init__(self, config: ModelConfig, *, embedding_dim: int, hidden: int) -> None:
         super().__init__()
         self._made_from = {"config": config, "embedding_dim": embedding_dim, "hidden": hidden}
-        self.features = config.classifier_features
-        width = 3 * embedding_dim * (self.features != "pooled") + 3 * hidden * (self.features != "embedding")
-        before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
-        self.layers = nn.Sequential(*before, nn.Linear(width, 2))
+        self.features, self.gradient = config.classifier_features, config.classifier_gradient
+        self.residual = config.classifier == "residual"
+        kinds = embedding_dim * (self.features != "pooled") + hidden * (self.features != "embedding")
+        if self.residual:
+            width, last = 4 * kinds, nn.Linear(_RESIDUAL_UNITS, 1)
+            self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, _RESIDUAL_UNITS), nn.GELU(), last)
+            self.nearness = nn.Linear(1, 1)
+            for layer, weight in (last, 0.0), (self.nearness, _UNIT_SCALE if config.normalize else 1.0):
+                nn.init.constant_(layer.weight, weight)
+                nn.init.zeros_(layer.bias)
+        else:
+            width = 3 * kinds
+            before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
+            self.layers = nn.Sequential(*before, nn.Linear(width, 2))
 
     def forward(self, u: Vectors, v: Vectors) -> torch.Tensor:
+        if self.gradient < 1:
+            u, v = (Vectors(*(_with_gradient(part, self.gradient) for part in side)) for side in (u, v))
         parts = []
         if self.features != "pooled":
-            parts += [u.embedding, v.embedding, (u.embedding - v.embedding).abs()]
+            parts += self._features(u.embedding, v.embedding)
         if self.features != "embedding":
-            parts += [u.pooled, v.pooled, (u.pooled - v.pooled).abs()]
+            parts += self._features(u.pooled, v.pooled)
         logits: torch.Tensor = self.layers(torch.cat(parts, dim=-1))
+        if self.residual:
+            squared = (u.embedding.float() - v.embedding.float()).square().sum(-1, keepdim=True)
+            logits = logits + self.nearness((squared / -2).to(logits.dtype))
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
         return logits
+
+    def _features(self, u: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        return [u, v, (u - v).abs(), *([u * v] if self.residual else [])]
+
+    @torch.no_grad()
+    def calibrate(self, scale: float, shift: float) -> None:
+        """Let the log-odds of the residual form become `scale * log-odds + shift`."""
+        for layer in (self.layers[-1], self.nearness):
+            layer.weight.mul_(scale)  # type: ignore[operator]  # a linear layer
+            layer.bias.mul_(scale)  # type: ignore[operator]
+        self.nearness.bias.add_(shift)
 
     def twin(self) -> "PairClassifier":
         """A classifier of the same shape on the CPU in fp32, with new weights and without this one's hooks."""
         return type(self)(**self._made_from)  # type: ignore[arg-type]  # the arguments of __init__
+
+
+def _with_gradient(values: torch.Tensor, share: float) -> torch.Tensor:
+    """The same values, of whose gradient this share goes on."""
+    return values.detach() if share == 0 else values.detach() + share * (values - values.detach())
 
 
 class BiEncoder(nn.Module):

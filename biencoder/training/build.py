@@ -29,7 +29,7 @@ from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import CheckpointFolder
 from biencoder.training.recovery.divergence import Divergence
 from biencoder.training.recovery.resume import Recovery, Stateful
-from biencoder.training.reranking import judge_reranking
+from biencoder.training.reranking import calibrated_classifier, judge_reranking
 from biencoder.training.step import Step
 from biencoder.training.window import Window
 
@@ -119,6 +119,8 @@ def model_writer(plan: Plan, model: BiEncoder) -> Callable[[Path, Weights, Metri
     def write(place: Path, weights: Weights, metrics: Metrics, step: int) -> None:
         if not config.loss.classification_weight:  # what no loss has trained is no classifier
             weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
+        else:
+            weights = {**weights, **calibrated_classifier(model, weights, metrics)}
         card = Channel("the model card").run(lambda: model_card(config, dataset, metrics, step=step)) or ""
         save_model(
             place,

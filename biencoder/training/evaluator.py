@@ -63,14 +63,19 @@ class Evaluator:
         """
         start = time.perf_counter()
         classifier = self.engine.classifier_copy() if self.has_classifier and not zero_shot else None
-        results = []
-        for split in self.dataset.splits.values():
+        splits, decides = self.dataset.splits, self.dataset.deciding_split
+        found, calibration = {}, None
+        for split in sorted(splits.values(), key=lambda split: split.name != decides):
             embedded = training if split.name == "training" else self.embed(split)[0]
             self.world.doing(f"evaluating the {split.name} split")
-            results.append(self._rank(split, embedded, classifier, zero_shot=zero_shot))
-        metrics = eval_metrics(results) | {"eval/seconds": time.perf_counter() - start}
+            found[split.name] = self._rank(split, embedded, classifier, zero_shot=zero_shot)
+            if split.name == decides and classifier is not None and (calibration := found[decides].calibration):
+                classifier.calibrate(*calibration)
+                found[decides] = self._rank(split, embedded, classifier, zero_shot=zero_shot)
+        results = [found[name] for name in splits]
+        metrics = eval_metrics(results, calibration) | {"eval/seconds": time.perf_counter() - start}
         self.tracker.log("eval", **progress.at, metrics=metrics)
-        (deciding,) = (result for result in results if result.split == self.dataset.deciding_split)
+        deciding = found[decides]
         table = examples_table(deciding.examples, self.dataset.texts)
         self.tracker.table(examples(deciding.split), **progress.at, **table)
         self.rows.append((when, metrics))

@@ -2,7 +2,7 @@
 has a weight, the in-batch contrastive loss (contrastive.py).
 
     loss = w_t * triplet(point, counter, negative)
-         + w_c * (CE(point, counter → 1) + CE(point, negative → 0))
+         + w_c * (CE(point, counter → 1) + CE(point, negative → 0)), or w_c * CE(point → counter among its negatives)
          + w_i * InfoNCE(point → counter)
 
 Computed in fp32 whatever the encoder's precision. B: triplets, K: negatives of each.
@@ -49,11 +49,7 @@ def combined_loss(
     pair_B1 = F.pairwise_distance(point_BD, counter_BD, keepdim=True)
     triplet_BK = (pair_B1 - F.pairwise_distance(point_BD[:, None], negative_BKD) + config.margin).clamp_min(0)
     triplet = _mean(triplet_BK)
-    ones_B = torch.ones(len(point_BD), dtype=torch.long, device=point_BD.device)
-    ce_positive = F.cross_entropy(scores.counter_logits_B2.float(), ones_B)
-    zeros_BK = torch.zeros(triplet_BK.shape, dtype=torch.long, device=point_BD.device)
-    logits_BK2 = scores.negative_logits_BK2.float()
-    ce_negative = _mean(F.cross_entropy(logits_BK2.flatten(0, 1), zeros_BK.flatten(), reduction="none"))
+    ce_positive, ce_negative = (_ranking if config.classification == "ranking" else _pairs)(scores)
     total = config.triplet_weight * triplet + config.classification_weight * (ce_positive + ce_negative)
     contrastive = torch.zeros_like(triplet)
     if cached:
@@ -61,6 +57,24 @@ def combined_loss(
         # The sum has the surrogate's gradient and the contrastive loss's value.
         total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
     return LossParts(total, triplet, ce_positive, ce_negative, contrastive, _mean((triplet_BK > 0).float()))
+
+
+def _pairs(scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross-entropies of (point, counter) and of (point, negative), each pair on its own."""
+    logits_B2, logits_BK2 = scores.counter_logits_B2.float(), scores.negative_logits_BK2.float()
+    ones_B = torch.ones(len(logits_B2), dtype=torch.long, device=logits_B2.device)
+    zeros_BK = torch.zeros(logits_BK2.shape[:2], dtype=torch.long, device=logits_B2.device)
+    negative_BK = F.cross_entropy(logits_BK2.flatten(0, 1), zeros_BK.flatten(), reduction="none")
+    return F.cross_entropy(logits_B2, ones_B), _mean(negative_BK)
+
+
+def _ranking(scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross-entropy of the counter among itself and its negatives, by their log-odds; and 0."""
+    logits_BC2 = torch.cat([scores.counter_logits_B2[:, None], scores.negative_logits_BK2], dim=1).float()
+    odds_BC = logits_BC2[..., 1] - logits_BC2[..., 0]
+    first_B = torch.zeros(len(odds_BC), dtype=torch.long, device=odds_BC.device)
+    ranking = F.cross_entropy(odds_BC, first_B)
+    return ranking, torch.zeros_like(ranking)
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from biencoder.evaluation import SplitResult
+from biencoder.evaluation import Calibration, SplitResult
 from biencoder.mining import Mined
 from biencoder.tracking.names import LOSS_PARTS, Metrics
 from biencoder.training.engine.engine import StepReport
@@ -71,8 +71,10 @@ def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
     }
 
 
-def eval_metrics(results: list[SplitResult]) -> Metrics:
+def eval_metrics(results: list[SplitResult], calibration: Calibration | None = None) -> Metrics:
     metrics: Metrics = {}
+    if calibration:
+        metrics |= {"eval/calibration_scale": calibration.scale, "eval/calibration_shift": calibration.shift}
     for result in results:
         metrics[f"eval/{result.split}/queries"] = result.num_queries
         metrics[f"eval/{result.split}/candidates"] = result.num_candidates

@@ -151,9 +151,10 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
 def _objective(config: Config) -> str:
     loss = config.loss
     directions = "from point to counter and back" if loss.symmetric else "from point to counter"
+    judged = ", of the counter among its negatives" if loss.classification == "ranking" else ""
     parts = {
         f"triplet loss with margin {loss.margin:g}": loss.triplet_weight,
-        "cross-entropy of a pair classifier": loss.classification_weight,
+        f"cross-entropy of a pair classifier{judged}": loss.classification_weight,
         f"in-batch contrastive loss (InfoNCE, temperature {loss.temperature:g}, {directions})": loss.contrastive_weight,
     }
     said = " + ".join(f"{weight:g} × {part}" for part, weight in parts.items() if weight)

@@ -1,10 +1,29 @@
-"""What the last evaluation says of the pair classifier, for the folder of the model."""
+"""What the last evaluation says of the pair classifier, for the folder of the model: its scale, and what it is good for."""
 
+from collections.abc import Mapping
+
+import torch
+
+from biencoder.model.bi_encoder import BiEncoder
 from biencoder.model.folder import Reranking
 from biencoder.tracking.names import Metrics, accuracy
 
 LARGEST_ERROR = 0.1
 """Calibration error up to which a probability is worth showing."""
+
+
+def calibrated_classifier(
+    model: BiEncoder, weights: Mapping[str, torch.Tensor], metrics: Metrics
+) -> dict[str, torch.Tensor]:
+    """The weights of the pair classifier, on the scale that the evaluation has fitted, if it has."""
+    prefix = "classifier."
+    own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+    if "eval/calibration_scale" in metrics:
+        classifier = model.classifier.twin()
+        classifier.load_state_dict(own)
+        classifier.calibrate(metrics["eval/calibration_scale"], metrics["eval/calibration_shift"])
+        own = dict(classifier.state_dict())
+    return {prefix + name: weight for name, weight in own.items()}
 
 
 def judge_reranking(metrics: Metrics, split: str) -> Reranking | None:

@@ -1,6 +1,7 @@
 """What the ranks of a test run; each function runs in every process."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -168,17 +169,30 @@ def _let_any_cpu_compute_fp16() -> None:
 STEPS, BATCH, TEXTS_IN_USE = 20, 8, 24
 
 
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "contrastive": ({}, {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}),
+    "joint": (
+        {"classifier": "residual", "classifier_gradient": 0.5},
+        {"triplet_weight": 0, "classification_weight": 0.5, "classification": "ranking", "contrastive_weight": 1},
+    ),
+}
+"""Settings of the model and of the loss."""
+
+
 def training_setup(
-    tiny_bert: str, *, dropout: float = 0.0
+    tiny_bert: str, *, dropout: float = 0.0, **settings: Any
 ) -> tuple[BiEncoder, TokenizedTexts, Split, npt.NDArray[np.int64]]:
     """A model with fixed weights, texts, pairs and negatives, equal in every process."""
-    config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=dropout, pooling="mean")
+    config = ModelConfig(name=tiny_bert, max_length=32, embedding_dim=16, dropout=dropout, pooling="mean", **settings)
     pretrained = load_pretrained(config)
     words = "fox dog taxes votes quick lazy brown argues rise fall".split()
     texts = [" ".join(words[(i * k) % 10] for k in range(1, 3 + i % 5)) + f" {i}" for i in range(TEXTS_IN_USE)]
     tokens = tokenize(texts, pretrained.tokenizer, max_length=32)
     split = Split("training", (), np.arange(12), np.arange(12, 24))
-    return build_model(config, pretrained, seed=0), tokens, split, ((np.arange(12) + 5) % 12 + 12)[:, None]
+    model = build_model(config, pretrained, seed=0)
+    if config.classifier == "residual":  # away from its start, where most of its gradient is 0
+        torch.nn.init.normal_(cast(Any, model.classifier.layers[-1]).weight, std=0.5)
+    return model, tokens, split, ((np.arange(12) + 5) % 12 + 12)[:, None]
 
 
 def samples_of(step: int) -> npt.NDArray[np.int64]:
@@ -751,8 +765,8 @@ def first_step(
 
 
 def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
-    """One SGD step at learning rate 1 of the contrastive loss alone, in one micro-batch a rank and in several: the weights
-    move by its gradient. Rank 0 writes loss and gradient of each."""
+    """One SGD step at learning rate 1 of the contrastive loss, alone and with a pair classifier, in one micro-batch a rank
+    and in several: the weights move by its gradient. Rank 0 writes loss and gradient of each."""
 
     def sgd(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=1.0)
@@ -762,20 +776,21 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
         if ranks.size > 1:
             biencoder.training.contrastive._BLOCK_BYTES = 1  # every point is a block
         gradients: dict[str, Any] = {}
-        for file in files:
+        for name, file in itertools.product(OBJECTIVES, files):
+            settings, weights = OBJECTIVES[name]
             for micro in sorted({BATCH // ranks.size, 1, 2}):
-                model, tokens, split, negatives = training_setup(tiny_bert)
+                model, tokens, split, negatives = training_setup(tiny_bert, **settings)
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
-                weights: Any = {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}
                 config = in_mode(Config(train=train, loss=LossConfig(**weights)), file)
-                settings = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
-                engine = Engine(model, train, settings, ranks, STEPS)
+                deepspeed = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
+                engine = Engine(model, train, deepspeed, ranks, STEPS)
                 before = engine.weights()
                 parts = first_step(engine, config, ranks, tokens, split, negatives)
                 loss, after = ranks.all_reduce_mean(parts)[0], engine.weights()
                 if before and after:
-                    moved = {f"{file} {micro} {name}": before[name] - after[name] for name in before}
-                    gradients |= moved | {f"{file} {micro} loss": loss.clone()}
+                    spread = f"{name} {file} {micro}"
+                    moved = {f"{spread} {key}": before[key] - after[key] for key in before}
+                    gradients |= moved | {f"{spread} loss": loss.clone()}
         if ranks.is_main:
             save_file(gradients, out)
 

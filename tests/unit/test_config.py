@@ -122,6 +122,10 @@ def test_a_home_that_nobody_has_is_one_sentence(name: str) -> None:
             {"loss.classification_weight": "0", "eval.metric": "rerank/accuracy@1"},
             "eval.metric rerank/accuracy@1 needs a pair classifier",
         ),
+        (
+            {"loss.triplet_weight": "0", "model.classifier_gradient": "0"},
+            "model.classifier_gradient is 0 and no other loss has a weight",
+        ),
         ({"mining.positive_share": "0.9"}, "mining.positive_share compares cosines, but model.normalize is false"),
         ({"mining.overlap": "true", "mining.placement": "sharded"}, "mining.overlap works on rank 0"),
     ],

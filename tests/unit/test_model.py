@@ -15,7 +15,7 @@ from biencoder.data import Split
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
 from biencoder.errors import ModelError
 from biencoder.model.batch import length_groups, triplet_batch
-from biencoder.model.bi_encoder import BiEncoder, Scores, Vectors, build_model
+from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Vectors, build_model
 from biencoder.model.pretrained import load_pretrained
 from biencoder.training.engine.optim import build_optimizer, lr_factors, schedule
 from biencoder.training.loss import combined_loss
@@ -75,9 +75,77 @@ def test_classifier_features(tiny_bert: Path, features: str, width: int, norm: b
     torch.testing.assert_close(model.classifier(u, v), model.classifier.layers(wanted))
 
 
-def test_reference_classifier_of_bert_base_has_2688_inputs() -> None:
-    from biencoder.model.bi_encoder import PairClassifier
+@pytest.mark.parametrize("features", ["both", "embedding", "pooled"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_residual_classifier_begins_at_the_order_of_the_embeddings(
+    tiny_bert: Path, features: str, normalize: bool
+) -> None:
+    model, tokens = make(tiny_bert, classifier="residual", classifier_features=features, normalize=normalize)
+    vectors = model(tokens.batch(np.arange(5))).query
+    u = vectors.rows(torch.zeros(5, dtype=torch.long))
+    logits = model.classifier(u, vectors)
+    squared = (u.embedding - vectors.embedding).square().sum(1)
+    torch.testing.assert_close(logits[:, 1], squared * (-10.0 if normalize else -0.5))
+    assert logits[:, 0].count_nonzero() == 0
 
+
+def test_the_residual_classifier_learns_what_no_distance_can_express() -> None:
+    """Of two candidates at the same distance the one on the other side of an axis is the counter."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(64, 4, generator=generator)
+    step = torch.randn(64, 4, generator=generator)
+    step[:, 0] = u[:, 0].sign() * step[:, 0].abs()
+    torch.manual_seed(0)
+    classifier = PairClassifier(ModelConfig(classifier="residual"), embedding_dim=4, hidden=4)
+    optimizer, config = torch.optim.Adam(classifier.parameters(), lr=1e-2), LossConfig(classification="ranking")
+    losses = []
+    for _ in range(60):
+        counter, negative = (classifier(Vectors(u, u), Vectors(v, v)) for v in (u - step, u + step))
+        parts = combined_loss(Scores(u, u - step, (u + step)[:, None], counter, negative[:, None], None), config)
+        losses.append(parts.ce_positive.item())
+        optimizer.zero_grad()
+        parts.ce_positive.backward()
+        optimizer.step()
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert losses[-1] < 0.2
+
+
+@pytest.mark.parametrize("form", ["linear", "residual"])
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_classifiers_gradient_reaches_the_encoder_in_the_configured_share(
+    tiny_bert: Path, form: str, share: float
+) -> None:
+    found = []
+    for gradient in (1.0, share):
+        model, tokens = make(tiny_bert, classifier=form, classifier_gradient=gradient)
+        vectors = model(tokens.batch(np.arange(5))).query
+        logits = model.classifier(vectors.rows(torch.tensor([0, 1])), vectors.rows(torch.tensor([2, 3])))
+        F.cross_entropy(logits, torch.tensor([1, 0])).backward()
+        found.append((logits, {name: p.grad for name, p in model.named_parameters()}))
+    (whole_logits, whole), (logits, part) = found
+    torch.testing.assert_close(logits, whole_logits)
+    for name, reached in part.items():
+        expected = whole[name]
+        if reached is None or expected is None:
+            assert expected is None or share == 0, name
+        else:
+            torch.testing.assert_close(reached, expected * (1 if "classifier" in name else share), msg=name)
+
+
+def test_ranking_is_a_cross_entropy_of_the_counter_among_its_negatives() -> None:
+    generator = torch.Generator().manual_seed(3)
+    vectors = scores_of(4)
+    negatives, logits = torch.randn(4, 3, 6, generator=generator), torch.randn(4, 4, 2, generator=generator)
+    scores = vectors._replace(negative_BKD=negatives, counter_logits_B2=logits[:, 0], negative_logits_BK2=logits[:, 1:])
+    parts = combined_loss(scores, LossConfig(triplet_weight=0, classification_weight=0.5, classification="ranking"))
+    odds = torch.logit(logits.softmax(-1)[..., 1])
+    expected = F.cross_entropy(odds, torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(parts.ce_positive, expected)
+    assert parts.ce_negative.item() == 0
+    torch.testing.assert_close(parts.total, 0.5 * expected)
+
+
+def test_reference_classifier_of_bert_base_has_2688_inputs() -> None:
     assert PairClassifier(ModelConfig(), embedding_dim=128, hidden=768).layers[-1].in_features == 2688
 
 

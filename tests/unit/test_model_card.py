@@ -79,6 +79,8 @@ def test_the_objective_is_what_had_weight() -> None:
     both = card_of(loss=LossConfig(margin=0.5, triplet_weight=2, classification_weight=0.1))
     assert "| objective | 2 × triplet loss with margin 0.5 + 0.1 × cross-entropy of a pair classifier; Euclidean" in both
     assert "contrastive" not in both
+    ranking = card_of(loss=LossConfig(triplet_weight=0, classification="ranking"))
+    assert "| objective | 1 × cross-entropy of a pair classifier, of the counter among its negatives; Eucl" in ranking
     alone = card_of(loss=CONTRASTIVE, mining=MiningConfig(negatives=0))
     assert "| objective | 1 × in-batch contrastive loss (InfoNCE, temperature 0.1, from point to counter); Eucl" in alone
     assert "| negatives | the other texts of the batch; none were mined |" in alone

@@ -35,10 +35,11 @@ COPIES = 0.02
 
 def exploding_gradients(history: History) -> Symptom | None:
     config, loss, norm = history.config, history.now("train/loss"), history.now("train/grad_norm")
-    # What a model that knows nothing loses: the whole margin, a coin toss for each of the two classifications, and a draw
-    # among all candidates of the batch.
+    # What a model that knows nothing loses: the whole margin, a coin toss for each of the two classifications or a draw
+    # among the counter and its negatives, and a draw among all candidates of the batch.
     weights, candidates = config.loss, config.train.global_batch_size * (2 + config.mining.negatives)
-    chance = weights.triplet_weight * weights.margin + weights.classification_weight * 2 * math.log(2)
+    choices = 1 + config.mining.negatives if weights.classification == "ranking" else 4
+    chance = weights.triplet_weight * weights.margin + weights.classification_weight * math.log(choices)
     chance += weights.contrastive_weight * math.log(candidates)
     start = max(chance, history.first_loss)
     before = history.last("train/grad_norm", 21)[:-1] or history.last("train/grad_norm", 6)[:-1]

@@ -1,0 +1,92 @@
+"""Probabilities are brought onto the right scale, and exported with the model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from biencoder.config import ModelConfig
+from biencoder.data import Split
+from biencoder.distributed.world import World
+from biencoder.evaluation import evaluate_split
+from biencoder.evaluation.calibration import fit_calibration
+from biencoder.evaluation.metrics import calibration_error
+from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.training.reranking import calibrated_classifier
+from tests.models import export
+
+
+def test_the_fit_finds_the_scale_on_which_answers_were_drawn() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(-2.0, 1.5, 20_000)
+    right = rng.random(20_000) < expit(odds)
+    wrong_scale = expit(4 * odds + 3).astype(np.float32)
+    fitted = fit_calibration(wrong_scale, right)
+    assert fitted is not None
+    assert fitted.scale == pytest.approx(1 / 4, rel=0.05)
+    assert fitted.shift == pytest.approx(-3 / 4, rel=0.1)
+    assert calibration_error(wrong_scale, right) > 0.1
+    assert calibration_error(expit(fitted.scale * (4 * odds + 3) + fitted.shift).astype(np.float32), right) < 0.01
+
+
+def test_what_separates_right_from_wrong_gets_a_finite_scale_and_what_orders_them_wrongly_none() -> None:
+    probability = np.array([0.0, 0.1, 0.2, 0.9, 1.0], dtype=np.float32)
+    right = probability > 0.5
+    fitted = fit_calibration(probability, right)
+    assert fitted is not None
+    assert 0 < fitted.scale < 100
+    assert np.isfinite(fitted.shift)
+    for none in (~right, np.zeros_like(right), np.ones_like(right)):
+        assert fit_calibration(probability, none) is None
+    assert fit_calibration(np.full(5, 0.3, np.float32), right) is None
+
+
+def residual(dim: int, *, seed: int = 0) -> PairClassifier:
+    torch.manual_seed(seed)
+    classifier = PairClassifier(ModelConfig(classifier="residual", normalize=True), embedding_dim=dim, hidden=dim)
+    torch.nn.init.normal_(classifier.layers[-1].weight)  # type: ignore[arg-type]
+    return classifier
+
+
+def test_a_calibrated_classifier_has_log_odds_on_the_other_scale() -> None:
+    classifier = residual(4)
+    u, v = Vectors(torch.randn(6, 4), torch.randn(6, 4)), Vectors(torch.randn(6, 4), torch.randn(6, 4))
+    before = classifier(u, v)
+    classifier.calibrate(0.25, -3.0)
+    torch.testing.assert_close(classifier(u, v)[:, 1], 0.25 * before[:, 1] - 3.0)
+    assert classifier(u, v)[:, 0].count_nonzero() == 0
+
+
+def test_an_evaluation_says_how_to_calibrate_and_is_right_afterwards() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(400, 8, generator=generator), dim=1)
+    rows[200:] = torch.nn.functional.normalize(rows[:200] + 0.4 * rows[200:], dim=1)
+    embedded = EmbeddedTexts.whole(np.arange(400), Vectors(rows, rows), Vectors(rows, rows))
+    split = Split("validation", (None,) * 200, np.arange(200), np.arange(200, 400))  # type: ignore[arg-type]
+    classifier = PairClassifier(ModelConfig(classifier="residual", normalize=True), embedding_dim=8, hidden=8)
+    first = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
+    assert first.metrics["rerank/accuracy@1"] == first.metrics["embedding/accuracy@1"]
+    assert first.calibration is not None
+    classifier.calibrate(*first.calibration)
+    second = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
+    assert second.metrics["rerank/accuracy@1"] == first.metrics["rerank/accuracy@1"]
+    assert second.metrics["rerank/calibration_error"] < 0.05 < first.metrics["rerank/calibration_error"]
+    assert second.calibration == pytest.approx((1, 0), abs=1e-2)
+    linear = PairClassifier(ModelConfig(), embedding_dim=8, hidden=8)
+    assert evaluate_split(split, embedded, linear, top_k=10, world=World.alone()).calibration is None
+
+
+def test_the_exported_classifier_is_the_calibrated_one(tiny_bert: Path, tmp_path: Path) -> None:
+    model = export(tiny_bert, tmp_path / "model", classifier="residual")
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    calibrated = calibrated_classifier(model, weights, {"eval/calibration_scale": 0.5, "eval/calibration_shift": -1.0})
+    assert calibrated.keys() == {name for name in weights if name.startswith("classifier.")}
+    vectors = Vectors(torch.randn(6, 8), torch.randn(6, 32))
+    before = model.classifier(vectors, vectors.rows(torch.arange(5, -1, -1)))[:, 1]
+    model.load_state_dict({**weights, **calibrated})
+    after = model.classifier(vectors, vectors.rows(torch.arange(5, -1, -1)))[:, 1]
+    torch.testing.assert_close(after, 0.5 * before - 1.0)
+    assert calibrated_classifier(model, weights, {}).keys() == calibrated.keys()
