@@ -83,7 +83,6 @@ def gradient(
                 one_encoder=True,
                 rivals=False,
                 pass_cost=engine.pass_cost,
-                device=ranks.device,
             )
             engine.backward(combined_loss(engine.score(batch), LossConfig()).total)
             engine.step()

@@ -4,6 +4,8 @@ Each function reads when it is called: a test or a library may set variables bef
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +63,24 @@ def place_among_ranks() -> Place:
     return Place(*(int(os.environ[name]) for name in _RANK_NAMES))
 
 
+@contextmanager
+def local_rank_for_deepspeed(gpu: int | None) -> Iterator[None]:
+    """Within this context LOCAL_RANK is the number of this rank's GPU among those that it sees, as DeepSpeed reads it.
+
+    The two differ where each rank sees only a GPU of its own.
+
+    Args:
+        gpu: None on a CPU, where nothing is changed.
+    """
+    names = [name for name in ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK") if name in os.environ and gpu is not None]
+    before = {name: os.environ[name] for name in names}
+    os.environ.update(dict.fromkeys(names, str(gpu)))
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
 def main_address() -> str:
     """Name or address of rank 0's machine; call `place_among_ranks` before."""
     return os.environ["MASTER_ADDR"]
@@ -97,6 +117,11 @@ def thread_settings() -> dict[str, str]:
 def gpus_are_hidden() -> bool:
     """Whether the user wants this process to see no GPU."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+
+
+def cpu_is_chosen() -> bool:
+    """Whether DeepSpeed, and so the whole program, is to compute on the CPU beside a GPU."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu"
 
 
 # Slurm.

@@ -8,13 +8,15 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if os.environ.get("TEST_ON_GPU") != "1":  # tests/gpu wants it; everything else compares with what a CPU computes
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores, and one thread makes one order of sums
 
 WriteCorpus = Callable[..., Path]
 
 
-_RINGS = ("cluster", "e2e", "ranks", "unit")
+_RINGS = ("cluster", "e2e", "ranks", "gpu", "unit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,7 +115,7 @@ MUTATIONS = (
     Mutation(
         "padding is pooled",
         "biencoder/model/bi_encoder.py",
-        "return (states_ULH * mask_UL1).sum(1) / mask_UL1.sum(1)",
+        "return (sum_UH / count_U1).to(states_ULH.dtype)",
         "return states_ULH.mean(1)",
         MODEL,
     ),

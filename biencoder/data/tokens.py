@@ -25,12 +25,19 @@ class Tokens:
     """The same texts as candidates, if other tokens stand before them than before queries."""
 
     def to(self, device: torch.device) -> "Tokens":
-        if device.type == "cuda":  # a copy from pinned memory is asynchronous
-            ids_UL, mask_UL = (
-                part.pin_memory().to(device, non_blocking=True) for part in (self.input_ids_UL, self.attention_mask_UL)
-            )
-            return Tokens(ids_UL, mask_UL, None if self.candidate is None else self.candidate.to(device))
-        return self
+        """On this device. The copy is made from pinned memory, so that the program does not wait for a GPU."""
+        on_cpu = self.input_ids_UL.device.type == "cpu"
+        source = self.pinned() if on_cpu and device.type == "cuda" and not self.input_ids_UL.is_pinned() else self
+        return Tokens(
+            source.input_ids_UL.to(device, non_blocking=True),
+            source.attention_mask_UL.to(device, non_blocking=True),
+            None if source.candidate is None else source.candidate.to(device),
+        )
+
+    def pinned(self) -> "Tokens":
+        """In memory that a GPU copies from by itself."""
+        candidate = None if self.candidate is None else self.candidate.pinned()
+        return Tokens(self.input_ids_UL.pin_memory(), self.attention_mask_UL.pin_memory(), candidate)
 
 
 def padded_width(lengths_U: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:

@@ -39,6 +39,19 @@ def own_cores() -> Iterator[None]:
         yield
 
 
+def share_cores(ranks_on_node: int) -> None:
+    """Give this rank its part of the node's cores from here on, if torchrun has limited it to one thread.
+
+    For ranks with a GPU, whose processor searches, ranks, and updates what is offloaded. Ranks on CPUs keep one thread:
+    with more, sums come in another order.
+    """
+    if left_to_torchrun():
+        count = max(1, usable_cores() // ranks_on_node)
+        _load_libraries()
+        threadpool_limits(limits=count)  # without a block it stays
+        torch.set_num_threads(count)
+
+
 def left_to_torchrun() -> bool:
     """Whether torchrun, and not the user, has limited this rank to one thread."""
     if not environment.is_under_torchrun() or environment.thread_settings() != {"OMP_NUM_THREADS": "1"}:
@@ -62,8 +75,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    import faiss  # noqa: F401 - only loaded libraries can be limited
-
+    _load_libraries()
     before = torch.get_num_threads()
     with threadpool_limits(limits=count):
         torch.set_num_threads(count)
@@ -71,3 +83,8 @@ def _threads(count: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _load_libraries() -> None:
+    """Only loaded libraries can be limited."""
+    import faiss  # noqa: F401

@@ -17,6 +17,7 @@ import torch.distributed as dist  # noqa: TID251 - this folder knows about ranks
 from biencoder import environment
 from biencoder.config import DistributedConfig
 from biencoder.distributed.heartbeat import Watch
+from biencoder.distributed.idle_cores import share_cores
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError, PeerError
 
@@ -31,7 +32,9 @@ def join(limits: DistributedConfig) -> Iterator[World]:
     rank, size, local_rank = environment.place_among_ranks()
     device = _device(local_rank)
     _choose_network()
-    hosts, control, watch = _connect(rank, size, "nccl" if device.type == "cuda" else "gloo", limits)
+    hosts, control, watch = _connect(rank, size, device, limits)
+    if device.type == "cuda":
+        share_cores(hosts.count(hosts[rank]))
     try:
         yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
         if watch:
@@ -48,9 +51,10 @@ def join(limits: DistributedConfig) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _connect(rank: int, size: int, backend: str, limits: DistributedConfig) -> tuple[list[str], Any, Watch | None]:
+def _connect(rank: int, size: int, device: torch.device, limits: DistributedConfig) -> tuple[list[str], Any, Watch | None]:
     """Meet the other ranks. Returns the host of each rank, and with several ranks a gloo group and the heartbeats."""
     limit = datetime.timedelta(seconds=limits.timeout_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
         return [socket.gethostname()], None, None
@@ -59,8 +63,10 @@ def _connect(rank: int, size: int, backend: str, limits: DistributedConfig) -> t
     store = dist.PrefixStore(f"start-{environment.torchrun_restarts()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=limits.control_timeout_s))
-    hosts = [""] * size
-    dist.all_gather_object(hosts, socket.gethostname(), group=control)
+    places = [("", "")] * size
+    dist.all_gather_object(places, (socket.gethostname(), _identity(device)), group=control)
+    hosts, gpus = ([place[part] for place in places] for part in (0, 1))
+    _check_own_gpus(hosts, gpus)
     return hosts, control, _start_watch(rank, hosts, control, limits.silence_s)
 
 
@@ -75,12 +81,33 @@ def _report_failure(watch: Watch, rank: int, error: BaseException) -> None:
 
 
 def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
+    """The GPU of this rank's number, or the only one that it sees, as under Slurm's --gpus-per-task; else the CPU."""
+    if environment.cpu_is_chosen() or not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs, but local rank {local_rank} was started")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    # Blocks that grow fit the many shapes of batches. The allocator reads this when it is first used.
+    environment.set_default("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    count = torch.cuda.device_count()
+    number = 0 if count == 1 else local_rank
+    if number >= count:
+        raise ConfigError(f"this machine has {count} GPUs, but local rank {local_rank} was started")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _identity(device: torch.device) -> str:
+    """Of a GPU, the same for every process that sees it; empty for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
+def _check_own_gpus(hosts: list[str], gpus: list[str]) -> None:
+    """Raise a ConfigError, the same on every rank, where two ranks have the same GPU."""
+    for rank, (host, gpu) in enumerate(zip(hosts, gpus, strict=True)):
+        other = next(i for i in range(rank + 1) if gpus[i] == gpu)
+        if gpu and other != rank:
+            raise ConfigError(
+                f"ranks {other} and {rank} on {host} would share one GPU; start as many processes as there are GPUs, or "
+                "let each see one of its own"
+            )
 
 
 def _choose_network() -> None:

@@ -1,4 +1,4 @@
-"""Attention for CPUs with AMX, whose backward pass in bf16 is made of batched matrix products.
+"""Attention for CPUs with AMX, whose backward pass in bf16 is made of batched matrix products; and choices for GPUs.
 
 PyTorch's fused kernel is fast forward, but its backward pass in bf16 reaches a small part of what products in bf16 reach on
 such a processor. Here forward is the fused kernel. Backward computes the attention weights again for a few texts at a time,
@@ -7,7 +7,7 @@ so that they stay in the cache, and takes the gradients from them (as FlashAtten
 B: texts, H: heads, L: tokens, D: dimension of a head, n: texts of a block, X: heads of all texts of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from biencoder.model.bi_encoder import BiEncoder
 
-NAME = "sdpa_blocks"
+NAME, MASKED = "sdpa_blocks", "sdpa_masked"
 _BLOCK_BYTES = 2**20
 """Of attention weights that are held at a time: about half of a core's second-level cache."""
 
@@ -37,6 +37,25 @@ def use_blocks(model: BiEncoder, *, bf16: bool) -> bool:
         if encoder.config._attn_implementation == "sdpa":
             encoder.set_attn_implementation(NAME)
     return True
+
+
+def use_gpu_kernels(encoders: Iterable[PreTrainedModel]) -> None:
+    """Let these encoders use PyTorch's fused attention on a GPU as batches of many shapes want it.
+
+    cuDNN's kernel makes a plan for every new number of texts and width, which takes as long as some steps; so it is off in
+    this process. And a mask is always made: whether a batch could do without one is a question to the GPU, whose answer the
+    program would wait for in every pass.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    for encoder in encoders:
+        if encoder.config._attn_implementation == "sdpa":
+            encoder.set_attn_implementation(MASKED)
+
+
+def _mask(*given: Any, allow_is_bidirectional_skip: bool = False, **more: Any) -> torch.Tensor | None:
+    """As transformers' own, but never None because a look at the values has shown that nothing is masked."""
+    mask: torch.Tensor | None = sdpa_mask(*given, **more)
+    return mask
 
 
 def attention_forward(
@@ -119,3 +138,5 @@ def _weights(query_nHLD: torch.Tensor, key_nHLD: torch.Tensor, mask: torch.Tenso
 
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(MASKED, sdpa_attention_forward)
+AttentionMaskInterface.register(MASKED, _mask)

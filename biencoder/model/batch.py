@@ -21,9 +21,8 @@ def triplet_batch(
     one_encoder: bool,
     rivals: bool,
     pass_cost: float,
-    device: torch.device,
 ) -> TripletBatch:
-    """The triplets of these samples (positions of pairs in the split).
+    """The triplets of these samples (positions of pairs in the split), on the CPU.
 
     Args:
         negative_text_PK: for each pair of the split the text ids of its mined negatives.
@@ -42,7 +41,7 @@ def triplet_batch(
         groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
         row_U = np.empty_like(texts_U)
         row_U[np.concatenate(groups)] = np.arange(len(texts_U))
-        return [tokens.batch(texts_U[group]).to(device) for group in groups], row_U[nth]
+        return [tokens.batch(texts_U[group]) for group in groups], row_U[nth]
 
     candidates = None
     if one_encoder and not tokens.candidate:
@@ -52,7 +51,7 @@ def triplet_batch(
         candidates, candidate_rows = grouped(np.concatenate(parts), tokens.candidate or tokens)
         rows = np.concatenate([point_rows, candidate_rows])
     B, K = negative_BK.shape
-    point, counter, negative, rival = torch.split(torch.from_numpy(rows).to(device), [B, B, B * K, B * rivals])
+    point, counter, negative, rival = torch.split(torch.from_numpy(rows), [B, B, B * K, B * rivals])
     return TripletBatch(texts, candidates, point, counter, negative.reshape(B, K), rival if rivals else None)
 
 

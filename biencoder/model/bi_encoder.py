@@ -10,7 +10,7 @@ parameters (ZeRO-3).
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -77,6 +77,26 @@ class TripletBatch:
     rival_row_B: torch.Tensor | None
     """The points as candidates; None if no loss uses them."""
 
+    def to(self, device: torch.device) -> "TripletBatch":
+        """On this device. A copy of what is `pinned` does not wait for it."""
+        return self._made_by(lambda part: part.to(device), lambda rows: rows.to(device, non_blocking=True))
+
+    def pinned(self) -> "TripletBatch":
+        """In memory that a GPU copies from by itself."""
+        return self._made_by(Tokens.pinned, torch.Tensor.pin_memory)
+
+    def _made_by(
+        self, of_tokens: Callable[[Tokens], Tokens], of_rows: Callable[[torch.Tensor], torch.Tensor]
+    ) -> "TripletBatch":
+        return TripletBatch(
+            [of_tokens(group) for group in self.texts],
+            None if self.candidates is None else [of_tokens(group) for group in self.candidates],
+            of_rows(self.point_row_B),
+            of_rows(self.counter_row_B),
+            of_rows(self.negative_row_BK),
+            None if self.rival_row_B is None else of_rows(self.rival_row_B),
+        )
+
 
 class Scores(NamedTuple):
     """The model's output for B triplets: embeddings, and the pair classifier's logits."""
@@ -127,7 +147,9 @@ class Tower(nn.Module):
         if self.pooling == "last":  # texts are padded on the right
             return states_ULH[torch.arange(len(mask_UL), device=mask_UL.device), mask_UL.sum(1) - 1]
         mask_UL1 = mask_UL.unsqueeze(-1).to(states_ULH.dtype)
-        return (states_ULH * mask_UL1).sum(1) / mask_UL1.sum(1)
+        # Sums in fp32: bf16 counts tokens exactly up to 256 only.
+        sum_UH, count_U1 = (part.sum(1, dtype=torch.float32) for part in (states_ULH * mask_UL1, mask_UL1))
+        return (sum_UH / count_U1).to(states_ULH.dtype)
 
 
 class PairClassifier(nn.Module):
@@ -227,6 +249,11 @@ class BiEncoder(nn.Module):
     def shared(self) -> bool:
         """Whether queries and candidates share all weights."""
         return len(self.towers) == 1
+
+    @property
+    def encoders(self) -> list[PreTrainedModel]:
+        """The distinct encoders: one, or one for each tower."""
+        return list(dict.fromkeys(tower.encoder for tower in self.towers))  # type: ignore[misc]  # towers hold encoders
 
     @property
     def one_encoder(self) -> bool:

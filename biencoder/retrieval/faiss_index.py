@@ -1,4 +1,4 @@
-"""The faster indexes: FAISS on all threads of the process, and on GPUs if faiss-gpu is installed.
+"""The faster indexes: FAISS on all threads of the process, or on the rank's own GPU if faiss-gpu is installed.
 
 flat   exact, by brute force over all vectors
 ivf    k-means cells (4 sqrt(N) of them); a search visits `probes` cells (Jégou, Douze, Schmid 2011)
@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 import faiss
 import numpy as np
+import torch
 
 from biencoder.config import MiningConfig
 from biencoder.distributed.idle_cores import own_cores
@@ -26,8 +27,9 @@ class FaissIndex:
         self.exact = config.exact
         self._index = _empty_index(vectors_ND, config)
         self._most_rows = len(vectors_ND)
-        if hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus() and config.faiss_kind != "hnsw":
-            self._index = faiss.index_cpu_to_all_gpus(self._index)
+        if hasattr(faiss, "StandardGpuResources") and torch.cuda.is_available() and config.faiss_kind != "hnsw":
+            self._resources = faiss.StandardGpuResources()  # the index does not keep them
+            self._index = faiss.index_cpu_to_gpu(self._resources, torch.cuda.current_device(), self._index)
             self._most_rows = MOST_ROWS
         # The links of a graph depend on the number of threads that make them; the other kinds do not.
         with own_cores() if config.faiss_kind == "hnsw" else nullcontext():

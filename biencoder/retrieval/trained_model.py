@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from biencoder import environment
 from biencoder.config import EvalConfig, ModelConfig, user_path
 from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize, tokenize_sides
@@ -250,4 +251,4 @@ def encode_batches(
 
 
 def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() and not environment.cpu_is_chosen() else "cpu")

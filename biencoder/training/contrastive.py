@@ -52,7 +52,11 @@ class Targets(NamedTuple):
     """This rank's points that are candidates of the others: all, or none for queries over a corpus."""
 
     def to(self, device: torch.device) -> "Targets":
-        return Targets(*(part.to(device) for part in self))
+        return Targets(*(part.to(device, non_blocking=True) for part in self))
+
+    def pinned(self) -> "Targets":
+        """In memory that a GPU copies from by itself."""
+        return Targets(*(part.pin_memory() for part in self))
 
 
 def targets(samples_RS: Ids, split: Split, negative_text_PK: Ids, forbidden: Forbidden, *, rank: int) -> Targets:

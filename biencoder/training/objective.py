@@ -28,6 +28,10 @@ class StepBatch(NamedTuple):
     targets: Targets | None
     """Of the contrastive loss over the whole step; None where it has no weight."""
 
+    def pinned(self) -> "StepBatch":
+        """In memory that a GPU copies from by itself."""
+        return StepBatch([batch.pinned() for batch in self.micro_batches], self.targets and self.targets.pinned())
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -57,4 +61,6 @@ class Objective:
         alone = len(numbers) == 1
         with nullcontext() if alone else torch.no_grad():
             scores = [score(number) for number in numbers]
-        return list(contrast(scores, batch.targets, self.config, self.world)), scores[0] if alone else None
+        return list(contrast(scores, batch.targets.to(self.world.device), self.config, self.world)), scores[
+            0
+        ] if alone else None

@@ -35,7 +35,10 @@ class Step:
     seed: int
 
     def batch(self, batch_G: npt.NDArray[np.int64], negative_text_PK: npt.NDArray[np.int64]) -> StepBatch:
-        """This rank's share of a global batch, on its device. No other rank takes part."""
+        """This rank's share of a global batch, on the CPU, where a GPU fetches it by itself. No other rank takes part.
+
+        A thread makes it while the step before is under way, so nothing here may wait for the device.
+        """
         split, world = self.split, self.world
         texts_XG = np.stack([split.point_text_P[batch_G], split.counter_text_P[batch_G], *negative_text_PK[batch_G].T])
         shares_RAM = shares(
@@ -53,15 +56,17 @@ class Step:
                 one_encoder=self.engine.model.one_encoder,
                 rivals=self.objective.contrastive,
                 pass_cost=self.engine.pass_cost,
-                device=world.device,
             )
             for samples_M in shares_RAM[world.rank]
         ]
         if not self.objective.contrastive:
-            return StepBatch(micro_batches, None)
+            return self._pinned(StepBatch(micro_batches, None))
         samples_RS = shares_RAM.reshape(world.size, -1)
         wanted = targets(samples_RS, split, negative_text_PK, self.forbidden, rank=world.rank)
-        return StepBatch(micro_batches, wanted.to(world.device))
+        return self._pinned(StepBatch(micro_batches, wanted))
+
+    def _pinned(self, batch: StepBatch) -> StepBatch:
+        return batch.pinned() if self.world.device.type == "cuda" else batch
 
     def train(self, batch: StepBatch, number: int) -> torch.Tensor:
         """Make step `number`; returns this rank's mean loss parts, on the device, without graph. Every rank takes part."""

@@ -219,7 +219,6 @@ def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split,
             one_encoder=True,
             rivals=False,
             pass_cost=engine.pass_cost,
-            device=ranks.device,
         )
         loss = combined_loss(engine.score(batch), LossConfig())
         engine.backward(loss.total)
@@ -368,7 +367,6 @@ def gradients_of_many_tokens(tiny_bert: str, files: list[str], out: str) -> None
                 one_encoder=True,
                 rivals=False,
                 pass_cost=engine.pass_cost,
-                device=ranks.device,
             )
             engine.backward(combined_loss(engine.score(batch), LossConfig()).total)
             engine.step()

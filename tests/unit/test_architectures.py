@@ -68,7 +68,6 @@ def train_a_step(config: ModelConfig, folder: Path) -> Pretrained:
         one_encoder=True,
         rivals=False,
         pass_cost=20.0,
-        device=torch.device("cpu"),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     scores = model(batch)

@@ -201,7 +201,6 @@ def test_a_triplet_batch_scores_what_its_texts_score_alone(tiny_bert: Path, side
         one_encoder=model.one_encoder,
         rivals=True,
         pass_cost=pass_cost,
-        device=torch.device("cpu"),
     )
     assert sum(len(group.input_ids_UL) for group in batch.texts) == (2 if separate else 5)
     assert len(batch.candidates or batch.texts) == (1 if pass_cost else 2)

@@ -128,7 +128,6 @@ def test_a_batch_encodes_each_side_with_its_prompt(tiny_bert: Path, sides: str) 
         one_encoder=model.one_encoder,
         rivals=True,
         pass_cost=1.0,
-        device=torch.device("cpu"),
     )
     with torch.no_grad():
         scores, both = model(batch), model(tokens.batch(EVERY))

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from biencoder import environment
 from biencoder.config import TrainConfig
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.world import World
-from biencoder.model.attention import use_blocks
+from biencoder.model.attention import use_blocks, use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.optim import build_optimizer, schedule
+from biencoder.training.engine.overflow import ask_together
 from biencoder.training.engine.settings import Settings, import_deepspeed, precision_of
 from biencoder.training.engine.state import EngineState, EngineTensors
 from biencoder.training.engine.stopwatch import Stopwatch
@@ -58,9 +60,16 @@ class Engine:
         if world.device.type == "cpu":
             sum_in_fp32(model)
             use_blocks(model, bf16=self.precision == "bf16")
-        self._engine, _, _, _ = deepspeed.initialize(model=model, optimizer=build_optimizer(model, config), config=settings)
+        else:
+            use_gpu_kernels(model.encoders)
+            torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"  # who asks for fp32 gets it
+        with environment.local_rank_for_deepspeed(self.device.index):
+            self._engine, _, _, _ = deepspeed.initialize(
+                model=model, optimizer=build_optimizer(model, config), config=settings
+            )
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too
+            ask_together(self._engine.optimizer)
         self._engine.train()  # pretrained encoders come in evaluation mode
         self._tensors = EngineTensors(self._engine, model, world)
         self._plain_norm: torch.Tensor | None = None
@@ -77,7 +86,7 @@ class Engine:
 
     def score(self, batch: TripletBatch) -> Scores:
         with self._forward.running():
-            scores: Scores = self._engine(batch)
+            scores: Scores = self._engine(batch.to(self.device))
         return scores
 
     @torch.no_grad()

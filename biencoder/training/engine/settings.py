@@ -35,6 +35,8 @@ def read_settings(config: Config, world_size: int, *, fastest: Precision = "fp32
     precision = _precision(settings, config, fastest)
     for other in ("bf16", "fp16"):
         settings[other] = settings.get(other, {}) | {"enabled": precision == other}
+    # DeepSpeed's own timer would wait for the GPU in every forward and every step.
+    settings.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
     zero = settings.setdefault("zero_optimization", {"stage": 0})
     _check_support(precision, zero.get("stage", 0), name)
     if "offload_optimizer" in zero:

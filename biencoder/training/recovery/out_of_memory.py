@@ -19,19 +19,28 @@ from biencoder.config import Config
 from biencoder.errors import BiencoderError, ConfigError, OutOfMemory
 from biencoder.training.recovery.run_folder import append_line, read_lines
 
+_WORDS = ("CUDA error: out of memory", "CUDA out of memory", "_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'")
+
 
 @contextmanager
 def raising_out_of_memory(config: Config, *, world_size: int) -> Iterator[None]:
     """Raise in place of PyTorch's error: OutOfMemory, or a ConfigError where there is nothing left to halve."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         raise _out_of_memory(config, error, world_size=world_size) from None
 
 
-def _out_of_memory(config: Config, error: torch.OutOfMemoryError, *, world_size: int) -> BiencoderError:
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch's allocator has a class for it; CUDA, its libraries and NCCL say it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
+
+
+def _out_of_memory(config: Config, error: RuntimeError, *, world_size: int) -> BiencoderError:
     micro = config.train.micro_batch(world_size)
-    reason = str(error).split(". ")[0]
+    reason = str(error).split("\n")[0].split(". ")[0]
     if micro == 1:
         return ConfigError(
             f"not even one triplet fits the GPU ({reason}); lower model.max_length, or take a higher ZeRO stage in "
