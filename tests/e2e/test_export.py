@@ -40,7 +40,7 @@ def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corp
 
     evaluated = run([sys.executable, "launcher/evaluate.py", "--model", str(model), "--data.root", str(corpus)])
     row = next(line for line in evaluated.stdout.splitlines() if line.startswith("model "))
-    assert row.split()[1].split("/")[0] == f"{float(rows['PyTorch'][6]):.1f}"
+    assert float(row.split()[1].split("/")[0]) == pytest.approx(float(rows["PyTorch"][6]), abs=0.06)  # one digit fewer
 
 
 def test_what_does_not_compute_the_same_is_not_kept(
