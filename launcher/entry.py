@@ -122,12 +122,22 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
 
 
 def model_parser(*, prog: str, description: str) -> Parser:
-    """What the commands that rank with trained models have in common: those of `corpus_parser`, and top_k."""
+    """What the commands that rank with trained models have in common: those of `corpus_parser`, precision, and top_k."""
     parser = corpus_parser(prog=prog, description=description)
+    add_precision(parser)
     parser.add_argument(
         "--top-k", type=_top_k, default=Config().eval.top_k, metavar="K", help="candidates to re-rank or show"
     )
     return parser
+
+
+def add_precision(parser: Parser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="what encoders compute in; auto: bf16 on GPUs from Ampere on and on CPUs with AMX, else fp32 [default: auto]",
+    )
 
 
 def _top_k(text: str) -> int:

@@ -7,6 +7,7 @@ python launcher/evaluate.py --model A --model B --baselines --data.root DIR  one
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--leak-free", action="store_true", help="leave out queries whose debate shares texts with training"
     )
+    parser.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep vectors in the user's cache folder, and read those there that a model has made [default: do]",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything as JSON")
     arguments = parser.parse_args(argv)
     if not (arguments.model or arguments.baselines or arguments.zero_shot):
@@ -83,14 +90,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
         corpus=arguments.data_corpus,
         needs_training=False,
     )
-    (model,) = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    (model,) = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, **embedding(arguments, terminal))
     terminal.show(*findings_table(dataset.findings))
-    embedder, alone = model.embedder, World.alone()
+    alone = World.alone()
     results = [
         evaluate_split(
             split,
-            embedder.embed_texts(dataset.texts, split.text_ids),
-            embedder.classifier,
+            model.embed_texts(dataset.texts, split.text_ids),
+            model.embedder.classifier,
             top_k=arguments.top_k,
             world=alone,
         )
@@ -128,7 +135,7 @@ def compare(arguments: argparse.Namespace) -> None:
     terminal.show(*findings_table(dataset.findings))
     whole_corpus = any(task.scope == "everything" for task in tasks)
     text_ids = np.arange(len(dataset.texts)) if whole_corpus else split.text_ids
-    systems = make_systems(arguments, dataset.texts, text_ids)
+    systems = make_systems(arguments, dataset.texts, text_ids, terminal)
     left = leak_free(dataset, split) if arguments.leak_free else None
     if left:
         terminal.show(leak_free_line(split.name, left))
@@ -142,18 +149,27 @@ def compare(arguments: argparse.Namespace) -> None:
         terminal.say(f"All figures are in {arguments.out}.")
 
 
-def make_systems(arguments: argparse.Namespace, texts: "Sequence[str]", text_ids: "Ids") -> "list[System]":
+def make_systems(
+    arguments: argparse.Namespace, texts: "Sequence[str]", text_ids: "Ids", terminal: "Terminal"
+) -> "list[System]":
     """What is compared: the models, and the baselines that were asked for."""
     from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
-    from biencoder.retrieval.embedders import load_models
+    from biencoder.retrieval.embedders import load_models, pretrained_model
 
-    models = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    settings = embedding(arguments, terminal)
+    models = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, **settings)
     systems = [model_system(model, texts, text_ids) for model in models]
     if arguments.baselines or arguments.zero_shot:
-        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids)
+        load = partial(pretrained_model, **settings)
+        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids, load=load)
     if arguments.baselines:
         systems += lexical_systems(texts)
     return systems
+
+
+def embedding(arguments: argparse.Namespace, terminal: "Terminal") -> dict[str, Any]:
+    """How models embed, and where they say it: keywords of `load_models` and `pretrained_model`."""
+    return {"precision": arguments.precision, "cached": arguments.cache, "tell": terminal.say}
 
 
 def announce(systems: "Sequence[System]", terminal: "Terminal") -> "Iterator[System]":

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     root = arguments.data_root or _SAMPLE
     dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
-    model = TrainedModel.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    model = TrainedModel.load(arguments.model, precision="fp32", trust_remote_code=arguments.trust_remote_code)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))
 
     with whole_folder(folder) as fresh:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from biencoder.config import user_path
-from launcher.entry import cleans, corpus_parser, run
+from launcher.entry import add_precision, cleans, corpus_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,10 +28,10 @@ def main(argv: Sequence[str]) -> None:
     texts, findings = load_texts(
         arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
     )
-    model = TrainedModel.load(model_folder, trust_remote_code=arguments.trust_remote_code)
+    model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))
-    terminal.start(f"embedding {len(texts)} texts", len(texts))
+    terminal.start(f"embedding {len(texts)} texts in {model.precision}", len(texts))
     facts = write_index(
         folder,
         texts,
@@ -46,11 +46,13 @@ def main(argv: Sequence[str]) -> None:
     terminal.end()
     size = sum(facts.num_bytes.values()) / 2**20
     recall = "" if facts.kind == "flat" else f", finds {100 * facts.recall:.1f} % of the 10 nearest"
-    terminal.say(f"The {facts.kind} index of {len(texts):,} texts is in {folder}: {size:,.1f} MiB{recall}.")
+    made = f"The {facts.kind} index of {len(texts):,} texts, embedded in {model.precision},"
+    terminal.say(f"{made} is in {folder}: {size:,.1f} MiB{recall}.")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = corpus_parser(prog="index.py", description="Embed a corpus once, and keep it as an index for search.py.")
+    add_precision(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", help="where the index goes; one that is there is replaced"

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     helps, probable = model.reranking or (False, True)
     rerank = arguments.rerank if arguments.rerank is not None else model.has_classifier and helps
     terminal = Terminal(is_main=True)
+    terminal.say(f"The model computes in {model.precision}.")
     queries = arguments_of(arguments.queries) if arguments.queries else lines_of(sys.stdin.buffer)
     for query in queries:
         if query:
@@ -92,8 +93,10 @@ def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]
     from biencoder.retrieval.trained_model import TrainedModel
 
     clean = cleans(arguments.clean, [arguments.model])
-    texts, findings = load_texts(arguments.data_root, clean=clean, columns=arguments.data_columns)
-    model = TrainedModel.load(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    texts, findings = load_texts(
+        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
+    )
+    model = TrainedModel.load(arguments.model, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
 
@@ -117,7 +120,8 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
     index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
-    return TrainedModel.load(model_folder, trust_remote_code=arguments.trust_remote_code), index
+    model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
+    return model, index
 
 
 def command() -> None:

@@ -3,17 +3,22 @@
 N: texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from biencoder.config import user_path
+import torch
+
+from biencoder.config import ModelConfig, user_path
 from biencoder.data.ids import Ids
 from biencoder.model.bi_encoder import PairClassifier
+from biencoder.model.folder import model_sha256
+from biencoder.model.precision import AskedPrecision
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.foreign_model import SentenceFolder
 from biencoder.retrieval.trained_model import TrainedModel
+from biencoder.retrieval.vector_cache import VectorCache
 
 
 class Embedder(Protocol):
@@ -27,6 +32,10 @@ class Embedder(Protocol):
     def max_length(self) -> int | None:
         """Tokens at which texts are cut; None if unknown."""
 
+    @property
+    def precision(self) -> str:
+        """What the encoder computes in: fp32 or bf16."""
+
     def embed_texts(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids."""
 
@@ -36,28 +45,85 @@ class NamedModel:
     name: str
     folder: str
     embedder: Embedder
+    cache: VectorCache | None = None
+    """Where its vectors are kept; None: nowhere."""
+    tell: Callable[[str], None] = lambda sentence: None
+    """Gets a sentence each time when it has embedded texts."""
+
+    def embed_texts(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids, as far as possible from the cache."""
+        if self.cache is None:
+            embedded, count = self.embedder.embed_texts(texts, text_ids_N), len(text_ids_N)
+        else:
+            embedded, count = self.cache.embed(texts, text_ids_N, self.embedder.embed_texts)
+        found = len(text_ids_N) - count
+        kept = f"; {found:,} came from {self.cache.folder}" if self.cache and found else ""
+        self.tell(f"Embedded {count:,} texts with {self.name} in {self.embedder.precision}{kept}.")
+        return embedded
 
 
-def load_models(folders: Sequence[str], *, trust_remote_code: bool = False) -> list[NamedModel]:
+def load_models(
+    folders: Sequence[str],
+    *,
+    trust_remote_code: bool = False,
+    precision: AskedPrecision = "auto",
+    cached: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> list[NamedModel]:
     """The models in these folders, of this program or of sentence-transformers.
 
     They are named by their folders, or by their paths if two folders have the same name.
 
     Args:
         trust_remote_code: whether Python code that the folders hold may run.
+        precision: see `TrainedModel.load`.
+        cached: whether vectors are read from the cache, and kept there.
+        tell: see `NamedModel`.
 
     Raises:
         ModelError: a folder holds neither kind of model.
     """
     names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
-    return [
-        NamedModel(name, folder, _load(user_path(folder), trust_remote_code=trust_remote_code))
-        for name, folder in zip(names, folders, strict=True)
-    ]
+    models = []
+    for name, folder in zip(names, folders, strict=True):
+        path = user_path(folder)
+        before = model_sha256(path) if cached and path.is_dir() else None
+        embedder = _load(path, precision, trust_remote_code=trust_remote_code)
+        # A run may have replaced the folder meanwhile: then nobody knows which weights these are.
+        known = before is not None and model_sha256(path) == before
+        cache = VectorCache.of("folder", str(before), *_setting(embedder)) if known else None
+        models.append(NamedModel(name, folder, embedder, cache, tell))
+    return models
 
 
-def _load(folder: Path, *, trust_remote_code: bool) -> Embedder:
+def pretrained_model(
+    config: ModelConfig,
+    *,
+    precision: AskedPrecision = "auto",
+    cached: bool = False,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> tuple[NamedModel, tuple[str, ...]]:
+    """An encoder before training, of which the pooled vectors mean something, and its notices.
+
+    Args:
+        precision, cached, tell: see `load_models`.
+
+    Raises:
+        ModelError: there is no such encoder.
+    """
+    encoder = TrainedModel.pretrained(config, precision=precision)
+    facts = (encoder.weights_sha256(), repr(encoder.config), *_setting(encoder))
+    cache = VectorCache.of("pretrained", *facts) if cached else None
+    return NamedModel(Path(config.name).name, config.name, encoder, cache, tell), encoder.notices
+
+
+def _setting(embedder: Embedder) -> tuple[str, str]:
+    """How an embedder computes: its precision and its kind of device."""
+    return embedder.precision, "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(folder: Path, precision: AskedPrecision, *, trust_remote_code: bool) -> Embedder:
     is_foreign = (folder / "modules.json").is_file() and not (folder / "biencoder.json").is_file()
     kind = SentenceFolder if is_foreign else TrainedModel
-    return kind.load(folder, trust_remote_code=trust_remote_code)
+    return kind.load(folder, precision=precision, trust_remote_code=trust_remote_code)

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biencoder.errors import ModelError
+from biencoder.errors import BiencoderError, ModelError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.folder import needs_code
+from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import hush
 from biencoder.model.weights import check_file, check_files, check_finite, load_encoder
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -34,10 +35,11 @@ class SentenceFolder:
     classifier: None = None
 
     @classmethod
-    def load(cls, folder: Path, *, trust_remote_code: bool = False) -> "SentenceFolder":
+    def load(cls, folder: Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False) -> "SentenceFolder":
         """Load the model, onto the GPU if there is one.
 
         Args:
+            precision: see `TrainedModel.load`.
             trust_remote_code: whether Python code that the folder holds may run.
 
         Raises:
@@ -54,13 +56,19 @@ class SentenceFolder:
             _check_encoders(folder, trust_remote_code=trust_remote_code)
             model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
             check_finite(f"the model in {folder}", model)
-        except ModelError:
+            model.to(inference_dtype(precision, model.device))
+        except BiencoderError:
             raise
         except Exception as error:  # noqa: BLE001 - its modules raise many kinds, which it does not document
             if "custom code" in str(error):  # transformers' message under trust_remote_code=False
                 raise ModelError(needs_code(folder)) from None
             raise ModelError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         return cls(model)
+
+    @property
+    def precision(self) -> str:
+        """What the encoder computes in: fp32 or bf16."""
+        return precision_name(next(self.model.parameters()).dtype)
 
     @property
     def max_length(self) -> int | None:
@@ -73,8 +81,8 @@ class SentenceFolder:
 
         def encode(side: str, texts: list[str]) -> Vectors:
             encode_side = self.model.encode_query if side == "query" else self.model.encode_document
-            embedding = encode_side(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
-            embedding = embedding.float().cpu()
+            embedding = encode_side(texts, convert_to_tensor=True, show_progress_bar=False)
+            embedding = torch.nn.functional.normalize(embedding.float(), dim=1).cpu()  # bf16 is too coarse for length 1
             return Vectors(embedding, embedding)
 
         candidate = encode("candidate", texts_N)

@@ -7,6 +7,7 @@
 N: texts, Q: queries, k: nearest texts of a query, U: texts of a batch, D: similarity embedding, H: hidden size.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize, tokenize_sid
 from biencoder.errors import DataError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
 from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
+from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.nearest import Rows, nearest_allowed
@@ -62,19 +64,25 @@ class TrainedModel:
     """What validation said of re-ranking by the pair classifier; None if the model's folder does not say."""
 
     @classmethod
-    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> "TrainedModel":
+    def load(
+        cls, folder: str | Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False
+    ) -> "TrainedModel":
         """Load a saved model, onto the GPU if there is one.
 
         Args:
+            precision: what the encoder computes in: fp32, bf16, or auto: bf16 on GPUs from Ampere on and on CPUs with AMX,
+                else fp32. Vectors are returned in fp32.
             trust_remote_code: whether Python code that the folder holds may run.
 
         Raises:
+            ConfigError: there is no such precision.
             ModelError: the folder holds no model of this program.
         """
         device, path = _device(), user_path(folder)
+        dtype = inference_dtype(precision, device)
         model, tokenizer, config = load_model(path, trust_remote_code=trust_remote_code)
         return cls(
-            model.to(device),
+            _placed(model, device, dtype),
             tokenizer,
             config,
             device,
@@ -84,16 +92,33 @@ class TrainedModel:
         )
 
     @classmethod
-    def pretrained(cls, config: ModelConfig) -> "TrainedModel":
+    def pretrained(cls, config: ModelConfig, *, precision: AskedPrecision = "auto") -> "TrainedModel":
         """An encoder before training. Use its pooled vectors only: its projection and its classifier are untrained.
+
+        Args:
+            precision: see `load`.
 
         Raises:
             ModelError: there is no such encoder.
         """
-        pretrained = load_pretrained(config)
         device = _device()
-        model = build_model(config, pretrained, seed=0).eval().to(device)
+        dtype = inference_dtype(precision, device)
+        pretrained = load_pretrained(config)
+        model = _placed(build_model(config, pretrained, seed=0).eval(), device, dtype)
         return cls(model, pretrained.tokenizer, pretrained.settled(config), device, notices=pretrained.notices)
+
+    @property
+    def precision(self) -> str:
+        """What the encoder computes in: fp32 or bf16."""
+        return precision_name(self.model.query_tower.projection.weight.dtype)
+
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights and of the tokenizer."""
+        digest = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def classifier(self) -> PairClassifier | None:
@@ -248,6 +273,12 @@ def encode_batches(
             parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return [torch.cat(pieces)[back] for pieces in zip(*parts, strict=True)]
+
+
+def _placed(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> BiEncoder:
+    """The model on its device; the pair classifier, which takes vectors of any text, stays in fp32."""
+    model.towers.to(dtype)
+    return model.to(device)
 
 
 def _device() -> torch.device:
