@@ -40,8 +40,10 @@ class Place(NamedTuple):
     """Among the processes on its machine."""
 
 
-def place_among_ranks() -> Place:
-    """Read the process's rank, and set what DeepSpeed reads where no launcher has: one process is a job of one rank.
+@contextmanager
+def place_among_ranks() -> Iterator[Place]:
+    """Read the process's rank. Where no launcher has set what DeepSpeed reads, it is set within this context: one process
+    is a job of one rank, and what comes after in the same process is none.
 
     Raises:
         ConfigError: variables are missing or contradict each other, or several processes do not know of each other.
@@ -58,9 +60,14 @@ def place_among_ranks() -> Place:
     else:
         _refuse_tasks_without_ranks()
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in defaults.items():
-        set_default(name, value)
-    return Place(*(int(os.environ[name]) for name in _RANK_NAMES))
+    own = [name for name in defaults if name not in os.environ]
+    for name in own:
+        os.environ[name] = defaults[name]
+    try:
+        yield Place(*(int(os.environ[name]) for name in _RANK_NAMES))
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
 
 
 @contextmanager
@@ -82,7 +89,7 @@ def local_rank_for_deepspeed(gpu: int | None) -> Iterator[None]:
 
 
 def main_address() -> str:
-    """Name or address of rank 0's machine; call `place_among_ranks` before."""
+    """Name or address of rank 0's machine; within `place_among_ranks`."""
     return os.environ["MASTER_ADDR"]
 
 

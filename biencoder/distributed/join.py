@@ -29,26 +29,26 @@ def join(limits: DistributedConfig) -> Iterator[World]:
     Raises:
         ConfigError: the launcher's environment is incomplete or asks for a GPU that does not exist.
     """
-    rank, size, local_rank = environment.place_among_ranks()
-    device = _device(local_rank)
-    _choose_network()
-    hosts, control, watch = _connect(rank, size, device, limits)
-    if device.type == "cuda":
-        share_cores(hosts.count(hosts[rank]))
-    try:
-        yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
-        if watch:
-            dist.barrier(group=control)  # without it rank 0 could close the store that a slower rank still beats in
-    except PeerError:
-        raise  # every rank has it: nobody waits for anybody
-    except BaseException as error:
-        if watch:
-            _report_failure(watch, rank, error)
-        raise
-    finally:
-        if watch:
-            watch.close()
-        dist.destroy_process_group()
+    with environment.place_among_ranks() as (rank, size, local_rank):
+        device = _device(local_rank)
+        _choose_network()
+        hosts, control, watch = _connect(rank, size, device, limits)
+        if device.type == "cuda":
+            share_cores(hosts.count(hosts[rank]))
+        try:
+            yield World(rank, size, local_rank, device, tuple(hosts), control, watch)
+            if watch:
+                dist.barrier(group=control)  # without it rank 0 could close the store that a slower rank still beats in
+        except PeerError:
+            raise  # every rank has it: nobody waits for anybody
+        except BaseException as error:
+            if watch:
+                _report_failure(watch, rank, error)
+            raise
+        finally:
+            if watch:
+                watch.close()
+            dist.destroy_process_group()
 
 
 def _connect(rank: int, size: int, device: torch.device, limits: DistributedConfig) -> tuple[list[str], Any, Watch | None]:

@@ -12,7 +12,7 @@ from tests.processes import ROOT
 
 pytestmark = pytest.mark.e2e
 PROGRAM = """
-import signal, sys, threading
+import os, signal, sys, threading
 from pathlib import Path
 from biencoder import DataError, load_config, train
 
@@ -33,6 +33,7 @@ for root, folder in (("nowhere", "third"), ("nowhere", "first")):
     except DataError as error:
         print(error)
 assert signals() == before
+assert "RANK" not in os.environ and "MASTER_ADDR" not in os.environ  # another trainer would take them for a launcher's
 assert not [thread.name for thread in threading.enumerate() if thread.name == "signals"]
 """
 

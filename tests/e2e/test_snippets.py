@@ -35,7 +35,6 @@ TOO_LONG = {
 PROGRAM = """
 import importlib, json, os, sys
 import datasets
-import torch.distributed
 from biencoder import train
 from biencoder.model.pretrained import locate
 from launcher.entry import parse_run
@@ -47,8 +46,6 @@ for where, content in json.load(sys.stdin):
     print("---", where, flush=True)
     if isinstance(content, str):
         exec(compile(content, where, "exec"), names.setdefault(where.split(":")[0], {"base": locate("minilm")}))
-        if torch.distributed.is_initialized():  # the other trainer's, which a script of its own would end with
-            torch.distributed.destroy_process_group()
     elif content[0] == "train":
         train(parse_run(content[1:], prog="train.py", description="").config)
     else:

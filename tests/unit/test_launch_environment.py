@@ -23,7 +23,8 @@ def ranks(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[i
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return place_among_ranks()
+    with place_among_ranks() as place:
+        return place
 
 
 @pytest.mark.parametrize(
