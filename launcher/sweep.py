@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,7 +170,10 @@ def is_finished(run_dir: Path, config: "Config") -> bool:
         record = read_record(run_dir)
     except ConfigError:
         return False
-    return record.state == "finished" and record.config == config
+    # The record has the prompts that the model brought along, where `auto` was asked for.
+    ran, asked = record.config.model, config.model
+    settled = {name: getattr(ran, name) for name in ("query_prompt", "document_prompt") if getattr(asked, name) == "auto"}
+    return record.state == "finished" and record.config == replace(config, model=replace(asked, **settled))
 
 
 class SignalRelay:
