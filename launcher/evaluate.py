@@ -15,6 +15,7 @@ from biencoder.errors import ConfigError
 from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
+    from biencoder.data import Dataset
     from biencoder.data.ids import Ids
     from biencoder.evaluation.comparison import System
     from biencoder.tracking.terminal import Terminal
@@ -72,7 +73,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """One model on every split."""
-    from biencoder.data import load_dataset
     from biencoder.distributed.world import World
     from biencoder.evaluation import evaluate_split
     from biencoder.retrieval.embedders import load_models
@@ -83,13 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(
-        arguments.data_root,
-        clean=clean,
-        columns=arguments.data_columns,
-        corpus=arguments.data_corpus,
-        needs_training=False,
-    )
+    dataset = read_corpus(arguments, clean=clean)
     (model,) = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, **embedding(arguments, terminal))
     terminal.show(*findings_table(dataset.findings))
     alone = World.alone()
@@ -110,7 +104,6 @@ def compare(arguments: argparse.Namespace) -> None:
     """Models and baselines on the tasks of one split."""
     import numpy as np
 
-    from biencoder.data import load_dataset
     from biencoder.evaluation.comparison import Comparison
     from biencoder.evaluation.leaks import leak_free
     from biencoder.evaluation.tables import comparison_table, leak_free_line
@@ -120,13 +113,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
-    dataset = load_dataset(
-        arguments.data_root,
-        clean=clean,
-        columns=arguments.data_columns,
-        corpus=arguments.data_corpus,
-        needs_training=False,
-    )
+    dataset = read_corpus(arguments, clean=clean)
     name = arguments.split or dataset.deciding_split
     if name not in dataset.splits:
         raise ConfigError(f"--split is {name!r}, but {arguments.data_root} has {', '.join(dataset.splits)}")
@@ -165,6 +152,14 @@ def make_systems(
     if arguments.baselines:
         systems += lexical_systems(texts)
     return systems
+
+
+def read_corpus(arguments: argparse.Namespace, *, clean: bool) -> "Dataset":
+    """The corpus of the command line, which need not have training pairs."""
+    from biencoder.data import load_dataset
+
+    columns, corpus = arguments.data_columns, arguments.data_corpus
+    return load_dataset(arguments.data_root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
 
 
 def embedding(arguments: argparse.Namespace, terminal: "Terminal") -> dict[str, Any]:
