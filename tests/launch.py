@@ -29,9 +29,15 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
 def run_ranks(
     case: str, size: int, *, timeout_s: float = 120, left_behind: int | None = None, fork: bool = True, **arguments: Any
 ) -> tuple[list[Ended], float]:
-    """Every rank's end, in rank order, and the seconds until the last one; `left_behind` is killed after the others."""
+    """Every rank's end, in rank order, and the seconds until the last one; `left_behind` is killed after the others.
+
+    Args:
+        case: a function and the module of tests/ranks/cases that has it: `world.collectives`.
+    """
     port = free_port()
-    call = f"from tests.ranks import cases; cases.{case}(**__import__('json').loads({json.dumps(json.dumps(arguments))}))"
+    module, function = case.split(".")
+    call = f"import json; from tests.ranks.cases.{module} import {function} as case; "
+    call += f"case(**json.loads({json.dumps(json.dumps(arguments))}))"
     begin = time.monotonic()
     processes = [
         start([sys.executable, "-c", call], environment=rank_environment(rank, size, port), fork=fork)

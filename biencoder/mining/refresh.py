@@ -147,18 +147,14 @@ class Miner:
         start = time.perf_counter()
         ahead, self._ahead = self._ahead, None
         stale = ahead is not None and ahead[0] == epoch
-        negative_text_PK = np.empty((len(self._split), self._config.negatives), dtype=np.int64)
 
-        def select(holders: World) -> tuple[Search, Audit]:
+        def select(holders: World) -> tuple[Ids, Search, Audit]:
             if stale and ahead and ahead[1]:
-                negative_text_PK[:], search, figures = ahead[1].result()
-            else:
-                assert embedded is not None
-                negative_text_PK[:], search, figures = self._select(epoch, embedded, holders)
-            return search, figures
+                return ahead[1].result()
+            assert embedded is not None
+            return self._select(epoch, embedded, holders)
 
-        search, figures = self._world.on_holders(select, sharded=self._config.sharded)
-        self._world.broadcast(torch.from_numpy(negative_text_PK))
+        negative_text_PK, search, figures = self._world.on_holders(select, sharded=self._config.sharded)
         before, self._newest, self._in_use = self._newest, negative_text_PK, True
         wait_s = time.perf_counter() - start
         if self._config.overlap:

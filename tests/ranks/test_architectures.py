@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ranks
 def test_every_architecture_trains_with_two_ranks_under_zero_1_and_3(tmp_path: Path) -> None:
     folders = [str(encoders.write(kind, tmp_path / kind)) for kind in encoders.KINDS]
     modes, out = ["zero1 fp32", "zero3 fp32"], tmp_path / "found.json"
-    ends, _ = run_ranks("architectures", 2, timeout_s=400, folders=folders, files=modes, out=str(out))
+    ends, _ = run_ranks("engine.architectures", 2, timeout_s=400, folders=folders, files=modes, out=str(out))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads(out.read_text())
     assert list(found) == list(encoders.KINDS)

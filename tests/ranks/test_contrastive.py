@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from biencoder.model.bi_encoder import Vectors
 from tests.launch import run_ranks
-from tests.ranks import cases
+from tests.ranks.cases import steps
 
 pytestmark = pytest.mark.ranks
 FILES = [f"zero{stage} fp32" for stage in range(4)]
@@ -18,10 +18,10 @@ FILES = [f"zero{stage} fp32" for stage in range(4)]
 
 def plain_gradient(tiny_bert: Path, objective: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Of the same batch on one process, written from scratch: every text alone, every candidate by hand."""
-    settings, weights = cases.OBJECTIVES[objective]
-    model, tokens, split, negatives = cases.training_setup(str(tiny_bert), **settings)
+    settings, weights = steps.OBJECTIVES[objective]
+    model, tokens, split, negatives = steps.training_setup(str(tiny_bert), **settings)
     tower: Any = model.towers[0]
-    samples = cases.samples_of(0)
+    samples = steps.samples_of(0)
 
     def pool(text: int) -> Any:
         ids = torch.tensor(tokens.flat_T[tokens.offsets_N1[text] : tokens.offsets_N1[text + 1]])[None].long()
@@ -56,12 +56,12 @@ def plain_gradient(tiny_bert: Path, objective: str) -> tuple[float, dict[str, to
 
 
 def test_the_gradient_is_that_of_the_global_batch_however_it_is_spread(tiny_bert: Path, tmp_path: Path) -> None:
-    expected = {objective: plain_gradient(tiny_bert, objective) for objective in cases.OBJECTIVES}
+    expected = {objective: plain_gradient(tiny_bert, objective) for objective in steps.OBJECTIVES}
     spreads = 0
     for ranks in (1, 2, 4):
         out = tmp_path / f"{ranks}.safetensors"
         ends, _ = run_ranks(
-            "contrastive_gradients", ranks, timeout_s=300, tiny_bert=str(tiny_bert), files=FILES, out=str(out)
+            "engine.contrastive_gradients", ranks, timeout_s=300, tiny_bert=str(tiny_bert), files=FILES, out=str(out)
         )
         assert [end.code for end in ends] == [0] * ranks, ends[0].stderr[-3000:]
         found = load_file(out)

@@ -22,7 +22,7 @@ def arguments(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> lis
 
 
 def poisoned(arguments: list[str], steps: list[int], healed_by_lr: float, **more: Any) -> list[Ended]:
-    return run_ranks("poisoned_run", 2, arguments=arguments, poisoned=steps, healed_by_lr=healed_by_lr, **more)[0]
+    return run_ranks("runs.poisoned_run", 2, arguments=arguments, poisoned=steps, healed_by_lr=healed_by_lr, **more)[0]
 
 
 def events(run_dir: Path, name: str) -> list[tuple[int, str]]:

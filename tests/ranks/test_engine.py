@@ -9,14 +9,14 @@ import torch
 
 from tests.launch import run_ranks
 from tests.modes import MODES
-from tests.ranks import cases
+from tests.ranks.cases import steps
 
 pytestmark = pytest.mark.ranks
 
 
 def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]:
     """The same 20 steps on one process: no engine, no batch, no loss of ours; losses, gradient norms, embeddings."""
-    model, tokens, split, negatives = cases.training_setup(str(tiny_bert))
+    model, tokens, split, negatives = steps.training_setup(str(tiny_bert))
     tower: Any = model.towers[0]
     bert, W, linear = tower.encoder, tower.projection.weight, model.classifier.layers[-1]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -35,8 +35,8 @@ def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]
         return logits
 
     losses, norms = [], []
-    for step in range(cases.STEPS):
-        samples = cases.samples_of(step)
+    for step in range(steps.STEPS):
+        samples = steps.samples_of(step)
         point, counter = encode(split.point_text_P[samples]), encode(split.counter_text_P[samples])
         negative = encode(negatives[samples, 0])
         label = torch.ones(len(samples), dtype=torch.long)
@@ -48,12 +48,17 @@ def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]
         optimizer.step()
         losses.append(loss.item())
     with torch.no_grad():
-        return losses, norms, encode(range(cases.TEXTS_IN_USE))[0]
+        return losses, norms, encode(range(steps.TEXTS_IN_USE))[0]
 
 
 def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
     ends, _ = run_ranks(
-        "stages_and_precisions", 2, timeout_s=400, tiny_bert=str(tiny_bert), files=MODES, out=str(tmp_path / "out.json")
+        "engine.stages_and_precisions",
+        2,
+        timeout_s=400,
+        tiny_bert=str(tiny_bert),
+        files=MODES,
+        out=str(tmp_path / "out.json"),
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
@@ -80,7 +85,12 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_ber
 
 def test_the_applied_update_is_the_clipped_gradient(tiny_bert: Path, tmp_path: Path) -> None:
     ends, _ = run_ranks(
-        "clipped_updates", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(tmp_path / "out.json")
+        "engine.clipped_updates",
+        2,
+        timeout_s=300,
+        tiny_bert=str(tiny_bert),
+        files=MODES,
+        out=str(tmp_path / "out.json"),
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     for file, run in json.loads((tmp_path / "out.json").read_text()).items():
@@ -95,7 +105,12 @@ def test_in_bf16_the_gradient_of_many_tokens_is_near_that_in_fp32(tiny_bert: Pat
     """PyTorch sums the gradients of norms and embeddings over all tokens in bf16 on CPUs."""
     files = ["zero0 fp32", *(f"zero{stage} bf16" for stage in range(4))]
     ends, _ = run_ranks(
-        "gradients_of_many_tokens", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(tmp_path / "out.json")
+        "engine.gradients_of_many_tokens",
+        2,
+        timeout_s=300,
+        tiny_bert=str(tiny_bert),
+        files=files,
+        out=str(tmp_path / "out.json"),
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     errors = json.loads((tmp_path / "out.json").read_text())
@@ -106,7 +121,7 @@ def test_in_bf16_the_gradient_of_many_tokens_is_near_that_in_fp32(tiny_bert: Pat
 def test_losses_depend_on_ranks_and_micro_batches_with_dropout_alone(tiny_bert: Path, tmp_path: Path) -> None:
     found = []
     for size in (1, 2):
-        ends, _ = run_ranks("losses_by_dropout", size, tiny_bert=str(tiny_bert), out=str(tmp_path / "out.json"))
+        ends, _ = run_ranks("engine.losses_by_dropout", size, tiny_bert=str(tiny_bert), out=str(tmp_path / "out.json"))
         assert [end.code for end in ends] == [0] * size, ends[0].stderr[-3000:]
         found.append(json.loads((tmp_path / "out.json").read_text()))
     alone, together = found

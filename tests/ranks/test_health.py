@@ -66,7 +66,7 @@ def test_a_trouble_is_named_with_advice(tiny_bert: Path, write_corpus: WriteCorp
             file.write_text(json.dumps({"fp16": fp16, "zero_optimization": {"stage": 1}}))
             settings["deepspeed_config"] = file
     run = small_run(tiny_bert, write_corpus(arguments), tmp_path / "run", **settings)
-    (end,), _ = run_ranks("troubled_run", 1, arguments=run, trouble=trouble.injected)
+    (end,), _ = run_ranks("runs.troubled_run", 1, arguments=run, trouble=trouble.injected)
     assert end.code == 0, end.stderr[-2000:]
     raised = alerts(tmp_path / "run")
     assert trouble.guard in raised, raised
@@ -98,7 +98,7 @@ def constant(tiny_bert: Path, folder: Path) -> Path:
 def test_a_sound_run_raises_none(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus = write_corpus(numbered_corpus(training=49, validation=9))
     (end,), _ = run_ranks(
-        "troubled_run", 1, arguments=small_run(tiny_bert, corpus, tmp_path / "run", train__epochs=3), trouble=""
+        "runs.troubled_run", 1, arguments=small_run(tiny_bert, corpus, tmp_path / "run", train__epochs=3), trouble=""
     )
     assert end.code == 0, end.stderr[-2000:]
     assert alerts(tmp_path / "run") == {}
@@ -107,7 +107,7 @@ def test_a_sound_run_raises_none(tiny_bert: Path, write_corpus: WriteCorpus, tmp
 def test_a_poisoned_batch_is_named(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus = write_corpus(numbered_corpus(training=33, validation=9))
     arguments = small_run(tiny_bert, corpus, tmp_path / "run", train__epochs=1)
-    (end,), _ = run_ranks("poisoned_run", 1, arguments=arguments, poisoned=[2], healed_by_lr=0)
+    (end,), _ = run_ranks("runs.poisoned_run", 1, arguments=arguments, poisoned=[2], healed_by_lr=0)
     assert end.code == 0, end.stderr[-2000:]
     sign, advice = alerts(tmp_path / "run")["non-finite gradient"]
     assert "a-point.txt" in sign
@@ -118,7 +118,7 @@ def test_a_rank_that_is_slow_is_named(tiny_bert: Path, write_corpus: WriteCorpus
     """Its forward passes take half a second longer; the other waits for it in the backward pass."""
     corpus, run_dir = write_corpus(numbered_corpus(training=65, validation=9)), tmp_path / "run"
     arguments = small_run(tiny_bert, corpus, run_dir, train__epochs=1)
-    ends, _ = run_ranks("troubled_run", 2, timeout_s=180, arguments=arguments, trouble="slow rank")
+    ends, _ = run_ranks("runs.troubled_run", 2, timeout_s=180, arguments=arguments, trouble="slow rank")
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-2000:]
     sign, advice = alerts(run_dir)["slow rank"]
     assert sign.startswith("rank 1 took")

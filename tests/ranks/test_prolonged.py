@@ -40,7 +40,7 @@ def test_a_prolonged_run_equals_a_longer_one(tiny_bert: Path, write_corpus: Writ
     straight, prolonged = tmp_path / "straight", tmp_path / "prolonged"
     commands = [small_run(tiny_bert, corpus, prolonged, **start) for start in starts]
     commands.append(small_run(tiny_bert, corpus, straight, **starts[-1]))
-    (end,), _ = run_ranks("runs_in_turn", 1, commands=commands)
+    (end,), _ = run_ranks("runs.in_turn", 1, commands=commands)
     assert end.code == 0, end.stderr[-3000:]
     assert story(prolonged) == story(straight)
     assert [r["step"] for r in records(straight, "step")] == [3, 6, 8, 9, 12, 15, 16, 18, 20]
@@ -62,7 +62,7 @@ def test_a_run_that_ended_before_its_models_were_written_ends_as_it_would_have(
     corpus, run_dir = write_corpus(numbered_corpus(training=67, validation=9)), tmp_path / "run"
 
     def train_in_turn(*commands: dict[str, Any]) -> None:
-        (end,), _ = run_ranks("runs_in_turn", 1, commands=[small_run(tiny_bert, corpus, run_dir, **c) for c in commands])
+        (end,), _ = run_ranks("runs.in_turn", 1, commands=[small_run(tiny_bert, corpus, run_dir, **c) for c in commands])
         assert end.code == 0, end.stderr[-3000:]
 
     train_in_turn(settings(5))

@@ -27,7 +27,7 @@ def test_each_recipe_trains_and_evaluates(tiny_bert: Path, tmp_path: Path) -> No
             "tracking.report": "false",
         }
         commands.append([part for key, value in settings.items() for part in (f"--{key}", str(value))])
-    (end,), _ = run_ranks("runs_in_turn", 1, timeout_s=240, commands=commands)
+    (end,), _ = run_ranks("runs.in_turn", 1, timeout_s=240, commands=commands)
     assert end.code == 0, end.stderr[-2000:]
     assert len(RECIPES) >= 9
     for recipe in RECIPES:

@@ -35,7 +35,7 @@ def test_ranks_that_differ_are_named_with_what_each_holds(
     tokenizer.write_text(tokenizer.read_text().replace('"lowercase": true', '"lowercase": false'))
     arguments = small_run(Path("./model"), Path("data"), Path("run"), deepspeed_config="zero.json")
     wrong = {"train.lr": "0.5", "run.seed": "3"}
-    ends, _ = run_ranks("ranks_that_differ", 2, arguments=arguments, folder=str(tmp_path), wrong=wrong)
+    ends, _ = run_ranks("runs.ranks_that_differ", 2, arguments=arguments, folder=str(tmp_path), wrong=wrong)
     assert [end.code for end in ends] == [0, 0], ends
     assert ends[0].stdout == ends[1].stdout
     settings, files = ends[0].stdout.splitlines()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ranks
 )
 def test_a_timed_checkpoint_is_made_once(size: int, epoch_steps: int, expected: list[int]) -> None:
     """By the rank whose time is up first, one step after it is; an epoch's end counts as one."""
-    ends, _ = run_ranks("timed_checkpoints", size, epoch_steps=epoch_steps)
+    ends, _ = run_ranks("runs.timed_checkpoints", size, epoch_steps=epoch_steps)
     assert [end.code for end in ends] == [0] * size, ends[0].stderr[-2000:]
     if size == 1:  # this rank's time is up one step later than that of rank 1 above
         expected = [6, 12, 18, 24, 30, 36] if epoch_steps == 100 else [6, *expected[1:]]
@@ -29,7 +29,7 @@ def test_a_rank_asked_to_stop_at_an_epochs_end_leaves_rank_0_its_checkpoint(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
     corpus, run_dir = write_corpus(numbered_corpus(training=67, validation=9)), tmp_path / "run"
-    ends, _ = run_ranks("stopped_where_an_epoch_ends", 2, arguments=small_run(tiny_bert, corpus, run_dir))
+    ends, _ = run_ranks("runs.stopped_where_an_epoch_ends", 2, arguments=small_run(tiny_bert, corpus, run_dir))
     assert [end.code for end in ends] == [75, 75], ends[0].stderr[-2000:]
     assert [folder.name for folder in (run_dir / "checkpoints").glob("step-*")] == ["step-00000008"]
     assert len(records(run_dir, "mine")) == 1

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.ranks
 
 
 def search(tmp_path: Path, *, ranks: int = 3, given: bool = False, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    ends, _ = run_ranks("sharded_search", ranks, mining=mining, given=given, out=str(tmp_path / "out.json"))
+    ends, _ = run_ranks("mining.sharded_search", ranks, mining=mining, given=given, out=str(tmp_path / "out.json"))
     assert [end.code for end in ends] == [0] * ranks, ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     return found["sharded"], found["whole"]
@@ -49,7 +49,7 @@ def test_an_approximate_index_on_shards_reports_its_recall(tmp_path: Path) -> No
 
 
 def test_overlap_gives_every_rank_what_one_process_gets(tmp_path: Path) -> None:
-    ends, _ = run_ranks("overlapped_search", 2, out=str(tmp_path / "out.json"))
+    ends, _ = run_ranks("mining.overlapped_search", 2, out=str(tmp_path / "out.json"))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     assert [epoch[0] for epoch in found["ranks"]] == [0, 1, 1]

@@ -9,14 +9,14 @@ import pytest
 
 from tests.launch import run_ranks
 from tests.modes import MODES
-from tests.ranks.cases import WARM_UP
+from tests.ranks.cases.state import WARM_UP
 
 pytestmark = pytest.mark.ranks
 
 
 def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks(tiny_bert: Path, tmp_path: Path) -> None:
     arguments = {"tiny_bert": str(tiny_bert), "files": MODES, "folder": str(tmp_path), "timeout_s": 400}
-    for case, size in (("save_and_go_on", 2), ("go_on_elsewhere", 1), ("go_on_elsewhere", 4)):
+    for case, size in (("state.save_and_go_on", 2), ("state.go_on_elsewhere", 1), ("state.go_on_elsewhere", 4)):
         ends, _ = run_ranks(case, size, **arguments)  # type: ignore[arg-type]
         assert [end.code for end in ends] == [0] * size, (case, size, ends[0].stderr[-3000:], ends[-1].stderr[-3000:])
     for mode in MODES:
@@ -37,7 +37,7 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
 def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ends, _ = run_ranks(
-        "a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(out)
+        "state.a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(out)
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     for file, (same, skipped, steps, applied, lr) in json.loads(out.read_text()).items():
@@ -54,7 +54,7 @@ def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tm
         file.write_text(json.dumps(settings))
         files[f"{file} fp16"] = hysteresis
     out = tmp_path / "out.json"
-    ends, _ = run_ranks("overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
+    ends, _ = run_ranks("state.overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads(out.read_text())
     for path, hysteresis in files.items():

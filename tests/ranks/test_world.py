@@ -16,7 +16,7 @@ def messages(ends: list[Ended]) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_collectives(size: int) -> None:
-    ends, _ = run_ranks("collectives", size)
+    ends, _ = run_ranks("world.collectives", size)
     assert [end.code for end in ends] == [0] * size, ends
     for rank, end in enumerate(ends):
         assert ast.literal_eval(end.stdout) == {
@@ -32,21 +32,21 @@ def test_collectives(size: int) -> None:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_user_error_on_one_rank_is_one_sentence_and_exit_code_2_on_all(rank: int) -> None:
-    ends, _ = run_ranks("one_fails_together", 3, rank=rank, kind="user")
+    ends, _ = run_ranks("world.one_fails_together", 3, rank=rank, kind="user")
     assert [end.code for end in ends] == [2, 2, 2]
     assert messages(ends) == ["error: file x is bad"]
     assert not any("Traceback" in end.stderr for end in ends)
 
 
 def test_a_bug_on_one_rank_is_named_once_on_all() -> None:
-    ends, _ = run_ranks("one_fails_together", 3, rank=1, kind="bug")
+    ends, _ = run_ranks("world.one_fails_together", 3, rank=1, kind="bug")
     assert [end.code for end in ends] == [1, 1, 1]
     assert messages(ends) == ["error: rank 1: ZeroDivisionError: surprise"]
     assert [end.stderr.count("Traceback") for end in ends] == [0, 1, 0]
 
 
 def test_an_exception_in_rank_0s_search_ends_four_ranks_within_15_seconds() -> None:
-    ends, _ = run_ranks("main_fails", 4)
+    ends, _ = run_ranks("world.main_fails", 4)
     seconds = time.time() - float(ends[0].stdout)
     assert [end.code for end in ends] == [1] * 4
     assert messages(ends) == ["error: rank 0: MemoryError: index does not fit"]
@@ -55,7 +55,7 @@ def test_an_exception_in_rank_0s_search_ends_four_ranks_within_15_seconds() -> N
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_alone_ends_the_others_though_they_wait(rank: int) -> None:
-    ends, seconds = run_ranks("one_fails_alone", 3, rank=rank)
+    ends, seconds = run_ranks("world.one_fails_alone", 3, rank=rank)
     assert all(end.code != 0 for end in ends)
     assert sum("ValueError: step went wrong" in end.stderr for end in ends) == 1
     assert seconds < 45
@@ -63,7 +63,7 @@ def test_a_rank_that_raises_alone_ends_the_others_though_they_wait(rank: int) ->
 
 @pytest.mark.parametrize(("rank", "where"), [(1, "training"), (0, "training"), (2, "mining"), (0, "mining")])
 def test_a_killed_rank_is_named_and_ends_the_others(rank: int, where: str) -> None:
-    ends, _ = run_ranks("one_is_killed", 3, rank=rank, where=where)
+    ends, _ = run_ranks("world.one_is_killed", 3, rank=rank, where=where)
     seconds = time.time() - float(ends[rank].stdout)
     assert ends[rank].code == -9
     assert all(end.code not in (0, -9) for r, end in enumerate(ends) if r != rank)
@@ -73,7 +73,7 @@ def test_a_killed_rank_is_named_and_ends_the_others(rank: int, where: str) -> No
 
 
 def test_a_rank_that_stops_answering_is_named_with_what_it_did() -> None:
-    ends, seconds = run_ranks("one_stops_answering", 3, rank=1, left_behind=1)
+    ends, seconds = run_ranks("world.one_stops_answering", 3, rank=1, left_behind=1)
     assert len(messages(ends)) == 1
     assert "rank 1 (" in messages(ends)[0]
     assert seconds < 50
@@ -81,5 +81,5 @@ def test_a_rank_that_stops_answering_is_named_with_what_it_did() -> None:
 
 
 def test_rank_0_may_work_longer_than_the_training_limit() -> None:
-    ends, _ = run_ranks("main_works_longer_than_the_training_limit", 2)
+    ends, _ = run_ranks("world.main_works_longer_than_the_training_limit", 2)
     assert [(end.code, end.stdout.strip()) for end in ends] == [(0, "mined")] * 2
