@@ -123,7 +123,7 @@ def thread_settings() -> dict[str, str]:
 
 def gpus_are_hidden() -> bool:
     """Whether the user wants this process to see no GPU."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
 def cpu_is_chosen() -> bool:

@@ -1,17 +1,32 @@
 """Real processes: collectives, errors that reach every rank with one message, and ranks that vanish or fall silent."""
 
 import ast
+import os
+import sys
 import time
 
 import pytest
 
+from tests.commands import under_way
 from tests.launch import Ended, run_ranks
+from tests.processes import Forked
 
 pytestmark = pytest.mark.ranks
 
 
 def messages(ends: list[Ended]) -> list[str]:
     return [line for end in ends for line in end.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_a_command_of_the_tests_is_forked_and_ends_like_a_new_interpreter() -> None:
+    """One environment variable of the tests that a library reads at its import, and every start would take 10 s."""
+    with under_way(
+        [sys.executable, "-c", "import os, sys; print(os.getsid(0), *sys.argv[1:]); sys.exit(7)", "a"]
+    ) as process:
+        assert isinstance(process, Forked)
+        out, err = process.communicate(timeout=30)
+        assert (out, err, process.returncode) == (f"{process.pid} a\n", "", 7)
+        assert process.pid != os.getpid()
 
 
 @pytest.mark.parametrize("size", [1, 3])
