@@ -88,7 +88,8 @@ class ModelConfig:
     document_prompt: Annotated[str, FIXED] = "auto"
     """What is put before each candidate, in the same way."""
     embedding_dim: Annotated[int, FIXED, Field(ge=0, le=8192)] = 128
-    """Size of the similarity embedding; 0: the encoder's hidden size."""
+    """Size of the similarity embedding; 0: that of the model's own dense layer, if it has one, else the encoder's hidden
+    size."""
     normalize: Annotated[bool, FIXED] = False
     """Scale similarity embeddings to length 1, so that distances lie in 0..2."""
     classifier: Annotated[Literal["linear", "residual"], FIXED] = "linear"

@@ -170,9 +170,10 @@ def is_finished(run_dir: Path, config: "Config") -> bool:
         record = read_record(run_dir)
     except ConfigError:
         return False
-    # The record has the prompts that the model brought along, where `auto` was asked for.
+    # The record has what the model brought along: prompts where `auto` was asked for, its size where that was 0.
     ran, asked = record.config.model, config.model
-    settled = {name: getattr(ran, name) for name in ("query_prompt", "document_prompt") if getattr(asked, name) == "auto"}
+    left_open = {"query_prompt": "auto", "document_prompt": "auto", "embedding_dim": 0}
+    settled = {name: getattr(ran, name) for name, value in left_open.items() if getattr(asked, name) == value}
     return record.state == "finished" and record.config == replace(config, model=replace(asked, **settled))
 
 

@@ -63,10 +63,10 @@ def _zero_shot(config: ModelConfig, load: LoadPretrained, texts: Sequence[str], 
     except ModelError as error:
         raise ModelError(f"no zero-shot row: {error}; --zero-shot NAME takes another encoder") from None
 
-    def build() -> EmbeddingRanker:
-        return EmbeddingRanker(encoder.embed_texts(texts, text_ids_N).pooled_cosine(), None)
+    def build() -> EmbeddingRanker:  # a projection that the model does not bring along is the identity
+        return EmbeddingRanker(encoder.embed_texts(texts, text_ids_N).cosine(pooled=False), None)
 
-    about = f"cosine of the pooled vectors of {config.name} as it was before training, {_cut(config.max_length)}"
+    about = f"cosine of the vectors of {config.name} as it was before training, {_cut(config.max_length)}"
     about += "".join(f"; {notice}" for notice in notices)
     return System(f"zero-shot {Path(config.name).name}, {config.max_length} tokens", about, build)
 

@@ -293,7 +293,11 @@ class BiEncoder(nn.Module):
 
 
 def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> BiEncoder:
-    """The model before its first step: pretrained encoders, and projections and a classifier initialised from `seed`."""
+    """The model before its first step: pretrained encoders, and projections and a classifier initialised from `seed`.
+
+    Args:
+        config: settled by `pretrained`. A projection that it brings along is where both sides start.
+    """
     torch.manual_seed(stream_seed(seed, "initial weights"))
     encoders = [pretrained.encoder]
     if config.sides == "heads":
@@ -307,7 +311,12 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
     if config.gradient_checkpointing:
         for encoder in dict.fromkeys(encoders):
             _checkpoint_layers(encoder)
-    return BiEncoder(config, encoders, pretrained.pooling)
+    model = BiEncoder(config, encoders, pretrained.pooling)
+    if pretrained.projection_DH is not None:
+        with torch.no_grad():
+            for tower in model.towers:
+                tower.projection.weight.copy_(pretrained.projection_DH)  # type: ignore[union-attr]  # a linear layer
+    return model
 
 
 def _checkpoint_layers(encoder: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from biencoder.config import ModelConfig, user_path
 from biencoder.errors import ModelError
+from biencoder.model.dense import Dense, projection_of
 from biencoder.model.sentence_modules import SentenceModules, our_pooling, read_sentence_modules
 from biencoder.model.vocabulary import check_fit, load_tokenizer
 from biencoder.model.weights import LoadedEncoder, check_files, load_encoder
@@ -40,11 +41,22 @@ class Pretrained:
     """Sentences about parts of the model that are not used, and about replacements of parts that it lacks."""
     prompts: tuple[str, str] = ("", "")
     """What is put before queries, and before candidates, as configured or as trained with."""
+    projection_DH: torch.Tensor | None = None
+    """Where the projection starts; None if the model has no dense layer of its own."""
 
     def settled(self, config: ModelConfig) -> ModelConfig:
-        """The configuration with these prompts in place of `auto`."""
+        """The configuration with these prompts in place of `auto`, and the model's own size in place of 0."""
         query, document = self.prompts
-        return replace(config, query_prompt=query, document_prompt=document)
+        size = config.embedding_dim
+        if self.projection_DH is not None and not size:
+            size = len(self.projection_DH)
+        return replace(config, query_prompt=query, document_prompt=document, embedding_dim=size)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All that came from the model's files, by name."""
+        own = {} if self.projection_DH is None else {"projection": self.projection_DH}
+        return {**self.encoder.state_dict(), **own}
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
@@ -76,23 +88,47 @@ def _load(source: str, name: str, config: ModelConfig) -> Pretrained:
     _set_dropout(settings, config)
     adapted = _adapt(settings)
     loaded = load_encoder(source, settings, trust_remote_code=config.trust_remote_code)
-    encoder, modules = loaded.encoder, read_sentence_modules(source)
+    encoder, modules = loaded.encoder, read_sentence_modules(source, name)
     if not has_own_code(encoder) and hasattr(encoder.config, "auto_map"):
         del encoder.config.auto_map  # it names code that is not used, and that a folder of ours would not hold
     if is_causal(encoder):
         encoder.config.use_cache = False  # no token is generated
-    pooling, notices = _choose_pooling(config, loaded, modules, name)
+    layers, given_pooler = _without_pooler(config, encoder, modules)
+    pooling, notices = ("pooler", []) if given_pooler else _choose_pooling(config, loaded, modules, name)
+    projection_DH = projection_of(layers, name, hidden=settings.hidden_size, embedding_dim=config.embedding_dim)
     if pooling != "pooler" and _has_pooler(encoder):
         encoder.pooler = None  # type: ignore[assignment]  # no loss would train these weights
-    loaded.check(name, without=() if pooling == "pooler" else ("pooler.",))
+    loaded.check(name, without=("pooler.",) if given_pooler or pooling != "pooler" else ())
     tokenizer = load_tokenizer(source, name, trust_remote_code=config.trust_remote_code)
     check_fit(tokenizer, encoder, name)
     check_length(encoder, config.max_length, name)
     if config.gradient_checkpointing and not encoder.supports_gradient_checkpointing:
         raise ModelError(f"model.gradient_checkpointing is true, but {config.name!r} does not support it")
     _try_out(encoder, tokenizer, name)
-    notices = [*notices, *adapted, *_computing_notices(encoder), *loaded.notices, *modules.notices]
-    return Pretrained(encoder, tokenizer, pooling, tuple(notices), _choose_prompts(config, tokenizer, modules, name))
+    notices += [*adapted, *_computing_notices(encoder), *loaded.notices, *_layer_notices(config, modules, layers)]
+    prompts = _choose_prompts(config, tokenizer, modules, name)
+    return Pretrained(encoder, tokenizer, pooling, (*notices, *modules.notices), prompts, projection_DH)
+
+
+def _without_pooler(
+    config: ModelConfig, encoder: PreTrainedModel, modules: SentenceModules
+) -> tuple[tuple[Dense, ...], bool]:
+    """The model's dense layers but the one that is the encoder's pooler, which gets its weights; and whether one is."""
+    layers, first_token = modules.dense, our_pooling(modules.pooling) == "cls"
+    if not (layers and first_token and config.pooling in ("auto", "pooler") and layers[0].is_pooler_of(encoder)):
+        return layers, False
+    layers[0].become_pooler_of(encoder)
+    return layers[1:], True
+
+
+def _layer_notices(config: ModelConfig, modules: SentenceModules, layers: tuple[Dense, ...]) -> list[str]:
+    """Sentences about what becomes of the modules behind the pooling."""
+    notices = [f"its dense layer {layer.path} is where the projection starts" for layer in layers]
+    if modules.normalize and not config.normalize:
+        notices.append(
+            f"its module {modules.normalize} (scaling to length 1) is not taken over, since model.normalize is false"
+        )
+    return notices
 
 
 def _choose_prompts(

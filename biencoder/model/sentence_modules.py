@@ -1,11 +1,12 @@
-"""The modules and prompts of a sentence-transformers folder, and notices about those that training does not use.
+"""The modules and prompts of a sentence-transformers folder, as far as this program has their like.
 
-modules.json lists the modules: a transformer, pooling, perhaps a dense layer and a scaling to length 1.
-config_sentence_transformers.json holds the prompts. Training uses the transformer, the pooling and the prompts of
-queries and documents. Notices name the rest, so that nobody mistakes the encoder for the whole model.
+modules.json lists the modules: a transformer, pooling, perhaps dense layers (see dense.py) and a scaling to length 1.
+config_sentence_transformers.json holds the prompts. A module of any other kind is refused, so that nobody mistakes a part
+of a model for the whole. Notices name what else is not used.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,53 +15,84 @@ from huggingface_hub import try_to_load_from_cache
 from transformers.utils.hub import cached_file
 
 from biencoder.errors import ModelError
+from biencoder.model.dense import Dense
 
 _POOLING_FLAG = "pooling_mode_"
 _OURS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
 """The poolings of this program, by their old and new names in sentence-transformers."""
 
-_TAKEN = ("Transformer", "Pooling")
-_NOTICES = {
-    "Normalize": "its module {path} (scaling to length 1) is not taken over; model.normalize decides on that",
-    "Dense": "its module {path} (a dense layer) is not taken over; a projection of our own starts in its place",
-}
+_ORDER = re.compile(r"(Transformer )?(Pooling )?(Dense )*(Normalize )?")
+"""The kinds of modules that a text may pass through."""
 _UNSEEN = "whether it states a pooling is not known: its modules.json is not in the cache and the hub cannot be asked now"
-_ANY_MODULE = "its module {path} ({kind}) is not taken over"
 
 
 @dataclass(frozen=True, slots=True)
 class SentenceModules:
     pooling: tuple[str, ...] = ()
     """The modes of the pooling module; several are concatenated. Empty without such a module."""
+    dense: tuple[Dense, ...] = ()
+    """What its pooled vectors pass through."""
+    normalize: str = ""
+    """The path of its scaling to length 1; empty if it has none."""
     notices: tuple[str, ...] = ()
-    """Sentences about the modules and prompts that training does not use."""
+    """Sentences about what training does not use."""
     prompts: tuple[str, str] = ("", "")
     """What sentence-transformers puts before queries, and before documents."""
     pools_prompt: bool = True
     """Whether the tokens of the prompt are pooled with the text's."""
 
 
-def read_sentence_modules(source: str) -> SentenceModules:
+def read_sentence_modules(source: str, name: str) -> SentenceModules:
     """The modules of a folder or a hub model; empty for a plain transformers model.
 
+    Args:
+        name: of the model, for messages.
+
     Raises:
-        ModelError: a file is no valid JSON.
+        ModelError: a file is no valid JSON, or a module is of a kind that this program does not have.
     """
     modules = _read(source, "modules.json")
     if modules is None:
         unseen = not Path(source).is_dir() and try_to_load_from_cache(source, "modules.json") is None
         stated = _read(source, "1_Pooling/config.json") or {}
-        return SentenceModules(_poolings(stated), (_UNSEEN,) if unseen and not stated else ())
+        return SentenceModules(_poolings(stated), notices=(_UNSEEN,) if unseen and not stated else ())
     places = {str(module["path"]): str(module["type"]).rsplit(".", 1)[-1] for module in modules}
-    pooling_place = next((path for path, kind in places.items() if kind == "Pooling"), "1_Pooling")
-    stated = _read(source, f"{pooling_place}/config.json") or {}
-    notices = [
-        _NOTICES.get(kind, _ANY_MODULE).format(path=path, kind=kind) for path, kind in places.items() if kind not in _TAKEN
-    ]
+    _check_kinds(places, name)
+    path_of = {kind: path for path, kind in places.items()}
+    stated = _read(source, f"{path_of.get('Pooling', '1_Pooling')}/config.json") or {}
+    dense = [_read_dense(source, path, name) for path, kind in places.items() if kind == "Dense"]
+    notices = []
     if (_read(source, "sentence_bert_config.json") or {}).get("do_lower_case"):
         notices.append("its texts were lower-cased (do_lower_case in sentence_bert_config.json); ours are not")
     prompts, about = _prompts(_read(source, "config_sentence_transformers.json") or {})
-    return SentenceModules(_poolings(stated), (*notices, *about), prompts, stated.get("include_prompt") is not False)
+    return SentenceModules(
+        _poolings(stated),
+        tuple(dense),
+        path_of.get("Normalize", ""),
+        (*notices, *about),
+        prompts,
+        stated.get("include_prompt") is not False,
+    )
+
+
+def _check_kinds(places: dict[str, str], name: str) -> None:
+    """Raise a ModelError if a text passes through a module that this program does not have."""
+    known = ("Transformer", "Pooling", "Dense", "Normalize")
+    for path, kind in places.items():
+        if kind not in known:
+            raise ModelError(
+                f"{name} has a module {path} of kind {kind}, which this program does not have; take its line out of the "
+                "model's modules.json to train without it, or choose another model"
+            )
+    if not _ORDER.fullmatch("".join(f"{kind} " for kind in places.values())):
+        raise ModelError(
+            f"{name} has its modules in the order {', '.join(places.values())}, expected {', '.join(known)}; choose another"
+        )
+
+
+def _read_dense(source: str, path: str, name: str) -> Dense:
+    files = (_find(source, f"{path}/{file}") for file in ("model.safetensors", "pytorch_model.bin"))
+    return Dense.of(path, _read(source, f"{path}/config.json") or {}, next(filter(None, files), None), name)
 
 
 def _prompts(settings: dict[str, Any]) -> tuple[tuple[str, str], list[str]]:
@@ -101,6 +133,20 @@ def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
 
 def _read(source: str, name: str) -> Any:
     """The content of a JSON file from a folder, the hub or its cache; None if it does not exist."""
+    file = _find(source, name)
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelError(f"{file} is no valid JSON; copy or download it again") from None
+    if not isinstance(content, list if name == "modules.json" else dict):
+        raise ModelError(f"{file} does not hold what sentence-transformers writes there; copy or download it again")
+    return content
+
+
+def _find(source: str, name: str) -> Path | None:
+    """A file of a folder, of the hub or its cache; None if it does not exist."""
     file = cached_file(
         source,
         name,
@@ -108,12 +154,4 @@ def _read(source: str, name: str) -> Any:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    if file is None:
-        return None
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{file} is no valid JSON; copy or download it again") from None
-    if not isinstance(content, list if name == "modules.json" else dict):
-        raise ModelError(f"{file} does not hold what sentence-transformers writes there; copy or download it again")
-    return content
+    return None if file is None else Path(file)

@@ -57,11 +57,16 @@ class EmbeddedTexts:
         """The vectors of all texts in one process."""
         return cls(text_ids_N, query, candidate, text_ids_N, np.zeros(len(text_ids_N), dtype=np.int32))
 
-    def pooled_cosine(self) -> "EmbeddedTexts":
-        """Pooled vectors, normalised, as embeddings: their Euclidean order is that of the pooled vectors' cosine."""
+    def cosine(self, *, pooled: bool) -> "EmbeddedTexts":
+        """Embeddings at length 1, so that their Euclidean order is that of the cosine.
+
+        Args:
+            pooled: take the pooled vectors as embeddings.
+        """
 
         def unit(vectors: Vectors) -> Vectors:
-            return Vectors(torch.nn.functional.normalize(vectors.pooled, dim=-1), vectors.pooled)
+            chosen = vectors.pooled if pooled else vectors.embedding
+            return Vectors(torch.nn.functional.normalize(chosen, dim=-1), vectors.pooled)
 
         return replace(self, query=unit(self.query), candidate=unit(self.candidate))
 

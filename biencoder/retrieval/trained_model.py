@@ -93,7 +93,8 @@ class TrainedModel:
 
     @classmethod
     def pretrained(cls, config: ModelConfig, *, precision: AskedPrecision = "auto") -> "TrainedModel":
-        """An encoder before training. Use its pooled vectors only: its projection and its classifier are untrained.
+        """An encoder before training. Use its pooled vectors, or with `embedding_dim` 0 its embeddings: another projection
+        is untrained, and so is its classifier.
 
         Args:
             precision: see `load`.
@@ -104,7 +105,7 @@ class TrainedModel:
         device = _device()
         dtype = inference_dtype(precision, device)
         pretrained = load_pretrained(config)
-        model = _placed(build_model(config, pretrained, seed=0).eval(), device, dtype)
+        model = _placed(build_model(pretrained.settled(config), pretrained, seed=0).eval(), device, dtype)
         return cls(model, pretrained.tokenizer, pretrained.settled(config), device, notices=pretrained.notices)
 
     @property

@@ -109,6 +109,7 @@ def make_evaluator(
         terminal,
         sharded=config.mining.sharded,
         has_classifier=config.loss.classification_weight > 0,
+        has_projection=plan.pretrained.projection_DH is not None,
     )
 
 

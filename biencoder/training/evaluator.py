@@ -33,6 +33,8 @@ class Evaluator:
     """Whether every rank holds and searches its part of the embeddings."""
     has_classifier: bool
     """Whether a loss trains the pair classifier."""
+    has_projection: bool = False
+    """Whether the pretrained model brings its projection along."""
     rows: list[tuple[str, Metrics]] = field(default_factory=list)
     """Name and metrics of every evaluation since this start, oldest first."""
 
@@ -59,7 +61,8 @@ class Evaluator:
         Args:
             training: embeddings of the training texts, which mining uses as well.
             when: the name of this evaluation on the terminal.
-            zero_shot: measure the pretrained encoder itself: cosine of its pooled vectors, no classifier.
+            zero_shot: measure the pretrained model itself: cosine of its pooled vectors, or of its embeddings if it has a
+                projection; no classifier.
         """
         start = time.perf_counter()
         classifier = self.engine.classifier_copy() if self.has_classifier and not zero_shot else None
@@ -87,7 +90,7 @@ class Evaluator:
     ) -> SplitResult:
         def rank_all(holders: World) -> SplitResult:
             assert embedded is not None
-            vectors = embedded.pooled_cosine() if zero_shot else embedded
+            vectors = embedded.cosine(pooled=not self.has_projection) if zero_shot else embedded
             limits = self.config
             return evaluate_split(
                 split, vectors, classifier, top_k=limits.top_k, world=holders, max_queries=limits.max_queries

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from biencoder.config import Config
 from biencoder.data import Dataset
@@ -41,7 +41,7 @@ def input_facts(dataset: Dataset, pretrained: Pretrained, settings: Settings) ->
         "the corpus": dataset.fingerprint[:12],
         "the number of texts": str(len(dataset.texts)),
         "the tokenizer": tokenizer_digest(pretrained.tokenizer),
-        "the pretrained weights": weights_digest(pretrained.encoder),
+        "the pretrained weights": weights_digest(pretrained.weights),
         "the prompts": str(pretrained.prompts),
     }
 
@@ -54,10 +54,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
 
 
-def weights_digest(encoder: PreTrainedModel) -> str:
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """Of names, shapes and values; 0.3 s for BERT base."""
     total = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in weights.items():
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()[:12]

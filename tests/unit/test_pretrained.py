@@ -331,24 +331,59 @@ TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
 
 
-def test_modules_that_are_not_taken_over_are_said(folder: Path) -> None:
-    others = [
-        {"path": "2_Dense", "type": "sentence_transformers.models.Dense"},
-        {"path": "3_Normalize", "type": "sentence_transformers.base.modules.normalize.Normalize"},
-        {"path": "4_Dropout", "type": "sentence_transformers.models.Dropout"},
-    ]
-    write_json(folder / "modules.json", [TRANSFORMER, POOLING, *others])
+def module(path: str, kind: str) -> dict[str, str]:
+    return {"path": path, "type": f"sentence_transformers.base.modules.{kind.lower()}.{kind}"}
+
+
+def write_dense(folder: Path, path: str, *, rows: int = 8, columns: int = 32, **settings: Any) -> dict[str, str]:
+    """A dense layer of random weights; its entry in modules.json."""
+    (folder / path).mkdir()
+    activation = "torch.nn.modules.linear.Identity"
+    settings = {"in_features": columns, "out_features": rows, "bias": False, "activation_function": activation} | settings
+    write_json(folder / path / "config.json", settings)
+    weights = {"linear.weight": torch.randn(rows, columns)} | (
+        {"linear.bias": torch.zeros(rows)} if settings["bias"] else {}
+    )
+    save_file(weights, folder / path / "model.safetensors")
+    return module(path, "Dense")
+
+
+def test_what_of_a_sentence_transformers_folder_is_not_taken_over_is_said(folder: Path) -> None:
+    write_json(folder / "modules.json", [TRANSFORMER, POOLING, write_dense(folder, "2_Dense"), module("3_N", "Normalize")])
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
     write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "document": ""}})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": True})
-    loaded = load(folder)
+    loaded = load(folder, embedding_dim=8)
     assert (loaded.pooling, loaded.prompts) == ("cls", ("query: ", ""))
     assert [notice.split(";")[0] for notice in loaded.notices] == [
-        "its module 2_Dense (a dense layer) is not taken over",
-        "its module 3_Normalize (scaling to length 1) is not taken over",
-        "its module 4_Dropout (Dropout) is not taken over",
+        "its dense layer 2_Dense is where the projection starts",
+        "its module 3_N (scaling to length 1) is not taken over, since model.normalize is false",
         "its texts were lower-cased (do_lower_case in sentence_bert_config.json)",
     ]
+    assert not any("length 1" in notice for notice in load(folder, embedding_dim=8, normalize=True).notices)
+
+
+def test_a_module_that_would_be_lost_is_refused(folder: Path) -> None:
+    def said(*modules: dict[str, str], **settings: Any) -> str:
+        write_json(folder / "modules.json", [TRANSFORMER, POOLING, *modules])
+        return sentence_of(lambda: load(folder, **{"embedding_dim": 8, "pooling": "mean", **settings}))
+
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    for kind in ("LayerNorm", "WeightedLayerPooling", "CNN", "Dropout", "Router"):
+        assert f"has a module 2_Odd of kind {kind}, which this program does not have" in said(module("2_Odd", kind))
+    fits = write_dense(folder, "2_Dense")
+    biased = write_dense(folder, "3_Biased", bias=True)
+    assert "a dense layer 3_Biased with a bias, the activation Identity, and a projection has neither" in said(biased)
+    curved = write_dense(folder, "4_Curved", rows=32, activation_function="torch.nn.modules.activation.Tanh")
+    assert "a dense layer 4_Curved with no bias, the activation Tanh" in said(curved)
+    beside = write_dense(folder, "5_Beside", use_residual=True)
+    assert "a dense layer 5_Beside with no bias, the activation Identity, and use_residual" in said(beside)
+    assert "model.embedding_dim is 16, and the dense layer 2_Dense of" in said(fits, embedding_dim=16)
+    assert "takes vectors of 9, and gets 8" in said(fits, write_dense(folder, "6_Second", columns=9))
+    assert "in the order Transformer, Pooling, Normalize, Dense, expected" in said(module("3_N", "Normalize"), fits)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    assert "the dense layer 2_Dense of" in (lacking := said(fits))
+    assert "has no weights; copy or download it again" in lacking
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from biencoder.config import ModelConfig
 from biencoder.data import load_dataset
+from biencoder.distributed.world import World
 from biencoder.errors import ModelError
+from biencoder.evaluation import evaluate_split
 from biencoder.evaluation.comparison import Comparison
 from biencoder.evaluation.systems import model_system, zero_shot_systems
 from biencoder.evaluation.tasks import TASKS
-from biencoder.retrieval.embedders import load_models
+from biencoder.retrieval.embedders import NamedModel, load_models
+from biencoder.retrieval.trained_model import TrainedModel
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.models import export
+from tests.unit.test_beir import embed, judged_split
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -98,3 +104,85 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(
     assert said[fault] in str(error.value)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_metrics_are_those_of_sentence_transformers_evaluator() -> None:
+    from sentence_transformers.evaluation import InformationRetrievalEvaluator
+
+    rng = np.random.default_rng(0)
+    answers = [rng.choice(300, size, replace=False).tolist() for size in rng.integers(1, 13, 60)]
+    query_P, passage_P = np.array([(query, passage) for query, given in enumerate(answers) for passage in given]).T
+    split = judged_split(query_P.tolist(), passage_P.tolist(), num_passages=300)
+    values_ND = rng.standard_normal((360, 8))
+    for query, given in enumerate(answers):  # so that no metric is near 0
+        values_ND[300 + query] += values_ND[given].mean(0) * len(given) ** 0.5
+    embedded = embed(values_ND / np.linalg.norm(values_ND, axis=1, keepdims=True))
+
+    class Model:
+        """What the evaluator wants of one: vectors, here of names that are text ids."""
+
+        def encode(self, names: list[str], **_: object) -> torch.Tensor:
+            return embedded.query.embedding[torch.tensor([int(name) for name in names])]
+
+        encode_query = encode_document = encode
+
+    passages = {str(passage): str(passage) for passage in range(300)}
+    queries = {str(query): str(300 + query) for query in range(60)}
+    right = {str(query): set(map(str, given)) for query, given in enumerate(answers)}
+    evaluator = InformationRetrievalEvaluator(
+        queries,
+        passages,
+        right,
+        precision_recall_at_k=[10, 100],
+        score_functions={"dot": lambda left, right: left @ right.T},
+    )
+    theirs = evaluator.compute_all_metrics(Model())["dot"]  # type: ignore[arg-type]
+    ours = evaluate_split(split, embedded, None, top_k=10, world=World.alone()).metrics
+    kinds = {"accuracy": (1, 5, 10), "recall": (10, 100), "mrr": (10,), "ndcg": (10,), "map": (100,)}
+    for kind, depths in kinds.items():
+        for k in depths:
+            assert ours[f"embedding/{kind}@{k}"] == pytest.approx(theirs[f"{kind}@k"][k], abs=1e-6), (kind, k)
+            assert 0.1 < theirs[f"{kind}@k"][k] <= 1
+
+
+@pytest.mark.parametrize(
+    ("pooling", "layers", "unit", "settings"),
+    [
+        ("mean", [(12, False, "Identity")], True, {"embedding_dim": 12}),
+        ("cls", [(32, True, "Tanh")], True, {"embedding_dim": 0}),
+        ("cls", [(32, True, "Tanh"), (12, False, "Identity"), (8, False, "Identity")], False, {"sides": "encoders"}),
+    ],
+    ids=["projection", "pooler", "both"],
+)
+def test_dense_layers_are_taken_over(
+    tiny_bert: Path, tmp_path: Path, pooling: str, layers: list[tuple[int, bool, str]], unit: bool, settings: dict[str, Any]
+) -> None:
+    from sentence_transformers import SentenceTransformer, models
+
+    width, texts = 32, ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
+    torch.manual_seed(1)
+    modules: list[Any] = [models.Transformer(str(tiny_bert)), models.Pooling(width, pooling_mode=pooling)]
+    for height, bias, activation in layers:
+        modules.append(models.Dense(width, height, bias=bias, activation_function=getattr(torch.nn, activation)()))
+        width = height
+    theirs = SentenceTransformer(modules=[*modules, *([models.Normalize()] if unit else [])], device="cpu")
+    theirs.save(str(tmp_path / "theirs"), safe_serialization=pooling == "cls")
+    config = ModelConfig(name=str(tmp_path / "theirs"), max_length=16, normalize=unit, **{"embedding_dim": 0, **settings})
+    ours = TrainedModel.pretrained(config)
+    assert ours.config.embedding_dim == (0 if layers[-1][1] else width)
+    for side in ("query", "candidate"):
+        found = ours.encode(texts, side=side)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, theirs.encode(texts), rtol=0, atol=1e-5)
+    (measured,) = zero_shot_systems(None, [NamedModel("ours", "", ours)], texts, np.arange(3))
+    ranking = measured.build().rank(np.arange(3), np.arange(3), np.full(3, -1), k=3)
+    cosine = torch.nn.functional.normalize(torch.from_numpy(np.asarray(theirs.encode(texts))), dim=1)
+    np.testing.assert_array_equal(ranking.candidate_Qk, torch.cdist(cosine, cosine).argsort(1).numpy())
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_a_model_of_ours_can_be_trained_further(tiny_bert: Path, tmp_path: Path, pooling: str) -> None:
+    model = export(tiny_bert, tmp_path / "ours", pooling=pooling)
+    further = TrainedModel.pretrained(ModelConfig(name=str(tmp_path / "ours"), max_length=16, embedding_dim=8))
+    assert further.model.query_tower.pooling == pooling
+    for name, weight in model.towers.state_dict().items():
+        torch.testing.assert_close(further.model.towers.state_dict()[name], weight, rtol=0, atol=0)

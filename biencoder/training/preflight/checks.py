@@ -220,9 +220,9 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
         pretrained = read_model(config, job.texts, Findings())
         job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
         job.hidden, job.model = pretrained.encoder.config.hidden_size, pretrained.settled(config.model)
-        parameters = build_model(config.model, pretrained, seed=config.run.seed).parameters()
+        parameters = build_model(job.model, pretrained, seed=config.run.seed).parameters()
         job.num_parameters = sum(parameter.numel() for parameter in parameters)
-        digests = {"tokenizer": tokenizer_digest(pretrained.tokenizer), "weights": weights_digest(pretrained.encoder)}
+        digests = {"tokenizer": tokenizer_digest(pretrained.tokenizer), "weights": weights_digest(pretrained.weights)}
         return {"parameters": f"{job.num_parameters:,}", **digests}
 
     passed = [
