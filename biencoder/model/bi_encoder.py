@@ -313,9 +313,8 @@ def build_model(config: ModelConfig, pretrained: Pretrained, *, seed: int) -> Bi
             _checkpoint_layers(encoder)
     model = BiEncoder(config, encoders, pretrained.pooling)
     if pretrained.projection_DH is not None:
-        with torch.no_grad():
-            for tower in model.towers:
-                tower.projection.weight.copy_(pretrained.projection_DH)  # type: ignore[union-attr]  # a linear layer
+        for tower in (model.query_tower, model.candidate_tower):
+            tower.projection.load_state_dict({"weight": pretrained.projection_DH})
     return model
 
 

@@ -59,5 +59,5 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in weights.items():
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()[:12]

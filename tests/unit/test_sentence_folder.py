@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(
 
 
 def test_metrics_are_those_of_sentence_transformers_evaluator() -> None:
-    from sentence_transformers.evaluation import InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
     rng = np.random.default_rng(0)
     answers = [rng.choice(300, size, replace=False).tolist() for size in rng.integers(1, 13, 60)]
@@ -126,8 +126,8 @@ def test_metrics_are_those_of_sentence_transformers_evaluator() -> None:
 
         encode_query = encode_document = encode
 
-    passages = {str(passage): str(passage) for passage in range(300)}
-    queries = {str(query): str(300 + query) for query in range(60)}
+    passages: dict[str, Any] = {str(passage): str(passage) for passage in range(300)}
+    queries: dict[str, Any] = {str(query): str(300 + query) for query in range(60)}
     right = {str(query): set(map(str, given)) for query, given in enumerate(answers)}
     evaluator = InformationRetrievalEvaluator(
         queries,
@@ -136,7 +136,8 @@ def test_metrics_are_those_of_sentence_transformers_evaluator() -> None:
         precision_recall_at_k=[10, 100],
         score_functions={"dot": lambda left, right: left @ right.T},
     )
-    theirs = evaluator.compute_all_metrics(Model())["dot"]  # type: ignore[arg-type]
+    model: Any = Model()
+    theirs: Any = evaluator.compute_all_metrics(model)["dot"]
     ours = evaluate_split(split, embedded, None, top_k=10, world=World.alone()).metrics
     kinds = {"accuracy": (1, 5, 10), "recall": (10, 100), "mrr": (10,), "ndcg": (10,), "map": (100,)}
     for kind, depths in kinds.items():
@@ -157,21 +158,22 @@ def test_metrics_are_those_of_sentence_transformers_evaluator() -> None:
 def test_dense_layers_are_taken_over(
     tiny_bert: Path, tmp_path: Path, pooling: str, layers: list[tuple[int, bool, str]], unit: bool, settings: dict[str, Any]
 ) -> None:
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as kinds
 
     width, texts = 32, ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
     torch.manual_seed(1)
-    modules: list[Any] = [models.Transformer(str(tiny_bert)), models.Pooling(width, pooling_mode=pooling)]
+    modules: list[Any] = [kinds.Transformer(str(tiny_bert)), kinds.Pooling(width, pooling_mode=pooling)]
     for height, bias, activation in layers:
-        modules.append(models.Dense(width, height, bias=bias, activation_function=getattr(torch.nn, activation)()))
+        modules.append(kinds.Dense(width, height, bias=bias, activation_function=getattr(torch.nn, activation)()))
         width = height
-    theirs = SentenceTransformer(modules=[*modules, *([models.Normalize()] if unit else [])], device="cpu")
+    theirs = SentenceTransformer(modules=[*modules, *([kinds.Normalize()] if unit else [])], device="cpu")
     theirs.save(str(tmp_path / "theirs"), safe_serialization=pooling == "cls")
     config = ModelConfig(name=str(tmp_path / "theirs"), max_length=16, normalize=unit, **{"embedding_dim": 0, **settings})
     ours = TrainedModel.pretrained(config)
     assert ours.config.embedding_dim == (0 if layers[-1][1] else width)
     for side in ("query", "candidate"):
-        found = ours.encode(texts, side=side)  # type: ignore[arg-type]
+        found = ours.encode(texts, side=side)
         np.testing.assert_allclose(found, theirs.encode(texts), rtol=0, atol=1e-5)
     (measured,) = zero_shot_systems(None, [NamedModel("ours", "", ours)], texts, np.arange(3))
     ranking = measured.build().rank(np.arange(3), np.arange(3), np.full(3, -1), k=3)
