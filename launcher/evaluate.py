@@ -164,7 +164,7 @@ def read_corpus(arguments: argparse.Namespace, *, clean: bool) -> "Dataset":
 
 def embedding(arguments: argparse.Namespace, terminal: "Terminal") -> dict[str, Any]:
     """How models embed, and where they say it: keywords of `load_models` and `pretrained_model`."""
-    return {"precision": arguments.precision, "cached": arguments.cache, "tell": terminal.say}
+    return {"precision": arguments.precision, "cached": arguments.cache, "tell": terminal.say, "work": terminal.work}
 
 
 def announce(systems: "Sequence[System]", terminal: "Terminal") -> "Iterator[System]":

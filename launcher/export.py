@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> None:
             name: OnnxModel.load(fresh, model.tokenizer, model.config, int8=int8) for name, int8 in variants.items()
         }
         terminal.say(f"comparing {', '.join(encoders)} on {len(split.text_ids):,} texts")
-        rows = compare(encoders, dataset.texts, split.text_ids, split if arguments.data_root else None)
+        with terminal.work("comparing"):
+            rows = compare(encoders, dataset.texts, split.text_ids, split if arguments.data_root else None)
         check(rows[1])
     files = [model_folder.rglob("model.safetensors"), folder.glob("*[!8].onnx"), folder.glob("*.int8.onnx")]
     terminal.show(agreements_table(rows, [sum(path.stat().st_size for path in some) for some in files], split.name))

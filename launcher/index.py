@@ -4,10 +4,11 @@ python launcher/index.py --model runs/RUN/model/best --data.root DIR --out FOLDE
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from biencoder.config import user_path
+from biencoder.config import typed, user_path
 from launcher.entry import add_precision, cleans, corpus_parser, run
 
 
@@ -31,23 +32,22 @@ def main(argv: Sequence[str]) -> None:
     model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))
-    terminal.start(f"embedding {len(texts)} texts in {model.precision}", len(texts))
-    facts = write_index(
-        folder,
-        texts,
-        kind=arguments.kind,
-        clean=clean,
-        model=str(model_folder),
-        model_sha256=model_sha256(model_folder),
-        candidates=partial(model.embed_side, side="candidate"),
-        queries=partial(model.embed_side, side="query"),
-        advance=terminal.advance,
-    )
-    terminal.end()
+    with terminal.work(f"embedding in {model.precision}", len(texts)) as advance:
+        facts = write_index(
+            folder,
+            texts,
+            kind=arguments.kind,
+            clean=clean,
+            model=str(model_folder),
+            model_sha256=model_sha256(model_folder),
+            candidates=partial(model.embed_side, side="candidate", advance=advance),
+            queries=partial(model.embed_side, side="query"),
+        )
     size = sum(facts.num_bytes.values()) / 2**20
     recall = "" if facts.kind == "flat" else f", finds {100 * facts.recall:.1f} % of the 10 nearest"
     made = f"The {facts.kind} index of {len(texts):,} texts, embedded in {model.precision},"
     terminal.say(f"{made} is in {folder}: {size:,.1f} MiB{recall}.")
+    terminal.say(f"Search it: {shlex.join([*typed('search'), '--index', str(folder), 'your argument'])}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

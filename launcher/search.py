@@ -16,6 +16,7 @@ from launcher.entry import cleans, model_parser, run
 if TYPE_CHECKING:
     from biencoder.retrieval.saved_index import SearchIndex
     from biencoder.retrieval.trained_model import TrainedModel
+    from biencoder.tracking.terminal import Terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,12 +24,12 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.evaluation.tables import hits_table
     from biencoder.tracking.terminal import Terminal
 
-    model, index = saved(arguments) if arguments.index else made_now(arguments)
+    terminal = Terminal(is_main=True)
+    model, index = saved(arguments) if arguments.index else made_now(arguments, terminal)
     if arguments.rerank and model.classifier is None:
         raise ConfigError("--rerank wants a pair classifier, and the model has none: its loss had no weight in training")
     helps, probable = model.reranking or (False, True)
     rerank = arguments.rerank if arguments.rerank is not None else model.has_classifier and helps
-    terminal = Terminal(is_main=True)
     terminal.say(f"The model computes in {model.precision}.")
     queries = arguments_of(arguments.queries) if arguments.queries else lines_of(sys.stdin.buffer)
     for query in queries:
@@ -85,7 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
+def made_now(arguments: argparse.Namespace, terminal: "Terminal") -> "tuple[TrainedModel, SearchIndex]":
     """Embed the whole corpus."""
     from biencoder.data import load_texts
     from biencoder.model.vocabulary import check_corpus
@@ -98,7 +99,9 @@ def made_now(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]
     )
     model = TrainedModel.load(arguments.model, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
-    return model, SearchIndex.in_memory(texts, model.embed_side(texts, "candidate"), clean=clean)
+    with terminal.work("embedding the corpus", len(texts)) as advance:
+        vectors = model.embed_side(texts, "candidate", advance=advance)
+    return model, SearchIndex.in_memory(texts, vectors, clean=clean)
 
 
 def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":

@@ -126,6 +126,8 @@ def write_lines(plan: SweepPlan, file: Path) -> None:
 
 
 def slurm(plan: SweepPlan, file: Path) -> None:
+    from biencoder.config import typed
+
     for trial in plan.trials:
         if any(len(part.split()) != 1 for part in trial):  # the job splits its line at blanks
             raise ConfigError(
@@ -135,7 +137,7 @@ def slurm(plan: SweepPlan, file: Path) -> None:
     sbatch = ["sbatch", "--nodes=1", "--gpus-per-node=1", f"--array=0-{len(plan.trials) - 1}", f"--export=ALL,SWEEP={file}"]
     print(f"{file} holds {len(plan.trials)} trials; the first one has the base configuration's values. Submit them with")
     print(f"  {shlex.join([*sbatch, 'slurm/train.sh', *plan.shared])}")
-    print("Nodes and GPUs are for one trial. When they are done: python launcher/sweep.py rank runs/slurm-JOB_*")
+    print(f"Nodes and GPUs are for one trial. When they are done: {shlex.join(typed('sweep'))} rank runs/slurm-JOB_*")
     print("To prolong a sweep, ask for more --trials and submit --array=FIRST-LAST of the new ones.")
 
 
@@ -240,7 +242,7 @@ def run_trial(arguments: Sequence[str], run_dir: Path, relay: SignalRelay) -> bo
 
 def show_ranking(folders: Sequence[Path]) -> None:
     """Print the table and the best trial's command; the table as CSV goes beside the runs."""
-    from biencoder.tracking.console import plain_console
+    from biencoder.tracking.console import fitted, plain_console
     from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, write_ranking
 
     runs = find_runs(folders)
@@ -248,7 +250,7 @@ def show_ranking(folders: Sequence[Path]) -> None:
     console = plain_console()
     if not console.is_terminal:
         console.width = _WIDE
-    console.print(ranking_table(trials))
+    console.print(fitted(ranking_table(trials), console))
     file = Path(os.path.commonpath([run.resolve().parent for run in runs])) / "ranking.csv"
     try:
         write_ranking(trials, file)

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from biencoder.data.columns import ColumnNames, listed
 from biencoder.data.readers import SPLIT_OF, read_text, sources_of_splits
-from biencoder.data.records import Findings
+from biencoder.data.records import Findings, Reading
 from biencoder.data.tables import read_table
 from biencoder.errors import DataError
 
 _CORPUS, _QUERIES, _QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 _NAMES = ColumnNames({"id": "_id", "topic": "title"})
 _HEADER = ["query-id", "corpus-id", "score"]
+_ROLES = ["query", "answer", "grade"]
 
 
 class Entry(NamedTuple):
@@ -74,8 +75,8 @@ def read_beir(root: Path, tidy: Callable[[str], str], findings: Findings) -> Bei
                 f"data.root {root} holds both {_CORPUS} and folders or tables of splits; keep one layout there, and "
                 "move the other away"
             )
-        passages = _entries(root / _CORPUS, tidy)
-        queries = _queries(root / _QUERIES, tidy)
+        passages = _entries(root / _CORPUS, tidy, findings)
+        queries = _queries(root / _QUERIES, tidy, findings)
         judgements = {
             split: _judgements(file, passages, queries, findings) for split, file in _files(root / _QRELS).items()
         }
@@ -91,19 +92,20 @@ def finished(beir: Beir, findings: Findings) -> Beir:
     return beir
 
 
-def _queries(path: Path, tidy: Callable[[str], str]) -> dict[str, Entry]:
-    queries = _entries(path, tidy)
+def _queries(path: Path, tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
+    queries = _entries(path, tidy, findings)
     for query in queries.values():
         if not query.text:
             raise DataError(f"{query.source}: the query is empty; write its text or remove it and its judgements")
     return queries
 
 
-def _entries(path: Path, tidy: Callable[[str], str]) -> dict[str, Entry]:
+def _entries(path: Path, tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
     if not path.exists():
         raise DataError(f"{path} is missing: a BEIR folder holds {_CORPUS}, {_QUERIES} and {_QRELS}/")
     entries: dict[str, Entry] = {}
-    for row in read_table(path, _NAMES).rows:
+    table = read_table(path, _NAMES)
+    for row in table.rows:
         identity = row.name("_id")
         if not identity:
             raise DataError(f"{row.source} has no _id")
@@ -112,6 +114,9 @@ def _entries(path: Path, tidy: Callable[[str], str]) -> dict[str, Entry]:
         if "text" not in row.cells:
             raise DataError(f"{row.source} has no text")
         entries[identity] = Entry(tidy(f"{row.text('title')} {row.text('text')}"), row.source)
+    text = " + ".join(column for column in ("title", "text") if column in table.columns)
+    left_out = tuple(column for column in table.columns if column not in ("_id", "title", "text"))
+    findings.readings.append(Reading(str(path), len(entries), {"id": "_id", "text": text}, left_out))
     return entries
 
 
@@ -155,6 +160,7 @@ def _judgements(path: Path, passages: dict[str, Entry], queries: dict[str, Entry
             findings.add("judgement with the score 0 or below (no answer)", source)
         else:
             answers.append(judgement)
+    findings.readings.append(Reading(str(path), len(judged), dict(zip(_ROLES, _HEADER, strict=True)), ()))
     return answers
 
 

@@ -8,7 +8,7 @@ N: texts, T: their tokens.
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,17 +27,24 @@ def cached_tokens(
     max_length: int,
     world: World,
     prompts: tuple[str, str] = ("", ""),
+    advance: Callable[[int], None] = lambda count: None,
 ) -> TokenizedTexts:
     """The texts' token ids from the cache; the first rank of each machine fills it if needed. Every rank takes part.
 
     Args:
         prompts: what is put before queries, and before candidates.
+        advance: called again and again with the number of texts that have got their ids since, if the cache lacks them.
     """
-    return both_sides(lambda prompt: _cached(texts, tokenizer, max_length, world, prompt), prompts)
+    return both_sides(lambda prompt: _cached(texts, tokenizer, max_length, world, prompt, advance), prompts)
 
 
 def _cached(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, world: World, prompt: str
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    world: World,
+    prompt: str,
+    advance: Callable[[int], None],
 ) -> TokenizedTexts:
     """The texts after one prompt.
 
@@ -48,7 +55,7 @@ def _cached(
     tokens = None
 
     def fresh() -> TokenizedTexts:
-        return tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
+        return tokenize(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance)
 
     if world.local_rank == 0 and _read(folder, len(texts), pad_id, max_length) is None:
         tokens = fresh()

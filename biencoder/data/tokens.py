@@ -103,19 +103,30 @@ def both_sides(tokens_of: Callable[[str], TokenizedTexts], prompts: tuple[str, s
 
 
 def tokenize(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_length: int, prompt: str = ""
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    prompt: str = "",
+    advance: Callable[[int], None] = lambda count: None,
 ) -> TokenizedTexts:
-    """Token ids of every text after a prompt, with special tokens, cut at `max_length` tokens."""
+    """Token ids of every text after a prompt, with special tokens, cut at `max_length` tokens.
+
+    Args:
+        advance: called again and again with the number of texts that have got their ids since.
+    """
     pieces: list[npt.NDArray[np.int32]] = []
     for start in range(0, len(texts), _CHUNK_TEXTS):
+        chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
         encoded = tokenizer(
-            [prompt + text for text in texts[start : start + _CHUNK_TEXTS]],
+            chunk,
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
         pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+        advance(len(chunk))
     offsets_N1 = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(piece) for piece in pieces], out=offsets_N1[1:])
     return TokenizedTexts(np.concatenate(pieces), offsets_N1, int(tokenizer.pad_token_id or 0), max_length)

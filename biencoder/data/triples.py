@@ -57,8 +57,8 @@ def read_id_triples(path: Path, tidy: Callable[[str], str], findings: Findings) 
     Raises:
         DataError: a file is missing or broken, or an id stands twice or is not there.
     """
-    passages = _entries(_beside(path, _COLLECTION), tidy)
-    queries = _entries(_beside(path, _QUERIES), tidy)
+    passages = _entries(_beside(path, _COLLECTION), tidy, findings)
+    queries = _entries(_beside(path, _QUERIES), tidy, findings)
     if not queries:
         raise DataError(f"{_folder(path)} holds collection.tsv, but no queries.tsv with the queries of the triples")
     for entry in queries.values():
@@ -154,10 +154,11 @@ def _records(file: Path, findings: Findings) -> Iterator[Record]:
             yield Record("", "", "", f"{row:09d}", kind, text, source, row)
 
 
-def _entries(files: list[Path], tidy: Callable[[str], str]) -> dict[str, Entry]:
+def _entries(files: list[Path], tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
     """The texts in these files by their ids."""
     entries: dict[str, Entry] = {}
     for file in files:
+        before = len(entries)
         for number, line in _numbered(file):
             identity, tab, text = line.partition("\t")
             source, identity = f"{file}:{number}", identity.strip()
@@ -166,4 +167,5 @@ def _entries(files: list[Path], tidy: Callable[[str], str]) -> dict[str, Entry]:
             if identity in entries:
                 raise DataError(f"{source}: the id {identity[:40]!r} stands in {entries[identity].source} already")
             entries[identity] = Entry(tidy(text), source)
+        findings.readings.append(Reading(str(file), len(entries) - before, {"id": "1", "text": "2"}, ()))
     return entries

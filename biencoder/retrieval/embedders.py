@@ -4,6 +4,7 @@ N: texts.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from biencoder.model.folder import model_sha256
 from biencoder.model.precision import AskedPrecision
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.foreign_model import SentenceFolder
-from biencoder.retrieval.trained_model import TrainedModel
+from biencoder.retrieval.trained_model import Advance, TrainedModel
 from biencoder.retrieval.vector_cache import VectorCache
 
 
@@ -36,8 +37,21 @@ class Embedder(Protocol):
     def precision(self) -> str:
         """What the encoder computes in: fp32 or bf16."""
 
-    def embed_texts(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
-        """Vectors of the texts with these (ascending) ids."""
+    def embed_texts(self, texts: Sequence[str], text_ids_N: Ids, *, advance: Advance = lambda count: None) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids.
+
+        Args:
+            advance: told how many texts are done, as often as the model allows.
+        """
+
+
+Work = Callable[[str, int], AbstractContextManager[Advance]]
+"""Shows the progress of a piece of work, given its name and how many texts it is about."""
+
+
+def unseen(_name: str, _total: int) -> AbstractContextManager[Advance]:
+    """Work whose progress nobody wants to see."""
+    return nullcontext(lambda count: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +63,23 @@ class NamedModel:
     """Where its vectors are kept; None: nowhere."""
     tell: Callable[[str], None] = lambda sentence: None
     """Gets a sentence each time when it has embedded texts."""
+    work: Work = unseen
+    """Shows how far it is."""
 
     def embed_texts(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
         """Vectors of the texts with these (ascending) ids, as far as possible from the cache."""
         if self.cache is None:
-            embedded, count = self.embedder.embed_texts(texts, text_ids_N), len(text_ids_N)
+            embedded, count = self._embed(texts, text_ids_N), len(text_ids_N)
         else:
-            embedded, count = self.cache.embed(texts, text_ids_N, self.embedder.embed_texts)
+            embedded, count = self.cache.embed(texts, text_ids_N, self._embed)
         found = len(text_ids_N) - count
         kept = f"; {found:,} came from {self.cache.folder}" if self.cache and found else ""
         self.tell(f"Embedded {count:,} texts with {self.name} in {self.embedder.precision}{kept}.")
         return embedded
+
+    def _embed(self, texts: Sequence[str], text_ids_N: Ids) -> EmbeddedTexts:
+        with self.work(f"embedding with {self.name}", len(text_ids_N)) as advance:
+            return self.embedder.embed_texts(texts, text_ids_N, advance=advance)
 
 
 def load_models(
@@ -69,6 +89,7 @@ def load_models(
     precision: AskedPrecision = "auto",
     cached: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
+    work: Work = unseen,
 ) -> list[NamedModel]:
     """The models in these folders, of this program or of sentence-transformers.
 
@@ -78,7 +99,7 @@ def load_models(
         trust_remote_code: whether Python code that the folders hold may run.
         precision: see `TrainedModel.load`.
         cached: whether vectors are read from the cache, and kept there.
-        tell: see `NamedModel`.
+        tell, work: see `NamedModel`.
 
     Raises:
         ModelError: a folder holds neither kind of model.
@@ -93,7 +114,7 @@ def load_models(
         # A run may have replaced the folder meanwhile: then nobody knows which weights these are.
         known = before is not None and model_sha256(path) == before
         cache = VectorCache.of("folder", str(before), *_setting(embedder)) if known else None
-        models.append(NamedModel(name, folder, embedder, cache, tell))
+        models.append(NamedModel(name, folder, embedder, cache, tell, work))
     return models
 
 
@@ -103,11 +124,12 @@ def pretrained_model(
     precision: AskedPrecision = "auto",
     cached: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
+    work: Work = unseen,
 ) -> tuple[NamedModel, tuple[str, ...]]:
     """An encoder before training, of which the pooled vectors mean something, and its notices.
 
     Args:
-        precision, cached, tell: see `load_models`.
+        precision, cached, tell, work: see `load_models`.
 
     Raises:
         ModelError: there is no such encoder.
@@ -115,7 +137,7 @@ def pretrained_model(
     encoder = TrainedModel.pretrained(config, precision=precision)
     facts = (encoder.weights_sha256(), repr(encoder.config), *_setting(encoder))
     cache = VectorCache.of("pretrained", *facts) if cached else None
-    return NamedModel(Path(config.name).name, config.name, encoder, cache, tell), encoder.notices
+    return NamedModel(Path(config.name).name, config.name, encoder, cache, tell, work), encoder.notices
 
 
 def _setting(embedder: Embedder) -> tuple[str, str]:

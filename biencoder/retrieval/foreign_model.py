@@ -6,7 +6,7 @@ N: texts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,8 +75,18 @@ class SentenceFolder:
         """Tokens at which texts are cut; None if the model states no limit."""
         return self.model.max_seq_length
 
-    def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
-        """Vectors of the texts with these (ascending) ids, at length 1: their Euclidean order is that of the cosine."""
+    def embed_texts(
+        self,
+        texts: Sequence[str],
+        text_ids_N: npt.NDArray[np.int64],
+        *,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids, at length 1: their Euclidean order is that of the cosine.
+
+        Args:
+            advance: called at the end; the package says nothing before.
+        """
         texts_N = [texts[text_id] for text_id in text_ids_N]
 
         def encode(side: str, texts: list[str]) -> Vectors:
@@ -88,7 +98,9 @@ class SentenceFolder:
         candidate = encode("candidate", texts_N)
         # Sides can differ by prompts, routes or tasks. Any text shows such a difference.
         sides_agree = torch.equal(encode("query", texts_N[:1]).embedding, encode("candidate", texts_N[:1]).embedding)
-        return EmbeddedTexts.whole(text_ids_N, candidate if sides_agree else encode("query", texts_N), candidate)
+        query = candidate if sides_agree else encode("query", texts_N)
+        advance(len(text_ids_N))
+        return EmbeddedTexts.whole(text_ids_N, query, candidate)
 
 
 def _check_encoders(folder: Path, *, trust_remote_code: bool) -> None:

@@ -121,14 +121,12 @@ def write_index(
     model_sha256: str,
     candidates: Callable[[Sequence[str]], Vectors],
     queries: Callable[[Sequence[str]], Vectors],
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Facts:
     """Embed and index these texts, and write the folder completely or not at all.
 
     Args:
         texts, clean: as `load_texts` returns and takes them.
         candidates, queries: embed texts as candidates and as queries.
-        advance: called after each chunk with its number of texts.
 
     Raises:
         DataError: the folder cannot be written.
@@ -136,7 +134,7 @@ def write_index(
     try:
         with whole_folder(folder) as fresh:
             _write_texts(fresh, texts)
-            embedding_ND = _write_vectors(fresh, texts, candidates, advance)
+            embedding_ND = _write_vectors(fresh, texts, candidates)
             recall = 1.0
             if kind != "flat":
                 index = build_compact(embedding_ND, kind)
@@ -161,10 +159,7 @@ def _write_texts(folder: Path, texts: Sequence[str]) -> None:
 
 
 def _write_vectors(
-    folder: Path,
-    texts: Sequence[str],
-    candidates: Callable[[Sequence[str]], Vectors],
-    advance: Callable[[int], None],
+    folder: Path, texts: Sequence[str], candidates: Callable[[Sequence[str]], Vectors]
 ) -> npt.NDArray[np.float32]:
     """Write the vectors in chunks, so that only one chunk is in memory. Returns the embeddings, mapped from their file."""
     arrays: list[npt.NDArray[np.float32]] = []
@@ -179,7 +174,6 @@ def _write_vectors(
             ]
         for array, part in zip(arrays, parts, strict=False):  # empty pooled vectors are not written
             array[start : start + len(chunk)] = part
-        advance(len(chunk))
     return arrays[0]
 
 

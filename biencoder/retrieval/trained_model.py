@@ -32,6 +32,9 @@ from biencoder.retrieval.nearest import Rows, nearest_allowed
 from biencoder.retrieval.reranking import pair_probability
 from biencoder.retrieval.saved_index import SearchIndex
 
+Advance = Callable[[int], None]
+"""Told how many texts are done since it was last called."""
+
 
 class Hit(NamedTuple):
     """A text that a search returns."""
@@ -179,25 +182,42 @@ class TrainedModel:
         """Token ids of the texts, as queries and as candidates."""
         return tokenize_sides(texts, self.tokenizer, max_length=self.config.max_length, prompts=self.config.prompts)
 
-    def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
-        """Vectors of the texts with these (ascending) ids."""
+    def embed_texts(
+        self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64], *, advance: Advance = lambda count: None
+    ) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids.
+
+        Args:
+            advance: called after each batch with its number of texts.
+        """
         tokens = self.tokenize([texts[text_id] for text_id in text_ids_N])
-        embedded = self.embed(tokens, np.arange(len(text_ids_N)))
+        embedded = self.embed(tokens, np.arange(len(text_ids_N)), advance=advance)
         return EmbeddedTexts.whole(text_ids_N, embedded.query, embedded.candidate)
 
-    def embed(self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
-        """Vectors of the texts with these (ascending) ids."""
+    def embed(
+        self, tokens: TokenizedTexts, text_ids_N: npt.NDArray[np.int64], *, advance: Advance = lambda count: None
+    ) -> EmbeddedTexts:
+        """Vectors of the texts with these (ascending) ids.
+
+        Args:
+            advance: see `embed_texts`.
+        """
 
         def encode(batch: Tokens) -> list[torch.Tensor]:
             sides: Sides = self.model(batch.to(self.device))
             return sides.parts()
 
-        parts = encode_batches(encode, tokens, text_ids_N, EvalConfig().batch_tokens_on(self.device.type))
+        batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
+        parts = encode_batches(encode, tokens, text_ids_N, batch_tokens, advance=advance)
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
 
-    def embed_side(self, texts: Sequence[str], side: Side) -> Vectors:
+    def embed_side(self, texts: Sequence[str], side: Side, *, advance: Advance = lambda count: None) -> Vectors:
         """Vectors of these texts, as `load_texts` returns them, for one side. The pooled vectors are empty if no classifier
-        uses them."""
+        uses them.
+
+        Args:
+            advance: see `embed_texts`.
+        """
         tower = self.model.query_tower if side == "query" else self.model.candidate_tower
         uses_pooled = self.has_classifier and self.config.classifier_features != "embedding"
 
@@ -208,7 +228,7 @@ class TrainedModel:
         prompt = self.config.prompts[side == "candidate"]
         tokens = tokenize(texts, self.tokenizer, max_length=self.config.max_length, prompt=prompt)
         batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
-        return Vectors(*encode_batches(encode, tokens, np.arange(len(texts)), batch_tokens))
+        return Vectors(*encode_batches(encode, tokens, np.arange(len(texts)), batch_tokens, advance=advance))
 
     def search(self, query: str, index: SearchIndex, *, top_k: int, rerank: bool = False) -> list[Hit]:
         """The nearest texts, without the query's own text, nearest first.
@@ -266,12 +286,19 @@ def encode_batches(
     tokens: TokenizedTexts,
     text_ids_N: npt.NDArray[np.int64],
     batch_tokens: int,
+    *,
+    advance: Advance = lambda count: None,
 ) -> list[torch.Tensor]:
-    """The output of `encode` for the texts with these ids, in their order. Batches hold texts of similar length."""
+    """The output of `encode` for the texts with these ids, in their order. Batches hold texts of similar length.
+
+    Args:
+        advance: called after each batch with its number of texts.
+    """
     order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens, max_length=tokens.max_length), []
     with torch.inference_mode():
         for batch in order:
             parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
+            advance(len(batch))
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return [torch.cat(pieces)[back] for pieces in zip(*parts, strict=True)]
 

@@ -51,7 +51,11 @@ def build(
     config, dataset = plan.config, plan.dataset
     training, tokenizer = dataset.splits["training"], plan.pretrained.tokenizer
     limit, prompts = config.model.max_length, config.model.prompts
-    tokens = cached_tokens(dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts)
+    terminal.start("tokenizing the corpus", len(dataset.texts) * len(set(prompts)))
+    tokens = cached_tokens(
+        dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts, advance=terminal.advance
+    )
+    terminal.end()
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, plan.settings, world, plan.last_step)
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None

@@ -96,4 +96,7 @@ class Evaluator:
                 split, vectors, classifier, top_k=limits.top_k, world=holders, max_queries=limits.max_queries
             )
 
-        return self.world.on_holders(rank_all, sharded=self.sharded)
+        self.terminal.start(f"ranking in the {split.name} split")
+        result = self.world.on_holders(rank_all, sharded=self.sharded)
+        self.terminal.end()
+        return result

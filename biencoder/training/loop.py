@@ -162,7 +162,10 @@ class Trainer:
         elif not self.miner.due(self.progress.epoch):
             self.miner.keep()
         else:
-            self._report_mining(self.miner.mine(self.progress.epoch, embedded), encode_s)
+            self.terminal.start(f"mining negatives for epoch {self.progress.epoch + 1}")
+            mined = self.miner.mine(self.progress.epoch, embedded)
+            self.terminal.end()
+            self._report_mining(mined, encode_s)
 
     def _report_mining(self, mined: Mined, encode_s: float) -> None:
         at, audit, dataset = self.progress.at, mined.audit, self.plan.dataset

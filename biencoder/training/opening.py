@@ -88,6 +88,7 @@ def closing_line(folder: Path, config: Config) -> str:
     command = [*typed("search"), "--model", str(model), "--data.root", config.data.root]
     for key, value in {"--data.columns": config.data.columns, "--data.corpus": config.data.corpus}.items():
         command += [key, value] if value else []
+    command += ["--trust-remote-code"] * config.model.trust_remote_code
     command.append("your argument")
     which = "The best model" if model == best else f"{best} is not there; the last model"
     return f"{which} is in {model}. Try it: {shlex.join(command)}"

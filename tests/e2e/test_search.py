@@ -1,6 +1,7 @@
 """A corpus is embedded once, and answers from its folder from then on, as a user does it."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_an_index_answers_without_the_corpus_as_a_search_of_the_corpus_does(
     make = ["launcher/index.py", "--model", str(model), "--data.root", str(corpus), "--out", str(folder), "--kind", "ivf"]
     expected, made = run([sys.executable, *anew]), run([sys.executable, *make], fork=False)
     assert (made.returncode, made.stderr) == (0, "")
-    assert made.stdout.endswith(f" is in {folder}: 0.0 MiB, finds 100.0 % of the 10 nearest.\n")
+    again = shlex.join([*typed("search"), "--index", str(folder), "your argument"])
+    assert made.stdout.endswith(f" is in {folder}: 0.0 MiB, finds 100.0 % of the 10 nearest.\nSearch it: {again}\n")
     shutil.rmtree(corpus)
     found = run([sys.executable, "launcher/search.py", "--index", str(folder), "--top-k", "4", QUERY], fork=False)
     assert (found.returncode, found.stderr) == (0, "")

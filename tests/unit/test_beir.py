@@ -97,6 +97,12 @@ def test_each_query_and_answer_is_a_pair_and_every_passage_a_candidate(write: Wr
         "split without pairs (skipped)": 1,
         "passage with the text of another": 1,
     }
+    assert {Path(reading.source).name: (reading.rows, reading.columns) for reading in dataset.findings.readings} == {
+        "corpus.jsonl": (6, {"id": "_id", "text": "title + text"}),
+        "queries.jsonl": (4, {"id": "_id", "text": "text"}),
+        "train.tsv": (5, {"query": "query-id", "answer": "corpus-id", "grade": "score"}),
+        "dev.tsv": (1, {"query": "query-id", "answer": "corpus-id", "grade": "score"}),
+    }
     texts, _ = load_texts(str(root), clean=True)
     assert len(texts) == 4  # passages alone, each text once
 

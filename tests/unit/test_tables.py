@@ -373,7 +373,8 @@ def test_every_example_of_the_page_holds_the_same_pairs(
         columns, corpus = given.get("--data.columns", ""), given.get("--data.corpus", "")
         dataset = load_dataset(given["--data.root"], clean=True, columns=columns, corpus=corpus)
         assert pairs(dataset) == PAIRS
-        assert len(dataset.findings.readings) == ("BEIR" not in title) + bool(corpus)
+        over_a_corpus = title in ("Queries over a corpus: a BEIR folder", "Triples by id")
+        assert len(dataset.findings.readings) == (3 if over_a_corpus else 1) + bool(corpus)
 
 
 PAIRS = [("Ban cars.", "Buses are late."), ("Ban cars.", "Shops need cars."), ("Tax sugar.", "It hits the poor.")]

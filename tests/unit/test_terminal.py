@@ -1,16 +1,20 @@
 """What a person sees: text that is not the program's own is shown as it is, and closing words that hold."""
 
 import io
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from biencoder.config import Config, DataConfig, ModelConfig, load_config
+from biencoder.config import SPLITS, Config, DataConfig, ModelConfig, RunConfig, load_config, typed
 from biencoder.data import load_dataset
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
@@ -19,12 +23,14 @@ from biencoder.retrieval.trained_model import Hit
 from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console
 from biencoder.tracking.guards import Alert
-from biencoder.tracking.terminal import Terminal
+from biencoder.tracking.terminal import Terminal, duration
 from biencoder.training.evaluation_table import evaluation_table
 from biencoder.training.metrics import step_note
-from biencoder.training.opening import closing_line, findings_table, ungrouped
+from biencoder.training.opening import checks_table, closing_line, findings_table, ungrouped
+from biencoder.training.preflight.judgements import CheckResult
 from biencoder.training.sweep import Trial, ranking_table
-from launcher.search import arguments_of, lines_of
+from launcher.search import arguments_of, lines_of, parse
+from tests.commands import wait_for
 
 
 @pytest.mark.parametrize("text", ["[/b] closes nothing", "said [sic] so", "[red]alert[/red]"])
@@ -39,7 +45,7 @@ def test_brackets_are_text(text: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, config = tmp_path / "my run", Config(data=DataConfig(root="my data"))
+    folder, config = tmp_path / "my 'first' $run", Config(data=DataConfig(root="my data"))
     terminal = Terminal(is_main=True)
     terminal.say(closing_line(folder, config))
     assert "the run has left no model" in capsys.readouterr().out
@@ -47,10 +53,15 @@ def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest
     terminal.say(closing_line(folder, config))
     said = capsys.readouterr().out
     assert f"{folder}/model/best is not there" in said
-    assert f"--model '{folder}/model/last' --data.root 'my data' 'your argument'" in said
+    assert f"--model {shlex.quote(f'{folder}/model/last')} --data.root 'my data' 'your argument'" in said
     (folder / "model" / "best").mkdir()
+    config = replace(config, model=ModelConfig(trust_remote_code=True))
     terminal.say(closing_line(folder, config))
-    assert f"The best model is in {folder}/model/best" in capsys.readouterr().out
+    said, _, command = capsys.readouterr().out.partition(" Try it: ")
+    assert said == f"The best model is in {folder}/model/best."
+    arguments = parse(shlex.split(command)[len(typed("search")) :])  # as a shell reads it
+    assert (arguments.model, arguments.data_root) == (f"{folder}/model/best", "my data")
+    assert (arguments.queries, arguments.trust_remote_code) == (["your argument"], True)
 
 
 def test_a_line_of_stdin_that_is_no_utf8_is_named() -> None:
@@ -102,11 +113,80 @@ def test_work_with_brackets_and_braces_has_a_bar(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(terminal.console, "file", screen)
     monkeypatch.setattr(terminal.console, "_force_terminal", True)
     monkeypatch.setattr(terminal.console, "is_interactive", True)
+    at_exit: list[object] = []
+    monkeypatch.setattr("atexit.register", at_exit.append)
     terminal.start("embedding the {a} [/b] split", 2)
     terminal.advance()
     terminal.note("step 1", step_note({"train/loss": 0.5, "train/grad_norm": 1.0, "train/triplets_per_s": 2.0}))
+    assert at_exit == [terminal.end]  # gives the cursor back where an error ends the process
     terminal.end()
     assert "embedding the {a} [/b] split" in screen.getvalue()
+
+
+def test_long_work_says_in_a_file_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("biencoder.tracking.terminal._EVERY_S", 0.01)
+
+    said = []
+
+    def says(line: str) -> bool:
+        said.append(capsys.readouterr().out)
+        return re.search(line, "".join(said)) is not None
+
+    terminal = Terminal(is_main=True)
+    with terminal.work("embedding {a} [/b]", 2000) as advance:
+        wait_for(lambda: says(r"embedding \{a\} \[/b\]  \d+ s so far\n"), timeout_s=10)
+        for _ in range(3):
+            advance(500)
+        wait_for(lambda: says(r"embedding \{a\} \[/b\]  1,500 of 2,000, \d+ s left\n"), timeout_s=10)
+        terminal.note("step 1", "loss 0.5")
+        wait_for(lambda: says(r"step 1  loss 0.5  \d+ s left\n"), timeout_s=10)
+    with terminal.work("mining"):
+        wait_for(lambda: says(r"mining  \d+ s so far\n"), timeout_s=10)
+    capsys.readouterr()
+    with Terminal(is_main=False).work("mining"):
+        time.sleep(0.03)
+    assert capsys.readouterr().out == ""  # neither of other ranks nor of work that has ended
+    assert [duration(seconds) for seconds in (40.4, 99, 100, 3599, 7499)] == [
+        "40 s",
+        "99 s",
+        "2 min",
+        "1 h 0 min",
+        "2 h 5 min",
+    ]
+
+
+def test_tables_keep_their_figures_on_a_narrow_terminal_and_no_color_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = {f"eval/{split}/{kind}/accuracy@1": 0.417 for split in SPLITS for kind in ("embedding", "rerank")}
+    metrics |= {f"{name}_text": 0.5 for name in metrics}
+    findings = Findings()
+    findings.add("text stands in several splits (kept)", "a/path/that/is/longer/than/forty/columns/are/wide.csv")
+    trials = [Trial(Path("one"), "finished", Config(run=RunConfig(seed=seed)), "data", 0.417, 1, None) for seed in (1, 2)]
+    tables = [
+        *evaluation_table([("zero-shot", metrics)]),
+        *findings_table(findings),
+        hits_table("Cars should leave.", [Hit("Buses are late.", 0.417, 0.5)], probabilities=True),
+        checks_table("Preflight", [CheckResult("network", "warn", "slow")]),
+        ranking_table(trials),
+    ]
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for width, height_of_first in ((40, 7), (80, 3)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        terminal, screen = Terminal(is_main=True), io.StringIO()
+        monkeypatch.setattr(terminal.console, "file", screen)
+        monkeypatch.setattr(terminal.console, "_force_terminal", True)
+        terminal.show(tables[1])
+        assert len(screen.getvalue().splitlines()) == height_of_first
+        terminal.show(*tables[2:])
+        shown = screen.getvalue()
+        assert "\x1b[3" not in shown.replace("\x1b[3m", "")  # colours; 3 alone is italics
+        assert "…" not in shown
+        plain = re.sub(r"\x1b\[\d*m", "", shown)
+        assert max(map(len, plain.splitlines())) <= width
+        assert plain.count("41.7/50.0") == 6
+        assert "".join(plain.split()).count("text stands in several splits (kept)".replace(" ", "")) == 1
 
 
 def test_settings_with_brackets_are_text_in_a_ranking(capsys: pytest.CaptureFixture[str]) -> None:
