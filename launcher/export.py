@@ -1,14 +1,20 @@
-"""Write a trained model for ONNX Runtime, and say what that loses and gains.
+"""Write a trained model for ONNX Runtime, and say what that loses and gains; or put it on the Hugging Face hub.
 
 python launcher/export.py --model runs/RUN/model/best --out FOLDER --int8 --data.root DIR
+python launcher/export.py --model runs/RUN/model/best --push OWNER/NAME
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from biencoder.config import user_path
+from biencoder.errors import ConfigError
 from launcher.entry import cleans, corpus_parser, run
+
+if TYPE_CHECKING:
+    from biencoder.tracking.terminal import Terminal
 
 _SAMPLE = "examples/debates"
 """Whose texts are encoded for comparison where no corpus is given."""
@@ -16,6 +22,20 @@ _SAMPLE = "examples/debates"
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
+    from biencoder.model.hub import check_push
+    from biencoder.tracking.terminal import Terminal
+
+    terminal = Terminal(is_main=True)
+    if arguments.push:
+        check_push(user_path(arguments.model), arguments.push)
+    if arguments.out:
+        write(arguments, terminal)
+    if arguments.push:
+        publish(arguments, terminal)
+
+
+def write(arguments: argparse.Namespace, terminal: "Terminal") -> None:
+    """The model for ONNX Runtime, compared with itself."""
     import torch
 
     from biencoder.data import load_dataset
@@ -24,10 +44,9 @@ def main(argv: Sequence[str]) -> None:
     from biencoder.model.whole_folder import output_folder, whole_folder
     from biencoder.retrieval.onnx_model import FACTS, OnnxModel, need_packages, write_onnx
     from biencoder.retrieval.trained_model import TrainedModel
-    from biencoder.tracking.terminal import Terminal
 
     need_packages()
-    terminal, model_folder = Terminal(is_main=True), user_path(arguments.model)
+    model_folder = user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
     clean = cleans(arguments.clean, [arguments.model])
     columns, corpus = (arguments.data_columns, arguments.data_corpus) if arguments.data_root else ("", "")
@@ -52,17 +71,44 @@ def main(argv: Sequence[str]) -> None:
     terminal.say(f"The ONNX graphs are in {folder}; its README.md says how they are used.")
 
 
+def publish(arguments: argparse.Namespace, terminal: "Terminal") -> None:
+    """The model's folder, as sentence-transformers loads it, on the hub."""
+    from biencoder.model.hub import push
+
+    terminal.say(f"pushing {arguments.model} to {arguments.push}")
+    pushed = push(user_path(arguments.model), arguments.push, private=arguments.private)
+    seen = "private" if pushed.private else "public: everybody can load it"
+    terminal.say(f"The model is at {pushed.url}; the repository is {seen}.")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = corpus_parser(
         prog="export.py",
         description="Write a trained model for ONNX Runtime, and compare it with the model: on embedded texts, or with\n"
-        "--data.root on a corpus, and there in accuracy as well.",
+        "--data.root on a corpus, and there in accuracy as well. Or put it on the Hugging Face hub, with --push.",
     )
     parser.set_defaults(data_root=None)
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where it goes; an export that is there is replaced")
+    parser.add_argument(
+        "--out", default="", metavar="FOLDER", help="where the ONNX graphs go; an export that is there is replaced"
+    )
     parser.add_argument("--int8", action="store_true", help="also with weights of 8 bits: smaller, quicker, less exact")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--push",
+        default="",
+        metavar="OWNER/NAME",
+        help="put the model's folder on the hub, where sentence-transformers loads it from; a new repository is public\n"
+        "unless the owner's settings on the hub, or --private, say otherwise",
+    )
+    parser.add_argument("--private", action="store_true", help="with --push: for the owner's eyes only")
+    arguments = parser.parse_args(argv)
+    if not arguments.out and not arguments.push:
+        raise ConfigError("nothing to write: give --out FOLDER for ONNX, or --push OWNER/NAME for the hub")
+    if arguments.private and not arguments.push:
+        raise ConfigError("--private belongs to --push OWNER/NAME, which is not given")
+    if arguments.int8 and not arguments.out:
+        raise ConfigError("--int8 belongs to --out FOLDER, which is not given")
+    return arguments
 
 
 def command() -> None:

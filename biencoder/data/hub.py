@@ -22,6 +22,12 @@ def on_hub(path: str | Path) -> bool:
     return str(path).startswith(_PREFIX)
 
 
+def hub_repository(path: str) -> str:
+    """`owner/name` of what `hf:owner/name:config` names; empty for a path."""
+    asked = _NAME.fullmatch(path.removeprefix(_PREFIX)) if on_hub(path) else None
+    return asked["name"] if asked else ""
+
+
 def hub_splits(name: str) -> dict[str, Callable[[Path, ColumnNames], Table]]:
     """A reader of each split of a dataset.
 

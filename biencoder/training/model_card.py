@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from biencoder.config import Config
 from biencoder.data import Dataset, Split
+from biencoder.data.hub import hub_repository
+from biencoder.data.provenance import corpus_licence, corpus_name
 from biencoder.model.pretrained import hub_name
 from biencoder.tracking.names import Metrics, accuracy
 from biencoder.training.plan import steps_per_epoch
@@ -61,7 +63,7 @@ def _introduction(config: Config) -> str:
 
 def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
     """As YAML. Results are those of splits that the model was not trained on."""
-    corpus = Path(config.data.root).name
+    corpus, on_the_hub = corpus_name(config.data.root), hub_repository(config.data.root)
     results = [
         EvalResult(
             task_type="information-retrieval",
@@ -82,6 +84,7 @@ def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "counter-argument-retrieval", "bi-encoder"],
+        datasets=[on_the_hub] if on_the_hub else None,
         base_model=hub_name(config.model.name),
         model_name="counter-argument bi-encoder",
         eval_results=results or None,
@@ -144,8 +147,13 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
         + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained"),
         "texts": f"cut at {model.max_length} tokens, " + ("cleaned" if config.data.clean else "as they stand"),
         **({"prompts": "{!r} before queries, {!r} before texts".format(*model.prompts)} if any(model.prompts) else {}),
-        "data": f"fingerprint `{dataset.fingerprint}`, seed {config.run.seed}",
+        "data": f"{_corpus(config.data.root)}; fingerprint `{dataset.fingerprint}`, seed {config.run.seed}",
     }
+
+
+def _corpus(root: str) -> str:
+    licence = corpus_licence(root)
+    return f"`{corpus_name(root)}`" + (f", licence: {licence}" if licence else "")
 
 
 def _objective(config: Config) -> str:

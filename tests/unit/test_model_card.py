@@ -1,6 +1,7 @@
 """The model card says what was trained, what was measured and nothing else, in a form that the hub reads."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -64,6 +65,32 @@ def test_only_what_is_on_the_hub_is_named_as_its_base(name: str, base: str | Non
     card = card_of(model=ModelConfig(name=name))
     assert cast(Any, ModelCard(card).data).base_model == base
     assert "/home/me" not in card
+
+
+def test_the_data_and_its_licence_are_named_where_they_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(root: str) -> str:
+        return next(line for line in card_of(data=DataConfig(root=root)).splitlines() if line.startswith("| data |"))
+
+    assert row(str(tmp_path)).startswith(f"| data | `{tmp_path.name}`; fingerprint `fff")
+    (tmp_path / "LICENSE").write_text("\n# MIT | Licence\n\nPermission is granted")
+    assert f"`{tmp_path.name}`, licence: MIT / Licence; fingerprint" in row(str(tmp_path))
+    (tmp_path / "README.md").write_text("# Texts\n\n## License\n\nCC BY 4.0\nby us")
+    assert ", licence: CC BY 4.0; fingerprint" in row(str(tmp_path))
+    (tmp_path / "README.md").write_text("---\nlicense: [cc0-1.0, mit]\n---\n## Licence\nnone")
+    assert ", licence: cc0-1.0, mit; fingerprint" in row(str(tmp_path))
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: [\n---\n\xff")
+    assert "MIT / Licence" in row(str(tmp_path))
+    assert "under CC0 1.0" in row("examples/handbook")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert row("hf:owner/name:part").startswith("| data | `owner/name`; fingerprint")
+    cached = tmp_path / "datasets--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "snapshots" / "abc" / "README.md").write_text("---\nlicense: other\nlicense_name: ours\n---\n")
+    assert row("hf:owner/name:part").startswith("| data | `owner/name`, licence: ours; fingerprint")
+    data: Any = ModelCard(card_of(data=DataConfig(root="hf:owner/name"))).data
+    assert (data.datasets, data.eval_results[0].dataset_type) == (["owner/name"], "owner/name")
 
 
 def test_every_split_has_a_row_and_only_a_trained_classifier_a_column() -> None:
