@@ -9,11 +9,8 @@ Each field also says whether a run that goes on from a checkpoint may have anoth
 """
 
 import dataclasses
-import difflib
 import json
 import math
-import os
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -24,18 +21,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from biencoder.errors import ConfigError
+from biencoder.keys import describe, nearest_key
+from biencoder.paths import find_file
 
 SPLITS = ("training", "validation", "test")
 """Parts of a corpus, in the order in which they are shown."""
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
-"""Where the packages are: a checkout, or the site-packages that a wheel was installed into."""
-_IN_WHEEL = Path(__file__).resolve().parent / "shipped"
-SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else PROJECT_ROOT
-"""Holds configs/, ds_configs/ and examples/."""
-IS_CHECKOUT = SHIPPED is PROJECT_ROOT
-"""Whether the program runs from its sources, and not from a wheel."""
-
-_strict = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_strict = ConfigDict(extra="forbid")
 
 
 class OnResume(Enum):
@@ -327,7 +318,7 @@ class RunConfig:
     """Folder of this run; empty: runs/<date>-<time>-<host>-<process>. If it holds a run, see run.resume."""
     resume: Annotated[Literal["auto", "never"], FREE] = "auto"
     """auto: go on from the newest whole checkpoint in run.dir, if there is one. never: refuse."""
-    seed: Annotated[int, FIXED, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, FIXED, Field(ge=0, lt=4_294_967_296)] = 0
     """Seed of every random stream."""
 
 
@@ -464,22 +455,6 @@ def load_config(*, file: Path | None = None, overrides: Mapping[str, str] | None
         raise ConfigError("; ".join(_sentence(fault) for fault in error.errors()) + where) from None
 
 
-def describe() -> dict[str, tuple[str, str, Any]]:
-    """Dotted key → (description, allowed values, default), as `--help` and the documentation show them."""
-    schema = _adapter.json_schema()
-    defaults = Config().flat()
-
-    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, tuple[str, str, Any]]]:
-        for name, field in node["properties"].items():
-            if "$ref" in field:
-                yield from walk(schema["$defs"][field["$ref"].rsplit("/", 1)[1]], f"{prefix}{name}.")
-            else:
-                description = " ".join(field["description"].split())
-                yield prefix + name, (description, _allowed(field), defaults[prefix + name])
-
-    return dict(walk(schema, ""))
-
-
 def resume_rules() -> dict[str, OnResume]:
     """Dotted key → whether a resume may change it, as its field says."""
 
@@ -492,32 +467,6 @@ def resume_rules() -> dict[str, OnResume]:
                 yield prefix + name, rule
 
     return dict(walk(Config, ""))
-
-
-def user_path(path: str | Path) -> Path:
-    """A path as the user typed it, with `~` resolved; as it stands where there is no such user, and so nothing there."""
-    return Path(os.path.expanduser(path))
-
-
-def find_file(path: str) -> Path:
-    """A path as the user typed it: against the working folder first, then among the files of the project."""
-    given = user_path(path)
-    shipped = SHIPPED / given
-    return shipped if not os.path.exists(given) and os.path.exists(shipped) else given
-
-
-def typed(command: str) -> list[str]:
-    """How a user starts a command: `python launcher/search.py` in a checkout, `biencoder-search` where it is installed."""
-    if not IS_CHECKOUT:
-        return [f"biencoder-{command}"]
-    python = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else "python"
-    return [python, f"launcher/{command}.py"]
-
-
-def nearest_key(name: str) -> str:
-    """The valid dotted key that resembles `name` most."""
-    keys = list(Config().flat())
-    return (difflib.get_close_matches(name, keys, n=1, cutoff=0.0) or keys)[0]
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -554,18 +503,6 @@ def _sentence(fault: Any) -> str:
     found = json.dumps(fault["input"], default=str)
     description, allowed, _ = describe().get(name, ("", "a section of keys", None))
     return f"`{name}` is {found}, expected {allowed}" + (f" ({description.rstrip('.')})" if description else "")
-
-
-def _allowed(field: dict[str, Any]) -> str:
-    if "enum" in field:
-        return "one of " + ", ".join(field["enum"])
-    kind = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "text"}[field["type"]]
-    bounds = [
-        f"{sign} {field[key]:g}" if field[key] < 1e6 else f"{sign} {field[key]:.0f}"
-        for key, sign in (("exclusiveMinimum", ">"), ("minimum", ">="), ("exclusiveMaximum", "<"), ("maximum", "<="))
-        if key in field
-    ]
-    return f"{kind} {' and '.join(bounds)}".rstrip()
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

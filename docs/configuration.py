@@ -5,7 +5,8 @@ python docs/configuration.py
 
 from pathlib import Path
 
-from biencoder.config import Config, OnResume, describe, load_config, resume_rules
+from biencoder.config import Config, OnResume, load_config, resume_rules
+from biencoder.keys import describe
 
 PAGE = Path(__file__).with_suffix(".md")
 RECIPES = sorted((PAGE.parent.parent / "configs").glob("*.toml"))

@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from biencoder import environment
-from biencoder.config import Config
 from biencoder.errors import ConfigError
-from launcher.entry import Parser, run
+from launcher.entry import Parser, default, run
 
 _TIMEOUT_S = 10
 
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(
-        prog="dashboard.py", description="Make the dashboard of a project in Weights & Biases.", allow_abbrev=False
+        prog="dashboard.py",
+        description="Make the dashboard of a project in Weights & Biases.",
+        example="--out dashboard.json",
     )
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--entity", metavar="NAME", help="user or team that owns the project: save the dashboard there")
     goal.add_argument("--out", type=Path, metavar="FILE", help="write the specification as JSON; nothing is sent")
-    project = Config().tracking.project
+    project = default("tracking.project")
     parser.add_argument("--project", default=project, metavar="NAME", help=f"the project [default: {project}]")
     arguments = parser.parse_args(argv)
     if arguments.out:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def before(argv: Sequence[str]) -> None:
-    config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION).config
+    config = parse_run(argv, prog="doctor.py", description=_DESCRIPTION, example="runs/RUN").config
     from biencoder.distributed.join import join
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.opening import checks_table, findings_table

@@ -7,6 +7,7 @@ import argparse
 import atexit
 import io
 import os
+import shlex
 import signal
 import sys
 import time
@@ -15,18 +16,34 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from biencoder import environment
-from biencoder.config import Config, describe, load_config, nearest_key, user_path
 from biencoder.errors import BiencoderError, ConfigError, ExitCode, tell
+from biencoder.keys import describe, nearest_key
+from biencoder.paths import typed, user_path
+
+if TYPE_CHECKING:
+    from biencoder.config import Config
 
 _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Whose errors are one sentence."""
+    """Whose errors are one sentence, and whose help begins with an example."""
+
+    def __init__(self, *, example: str = "", **settings: Any) -> None:
+        """
+        Args:
+            example: arguments that do something useful.
+        """
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, **settings)
+        self._example = example
+
+    def format_help(self) -> str:
+        command = shlex.join(typed(self.prog.removesuffix(".py")))
+        return f"example: {command} {self._example}\n\n{super().format_help()}" if self._example else super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -34,14 +51,15 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True)
 class RunArguments:
-    config: Config
+    config: "Config"
     preflight: bool
     """Whether the job is only to be checked."""
 
 
-def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArguments:
+def parse_run(argv: Sequence[str], *, prog: str, description: str, example: str = "") -> RunArguments:
     """The run's configuration from `--config FILE` and dotted overrides such as `--train.lr 1e-5`, and `--preflight`."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
+    usage = "%(prog)s [--config FILE] [--SECTION.KEY VALUE ...] [--preflight]"
+    parser = Parser(prog=prog, description=description, example=example, usage=usage)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML or YAML file with any of the keys below")
     parser.add_argument(
         "--preflight", action="store_true", help="check ranks, network, data, memory and disk; print a table; train nothing"
@@ -64,15 +82,17 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str) -> RunArgumen
         if not token.startswith("-"):
             raise ConfigError(f"unexpected argument {token!r}; settings are given as --section.key VALUE")
         raise ConfigError(f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`")
+    from biencoder.config import load_config
+
     overrides = {name: value for name, value in vars(known).items() if name in keys}
     return RunArguments(load_config(file=known.config, overrides=overrides), known.preflight)
 
 
-def corpus_parser(*, prog: str, description: str) -> Parser:
+def corpus_parser(*, prog: str, description: str, example: str) -> Parser:
     """What the commands that read a corpus beside a model have in common: data_root, data_columns, data_corpus, clean, and
     trust_remote_code."""
-    parser = Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter)
-    root = Config().data.root
+    parser = Parser(prog=prog, description=description, example=example)
+    root = default("data.root")
     parser.add_argument("--data.root", dest="data_root", default=root, metavar="PATH", help=f"the corpus [default: {root}]")
     parser.add_argument(
         "--data.columns",
@@ -101,6 +121,11 @@ def corpus_parser(*, prog: str, description: str) -> Parser:
     return parser
 
 
+def default(key: str) -> Any:
+    """The default of a setting."""
+    return describe()[key][2]
+
+
 def cleans(told: bool | None, models: Iterable[str]) -> bool:
     """Whether the texts of a corpus, and queries to it, are to be cleaned: as told, else as in the training of the models.
 
@@ -112,7 +137,7 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
         return told
     from biencoder.model.folder import trained_on_clean_texts
 
-    trained = {trained_on_clean_texts(user_path(model)) for model in models} or {Config().data.clean}
+    trained = {trained_on_clean_texts(user_path(model)) for model in models} or {default("data.clean")}
     if len(trained) > 1:
         raise ConfigError(
             "some of the models were trained on cleaned texts, some on texts as they stand; "
@@ -121,12 +146,12 @@ def cleans(told: bool | None, models: Iterable[str]) -> bool:
     return trained.pop()
 
 
-def model_parser(*, prog: str, description: str) -> Parser:
+def model_parser(*, prog: str, description: str, example: str) -> Parser:
     """What the commands that rank with trained models have in common: those of `corpus_parser`, precision, and top_k."""
-    parser = corpus_parser(prog=prog, description=description)
+    parser = corpus_parser(prog=prog, description=description, example=example)
     add_precision(parser)
     parser.add_argument(
-        "--top-k", type=_top_k, default=Config().eval.top_k, metavar="K", help="candidates to re-rank or show"
+        "--top-k", type=_top_k, default=default("eval.top_k"), metavar="K", help="candidates to re-rank or show"
     )
     return parser
 

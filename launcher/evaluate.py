@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = model_parser(prog="evaluate.py", description=_DESCRIPTION)
+    example = "--model runs/RUN/model/best --data.root examples/debates"
+    parser = model_parser(prog="evaluate.py", description=_DESCRIPTION, example=example)
     parser.add_argument(
         "--model",
         action="append",

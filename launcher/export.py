@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from biencoder.config import user_path
 from biencoder.errors import ConfigError
+from biencoder.paths import user_path
 from launcher.entry import cleans, corpus_parser, run
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="export.py",
         description="Write a trained model for ONNX Runtime, and compare it with the model: on embedded texts, or with\n"
         "--data.root on a corpus, and there in accuracy as well. Or put it on the Hugging Face hub, with --push.",
+        example="--model runs/RUN/model/best --out onnx",
     )
     parser.set_defaults(data_root=None)
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")

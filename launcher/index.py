@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from biencoder.config import typed, user_path
+from biencoder.paths import typed, user_path
 from launcher.entry import add_precision, cleans, corpus_parser, run
 
 
@@ -51,7 +51,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = corpus_parser(prog="index.py", description="Embed a corpus once, and keep it as an index for search.py.")
+    parser = corpus_parser(
+        prog="index.py",
+        description="Embed a corpus once, and keep it as an index for search.py.",
+        example="--model runs/RUN/model/best --data.root examples/debates --out index",
+    )
     add_precision(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
     parser.add_argument(

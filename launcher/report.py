@@ -12,7 +12,7 @@ from launcher.entry import Parser, run
 
 def main(argv: Sequence[str]) -> None:
     parser = Parser(
-        prog="report.py", description="Write a run's report, or a comparison of several runs.", allow_abbrev=False
+        prog="report.py", description="Write a run's report, or a comparison of several runs.", example="runs/RUN"
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument(

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from biencoder.config import user_path
 from biencoder.errors import ConfigError, DataError, ModelError
+from biencoder.paths import user_path
 from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ def arguments_of(queries: Sequence[str]) -> Iterator[str]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = model_parser(prog="search.py", description="Find the best counter-arguments in a corpus.")
+    parser = model_parser(
+        prog="search.py",
+        description="Find the best counter-arguments in a corpus.",
+        example="--model runs/RUN/model/best --data.root examples/debates 'Cars should leave the city.'",
+    )
     parser.add_argument("--model", metavar="DIR", help="an exported model; with --index, if it is not where it was")
     parser.add_argument(
         "--index", metavar="FOLDER", help="answer from this index; with --data.root, if it is of that corpus"

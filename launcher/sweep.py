@@ -60,14 +60,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="sweep.py", description=__doc__, allow_abbrev=False, formatter_class=raw)
+    parser = Parser(prog="sweep.py", description=__doc__, example="local --trials 16 -- --data.root DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="local | slurm | rank")
     for name, text, out, default in (
         ("local", "run the trials here, one after the other", "the sweep's folder", "runs/sweep"),
         ("slurm", "write the lines of a Slurm array", "the file to write", "runs/sweep.txt"),
     ):
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
             "--trials", type=int, required=True, metavar="N", help="trials, the base configuration included"
         )
@@ -126,7 +125,7 @@ def write_lines(plan: SweepPlan, file: Path) -> None:
 
 
 def slurm(plan: SweepPlan, file: Path) -> None:
-    from biencoder.config import typed
+    from biencoder.paths import typed
 
     for trial in plan.trials:
         if any(len(part.split()) != 1 for part in trial):  # the job splits its line at blanks

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     end_with_launcher()
-    arguments = parse_run(argv, prog="train.py", description="Train a counter-argument bi-encoder.")
+    arguments = parse_run(
+        argv,
+        prog="train.py",
+        description="Train a counter-argument bi-encoder.",
+        example="--config configs/quickstart.toml",
+    )
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
     from biencoder.distributed.join import join
 

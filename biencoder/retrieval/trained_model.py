@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
-from biencoder.config import EvalConfig, ModelConfig, user_path
+from biencoder.config import EvalConfig, ModelConfig
 from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize, tokenize_sides
 from biencoder.errors import DataError, ModelError
@@ -27,6 +27,7 @@ from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, V
 from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
+from biencoder.paths import user_path
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.nearest import Rows, nearest_allowed
 from biencoder.retrieval.reranking import pair_probability

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from biencoder.config import typed
+from biencoder.paths import typed
 
 _EVERY_S = 180.0
 _LAST_TAKES_S = 120.0

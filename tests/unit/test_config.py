@@ -1,10 +1,13 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, TrainConfig, describe, load_config, user_path
+from biencoder.config import Config, TrainConfig, load_config
 from biencoder.errors import ConfigError, ModelError
+from biencoder.keys import describe
 from biencoder.model.pretrained import locate
+from biencoder.paths import user_path
 from biencoder.retrieval.embedders import load_models
 from launcher.entry import parse_run
 
@@ -135,3 +138,19 @@ def test_values_that_contradict_each_other_get_one_sentence(settings: dict[str, 
     with pytest.raises(ConfigError) as raised:
         config.check(1)
     assert sentence in str(raised.value)
+
+
+def test_what_help_says_of_a_key_is_what_is_checked() -> None:
+    assert {key: default for key, (_, _, default) in describe().items()} == Config().flat()
+    limits = {">": 0.0, ">=": -1.0, "<": 0.0, "<=": 1.0}  # what to add for a value that is refused
+    checked = 0
+    for key, (_, allowed, _) in describe().items():
+        wrong = ["?"] if allowed.startswith(("one of", "a number", "an integer", "true")) else []
+        wrong += [f"{float(number) + limits[sign]:.0f}" for sign, number in re.findall(r"([<>]=?) (\S+)", allowed)]
+        for value in wrong:
+            with pytest.raises(ConfigError, match=re.escape(f"expected {allowed}")):
+                load_config(overrides={key: value})
+        for value in allowed.removeprefix("one of ").split(", ") if allowed.startswith("one of") else []:
+            load_config(overrides={key: value})
+        checked += len(wrong)
+    assert checked > 100

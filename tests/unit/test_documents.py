@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import biencoder
-from biencoder.config import PROJECT_ROOT, describe
+from biencoder.keys import describe
+from biencoder.paths import PROJECT_ROOT
 from docs import configuration, names
 
 DOCS = PROJECT_ROOT / "docs"

@@ -12,8 +12,9 @@ from statistics import median
 
 import pytest
 
-from biencoder.config import PROJECT_ROOT, SPLITS, load_config
+from biencoder.config import SPLITS, load_config
 from biencoder.data import load_dataset
+from biencoder.paths import PROJECT_ROOT
 
 ROOT = PROJECT_ROOT / "examples" / "debates"
 HANDBOOK = PROJECT_ROOT / "examples" / "handbook"

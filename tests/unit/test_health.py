@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import PROJECT_ROOT, load_config
+from biencoder.config import load_config
+from biencoder.paths import PROJECT_ROOT
 from biencoder.tracking.guards import GUARDS, Alert, Guards
 from biencoder.tracking.names import accuracy
 

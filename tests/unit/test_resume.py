@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from biencoder.config import Config, describe, load_config
+from biencoder.config import Config, load_config
 from biencoder.errors import ConfigError
+from biencoder.keys import describe
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.training.recovery.resume import find_checkpoint
 

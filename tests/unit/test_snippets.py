@@ -5,7 +5,9 @@ tests/e2e/test_snippets.py runs what is cheap; `ELSEWHERE` names the tests that 
 
 import argparse
 import ast
+import importlib
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from biencoder.config import Config, load_config
 from launcher import evaluate, export, index, search, sweep
 from launcher.entry import parse_run
-from tests.snippets import PAGES, ROOT, Snippet, commands, launched, snippets
+from tests.snippets import COMMANDS, PAGES, ROOT, Snippet, commands, launched, snippets
 
 ELSEWHERE = {
     "sbatch": "tests/cluster/slurm.py",
@@ -48,6 +50,17 @@ def test_commands_parse(block: Snippet) -> None:
         for word in words:
             if re.match(rf"({'|'.join(FOLDERS)})/\S+$", word) and "*" not in word:
                 assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_begins_with_an_example_that_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"launcher.{name}").main(["--help"])
+    example, empty, usage, *_ = capsys.readouterr().out.splitlines()
+    words = shlex.split(example.removeprefix("example: "))
+    assert launched(words) == (name, words[2:])
+    assert (empty, usage.split()[:2]) == ("", ["usage:", f"{name}.py"])
+    check(words)
 
 
 def check(words: list[str]) -> None:

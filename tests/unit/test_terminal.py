@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import SPLITS, Config, DataConfig, ModelConfig, RunConfig, load_config, typed
+from biencoder.config import SPLITS, Config, DataConfig, ModelConfig, RunConfig, load_config
 from biencoder.data import load_dataset
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
 from biencoder.evaluation.tables import hits_table
+from biencoder.paths import typed
 from biencoder.retrieval.trained_model import Hit
 from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console

@@ -28,11 +28,12 @@ from typing import TypeVar
 import torch
 
 from biencoder import environment
-from biencoder.config import PROJECT_ROOT, Config, ModelConfig
+from biencoder.config import Config, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
 from biencoder.model.bi_encoder import build_model
+from biencoder.paths import PROJECT_ROOT
 from biencoder.training.engine.memory import (
     available_bytes,
     bucket_bytes,
