@@ -39,8 +39,9 @@ def _least(column: Column, console: Console) -> int:
     """Characters that a column needs. Texts of one that may be folded need no more than a few."""
     options = console.options.update(width=_ANY)
     sizes = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
-    width = max(size.maximum if column.no_wrap else min(size.minimum, _FOLDED) for size in sizes)
-    return max(width, column.min_width or 0)
+    if column.no_wrap:
+        return max(*(size.maximum for size in sizes), column.min_width or 0)
+    return min(max(*(size.minimum for size in sizes), column.min_width or 0), _FOLDED)
 
 
 def as_list(table: Table) -> Group:
