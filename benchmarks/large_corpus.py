@@ -37,7 +37,7 @@ from transformers import AutoTokenizer
 from biencoder.config import Config, DataConfig, DistributedConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, load_dataset
 from biencoder.data.token_cache import cached_tokens
-from biencoder.data.tokens import Tokens
+from biencoder.data.tokens import Batch
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
 from biencoder.mining import Miner
@@ -99,7 +99,7 @@ def measure(ranks: World, config: Config) -> dict[str, Any]:
     forbidden = Forbidden.of(split, len(dataset.texts))
     tokens_s, before = clock(), process.memory_info().rss
 
-    def encode(batch: Tokens) -> Sides:
+    def encode(batch: Batch) -> Sides:
         with torch.no_grad():
             sides: Sides = model(batch)
         return sides

@@ -261,6 +261,10 @@ class TrainConfig:
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], FREE] = "auto"
     """What weights and activations are computed in. auto: what the DeepSpeed file enables, else what this machine computes
     fastest of bf16, fp16 (on GPUs) and fp32. A resume keeps the precision of its checkpoint, or is refused."""
+    packing: Annotated[Literal["auto", "never"], FREE] = "auto"
+    """auto: texts of a batch are encoded one after the other without padding, on GPUs in bf16 and fp16 where model and
+    PyTorch allow it; a start says why they do not. never: they are padded. Results differ by rounding, and with dropout in
+    what is dropped."""
     optimizer: Annotated[Literal["adam", "adamw"], FIXED] = "adam"
     """adam: as in the reference; adamw: decoupled weight decay."""
     lr: Annotated[float, FIXED, Field(gt=0, le=10)] = 3e-6

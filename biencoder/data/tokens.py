@@ -1,6 +1,6 @@
-"""Texts as token ids: tokenized once per run, kept in one flat array, and padded only when a batch is made.
+"""Texts as token ids: tokenized once per run, kept in one flat array, and padded or packed only when a batch is made.
 
-N: texts, T: their tokens, U: texts of a batch, L: its padded width.
+N: texts, T: their tokens, or those of a batch; U: texts of a batch, L: its padded width.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from biencoder.data.ids import Ids
 
 _CHUNK_TEXTS = 4096
 _PAD_TO_MULTIPLE = 8
@@ -38,6 +40,63 @@ class Tokens:
         """In memory that a GPU copies from by itself."""
         candidate = None if self.candidate is None else self.candidate.pinned()
         return Tokens(self.input_ids_UL.pin_memory(), self.attention_mask_UL.pin_memory(), candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """A batch without padding: the tokens of its texts one after the other, as one row."""
+
+    input_ids_1T: torch.Tensor
+    positions_1T: torch.Tensor
+    """Of each token in its text, as the encoder numbers them (see `Packing`)."""
+    bounds_U1: torch.Tensor
+    """Where each text begins, and the end of the last; int32."""
+    longest: int
+    """Tokens of the longest text: a number of the program's, so that nobody asks the device for it."""
+    candidate: "PackedTokens | None" = None
+    """The same texts as candidates, if other tokens stand before them than before queries."""
+
+    def to(self, device: torch.device) -> "PackedTokens":
+        """On this device. The copy is made from pinned memory, so that the program does not wait for a GPU."""
+        on_cpu = self.input_ids_1T.device.type == "cpu"
+        source = self.pinned() if on_cpu and device.type == "cuda" and not self.input_ids_1T.is_pinned() else self
+        return source._made_by(lambda part: part.to(device, non_blocking=True), lambda tokens: tokens.to(device))
+
+    def pinned(self) -> "PackedTokens":
+        """In memory that a GPU copies from by itself."""
+        return self._made_by(torch.Tensor.pin_memory, PackedTokens.pinned)
+
+    def _made_by(
+        self, part: Callable[[torch.Tensor], torch.Tensor], whole: Callable[["PackedTokens"], "PackedTokens"]
+    ) -> "PackedTokens":
+        return PackedTokens(
+            part(self.input_ids_1T),
+            part(self.positions_1T),
+            part(self.bounds_U1),
+            self.longest,
+            None if self.candidate is None else whole(self.candidate),
+        )
+
+
+Batch = Tokens | PackedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How an encoder numbers the tokens of a packed text."""
+
+    padding_idx: int | None = None
+    """For RoBERTa and its relatives: they count from the number after this one on, and leave out tokens that have it as
+    their id. None: the first token is 0."""
+
+    def positions(self, ids_T: npt.NDArray[np.int32], starts_U: Ids, lengths_U: Ids) -> Ids:
+        """The number (T,) of each token in its text."""
+        if self.padding_idx is None:
+            return np.arange(len(ids_T)) - np.repeat(starts_U, lengths_U)
+        counts_T = ids_T != self.padding_idx
+        before_T1 = np.concatenate([[0], np.cumsum(counts_T)])
+        numbers_T: Ids = (before_T1[1:] - np.repeat(before_T1[starts_U], lengths_U)) * counts_T + self.padding_idx
+        return numbers_T
 
 
 def padded_width(lengths_U: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
@@ -83,6 +142,24 @@ class TokenizedTexts:
             torch.from_numpy(mask_UL.astype(np.int64)),
             None if self.candidate is None else self.candidate.batch(text_ids_U),
         )
+
+    def packed(self, text_ids_U: npt.NDArray[np.int64], packing: Packing) -> PackedTokens:
+        """The texts with these ids, one after the other."""
+        lengths_U = self.lengths(text_ids_U)
+        bounds_U1 = np.concatenate([[0], np.cumsum(lengths_U)])
+        places_T = np.arange(bounds_U1[-1]) + np.repeat(self.offsets_N1[text_ids_U] - bounds_U1[:-1], lengths_U)
+        ids_T = np.asarray(self.flat_T[places_T])
+        return PackedTokens(
+            torch.from_numpy(ids_T.astype(np.int64)[None]),
+            torch.from_numpy(packing.positions(ids_T, bounds_U1[:-1], lengths_U)[None]),
+            torch.from_numpy(bounds_U1.astype(np.int32)),
+            int(lengths_U.max()),
+            None if self.candidate is None else self.candidate.packed(text_ids_U, packing),
+        )
+
+    def laid_out(self, text_ids_U: npt.NDArray[np.int64], packing: Packing | None) -> Batch:
+        """The texts with these ids, padded where there is no packing."""
+        return self.batch(text_ids_U) if packing is None else self.packed(text_ids_U, packing)
 
 
 def tokenize_sides(

@@ -3,12 +3,14 @@
 P: pairs of a split, B: samples of a batch, K: negatives of each, U: distinct texts of one side.
 """
 
+import math
+
 import numpy as np
 import torch
 
 from biencoder.data import Split
 from biencoder.data.ids import Ids
-from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
+from biencoder.data.tokens import Batch, Packing, TokenizedTexts, padded_width
 from biencoder.model.bi_encoder import TripletBatch
 
 
@@ -21,6 +23,7 @@ def triplet_batch(
     one_encoder: bool,
     rivals: bool,
     pass_cost: float,
+    packing: Packing | None = None,
 ) -> TripletBatch:
     """The triplets of these samples (positions of pairs in the split), on the CPU.
 
@@ -29,19 +32,21 @@ def triplet_batch(
         one_encoder: whether one encoder serves both sides of the model; then no text is encoded twice, unless it has
             another prompt as a candidate.
         rivals: whether the points are candidates, too.
-        pass_cost: see `length_groups`.
+        pass_cost: see `length_groups`; of no concern where texts are packed, since nothing is padded there.
+        packing: how texts are packed; None: they are padded.
     """
     point_B, counter_B = split.point_text_P[samples_B], split.counter_text_P[samples_B]
     negative_BK = negative_text_PK[samples_B]
     parts = [counter_B, negative_BK.ravel(), *([point_B] if rivals else [])]
 
-    def grouped(text_ids: Ids, tokens: TokenizedTexts) -> tuple[list[Tokens], Ids]:
+    def grouped(text_ids: Ids, tokens: TokenizedTexts) -> tuple[list[Batch], Ids]:
         """The distinct texts among these in groups of similar length, and the row of each text."""
         texts_U, nth = np.unique(text_ids, return_inverse=True)
-        groups = length_groups(tokens.lengths(texts_U), pass_cost, max_length=tokens.max_length)
+        cost = pass_cost if packing is None else math.inf
+        groups = length_groups(tokens.lengths(texts_U), cost, max_length=tokens.max_length)
         row_U = np.empty_like(texts_U)
         row_U[np.concatenate(groups)] = np.arange(len(texts_U))
-        return [tokens.batch(texts_U[group]) for group in groups], row_U[nth]
+        return [tokens.laid_out(texts_U[group], packing) for group in groups], row_U[nth]
 
     candidates = None
     if one_encoder and not tokens.candidate:

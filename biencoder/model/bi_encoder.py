@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from biencoder.config import ModelConfig
-from biencoder.data.tokens import Tokens
+from biencoder.data.tokens import Batch, PackedTokens
+from biencoder.model.packed import pool_packed
 from biencoder.model.pretrained import Pooling, Pretrained
 from biencoder.rng import stream_seed
 
@@ -65,12 +66,13 @@ class Sides(NamedTuple):
 class TripletBatch:
     """B triplets as rows of encoded texts, so that a text that occurs twice is encoded once.
 
-    Texts come in groups of similar length, each with a padding of its own; rows count through the groups in order. If a
-    text is encoded once for both sides, `candidates` is None and all rows index `texts`. Otherwise `texts` are the queries.
+    Texts come in groups of similar length, each with a padding of its own, or packed in one group without any; rows count
+    through the groups in order. If a text is encoded once for both sides, `candidates` is None and all rows index `texts`.
+    Otherwise `texts` are the queries.
     """
 
-    texts: list[Tokens]
-    candidates: list[Tokens] | None
+    texts: Sequence[Batch]
+    candidates: Sequence[Batch] | None
     point_row_B: torch.Tensor
     counter_row_B: torch.Tensor
     negative_row_BK: torch.Tensor
@@ -83,10 +85,10 @@ class TripletBatch:
 
     def pinned(self) -> "TripletBatch":
         """In memory that a GPU copies from by itself."""
-        return self._made_by(Tokens.pinned, torch.Tensor.pin_memory)
+        return self._made_by(lambda part: part.pinned(), torch.Tensor.pin_memory)
 
     def _made_by(
-        self, of_tokens: Callable[[Tokens], Tokens], of_rows: Callable[[torch.Tensor], torch.Tensor]
+        self, of_tokens: Callable[[Batch], Batch], of_rows: Callable[[torch.Tensor], torch.Tensor]
     ) -> "TripletBatch":
         return TripletBatch(
             [of_tokens(group) for group in self.texts],
@@ -126,8 +128,10 @@ class Tower(nn.Module):
         else:
             nn.init.orthogonal_(self.projection.weight)
 
-    def pool(self, tokens: Tokens) -> torch.Tensor:
+    def pool(self, tokens: Batch) -> torch.Tensor:
         """The pooled vectors (U, H) of a batch."""
+        if isinstance(tokens, PackedTokens):
+            return pool_packed(self.encoder, tokens, self.pooling)
         output = self.encoder(input_ids=tokens.input_ids_UL, attention_mask=tokens.attention_mask_UL)
         return self._pool(output, tokens.attention_mask_UL)
 
@@ -260,7 +264,7 @@ class BiEncoder(nn.Module):
         """Whether a text is encoded once for both sides, unless it has a prompt for each."""
         return self.query_tower.encoder is self.candidate_tower.encoder
 
-    def forward(self, inputs: TripletBatch | Tokens) -> Scores | Sides:
+    def forward(self, inputs: TripletBatch | Batch) -> Scores | Sides:
         """Score a batch of triplets, or encode a batch of texts as both sides."""
         if isinstance(inputs, TripletBatch):
             return self._score(inputs)

@@ -17,7 +17,7 @@ import torch
 
 from biencoder.data.codes import contains
 from biencoder.data.ids import Ids
-from biencoder.data.tokens import TokenizedTexts, Tokens, padded_width
+from biencoder.data.tokens import Batch, Packing, TokenizedTexts, padded_width
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Side, Sides, Vectors
 
@@ -119,13 +119,14 @@ def plan_batches(lengths_N: Ids, batch_tokens: int, *, max_length: int) -> list[
 
 
 def embed_texts(
-    encode: Callable[[Tokens], Sides],
+    encode: Callable[[Batch], Sides],
     tokens: TokenizedTexts,
     text_ids_M: Ids,
     world: World,
     *,
     batch_tokens: int,
     sharded: bool = False,
+    packing: Packing | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedTexts | None:
     """The vectors of these texts (ascending ids). Every rank takes part.
@@ -133,6 +134,7 @@ def embed_texts(
     Args:
         encode: makes both sides' vectors of a batch, without graph; collective under ZeRO-3.
         sharded: leave the vectors on the ranks that make them.
+        packing: how texts are packed; None: they are padded.
         advance: called after each round with the number of texts that all ranks have embedded in it.
 
     Returns:
@@ -149,7 +151,7 @@ def embed_texts(
     table = VectorTable(positions_N)
     for round_ in rounds:
         mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
-        parts = encode(tokens.batch(text_ids_M[mine])).parts()
+        parts = encode(tokens.laid_out(text_ids_M[mine], packing)).parts()
         if sharded:
             table.put(mine if world.rank < len(round_) else mine[:0], parts)
         else:

@@ -30,7 +30,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from biencoder.config import EvalConfig, ModelConfig
-from biencoder.data.tokens import Tokens, tokenize, tokenize_sides
+from biencoder.data.tokens import Batch, Tokens, tokenize, tokenize_sides
 from biencoder.errors import ConfigError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, Sides, Tower, Vectors
 from biencoder.model.folder import load_model
@@ -208,7 +208,7 @@ class OnnxModel:
     def embed_texts(self, texts: Sequence[str], text_ids_N: npt.NDArray[np.int64]) -> EmbeddedTexts:
         """Embeddings of the texts with these (ascending) ids; pooled vectors are empty."""
 
-        def encode(batch: Tokens) -> list[torch.Tensor]:
+        def encode(batch: Batch) -> list[torch.Tensor]:
             inputs, query, candidate = _arrays(batch), self.outputs[0], self.outputs[1]
             if self.query is not self.candidate or batch.candidate:
                 for_candidate = _arrays(batch.candidate or batch)
@@ -226,8 +226,9 @@ class OnnxModel:
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
 
 
-def _arrays(batch: Tokens) -> dict[str, npt.NDArray[np.int64]]:
-    """The inputs of a graph."""
+def _arrays(batch: Batch) -> dict[str, npt.NDArray[np.int64]]:
+    """The inputs of a graph, which takes padded texts."""
+    assert isinstance(batch, Tokens)
     return dict(zip(_INPUTS, (batch.input_ids_UL.numpy(), batch.attention_mask_UL.numpy()), strict=True))
 
 

@@ -21,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from biencoder import environment
 from biencoder.config import EvalConfig, ModelConfig
 from biencoder.data.cleaning import tidier
-from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize, tokenize_sides
+from biencoder.data.tokens import Batch, Packing, TokenizedTexts, tokenize, tokenize_sides
 from biencoder.errors import DataError, ModelError
+from biencoder.model.attention import use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
 from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
+from biencoder.model.packed import hindrance, pack
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
 from biencoder.paths import user_path
@@ -66,6 +68,8 @@ class TrainedModel:
     """Whether the training texts were cleaned; `encode` and `rank` treat their texts alike."""
     reranking: Reranking | None = None
     """What validation said of re-ranking by the pair classifier; None if the model's folder does not say."""
+    packing: Packing | None = None
+    """How texts are packed, on GPUs in bf16; None where they are padded."""
 
     @classmethod
     def load(
@@ -93,6 +97,7 @@ class TrainedModel:
             has_classifier(path),
             clean=trained_on_clean_texts(path),
             reranking=measured_reranking(path),
+            packing=_packing(model, device, dtype),
         )
 
     @classmethod
@@ -110,7 +115,14 @@ class TrainedModel:
         dtype = inference_dtype(precision, device)
         pretrained = load_pretrained(config)
         model = _placed(build_model(pretrained.settled(config), pretrained, seed=0).eval(), device, dtype)
-        return cls(model, pretrained.tokenizer, pretrained.settled(config), device, notices=pretrained.notices)
+        return cls(
+            model,
+            pretrained.tokenizer,
+            pretrained.settled(config),
+            device,
+            notices=pretrained.notices,
+            packing=_packing(model, device, dtype),
+        )
 
     @property
     def precision(self) -> str:
@@ -204,12 +216,11 @@ class TrainedModel:
             advance: see `embed_texts`.
         """
 
-        def encode(batch: Tokens) -> list[torch.Tensor]:
+        def encode(batch: Batch) -> list[torch.Tensor]:
             sides: Sides = self.model(batch.to(self.device))
             return sides.parts()
 
-        batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
-        parts = encode_batches(encode, tokens, text_ids_N, batch_tokens, advance=advance)
+        parts = encode_batches(encode, tokens, text_ids_N, self._batch_tokens, packing=self.packing, advance=advance)
         return EmbeddedTexts.whole(text_ids_N, *Sides.of(parts))
 
     def embed_side(self, texts: Sequence[str], side: Side, *, advance: Advance = lambda count: None) -> Vectors:
@@ -222,14 +233,18 @@ class TrainedModel:
         tower = self.model.query_tower if side == "query" else self.model.candidate_tower
         uses_pooled = self.has_classifier and self.config.classifier_features != "embedding"
 
-        def encode(batch: Tokens) -> list[torch.Tensor]:
+        def encode(batch: Batch) -> list[torch.Tensor]:
             embedding_UD, pooled_UH = tower.project(tower.pool(batch.to(self.device)))
             return [embedding_UD.float(), pooled_UH.float() if uses_pooled else pooled_UH[:, :0].float()]
 
         prompt = self.config.prompts[side == "candidate"]
         tokens = tokenize(texts, self.tokenizer, max_length=self.config.max_length, prompt=prompt)
-        batch_tokens = EvalConfig().batch_tokens_on(self.device.type)
-        return Vectors(*encode_batches(encode, tokens, np.arange(len(texts)), batch_tokens, advance=advance))
+        every, limit, packing = np.arange(len(texts)), self._batch_tokens, self.packing
+        return Vectors(*encode_batches(encode, tokens, every, limit, packing=packing, advance=advance))
+
+    @property
+    def _batch_tokens(self) -> int:
+        return EvalConfig().batch_tokens_on(self.device.type)
 
     def search(self, query: str, index: SearchIndex, *, top_k: int, rerank: bool = False) -> list[Hit]:
         """The nearest texts, without the query's own text, nearest first.
@@ -283,22 +298,24 @@ class TrainedModel:
 
 
 def encode_batches(
-    encode: Callable[[Tokens], Sequence[torch.Tensor]],
+    encode: Callable[[Batch], Sequence[torch.Tensor]],
     tokens: TokenizedTexts,
     text_ids_N: npt.NDArray[np.int64],
     batch_tokens: int,
     *,
+    packing: Packing | None = None,
     advance: Advance = lambda count: None,
 ) -> list[torch.Tensor]:
     """The output of `encode` for the texts with these ids, in their order. Batches hold texts of similar length.
 
     Args:
+        packing: how texts are packed; None: they are padded.
         advance: called after each batch with its number of texts.
     """
     order, parts = plan_batches(tokens.lengths(text_ids_N), batch_tokens, max_length=tokens.max_length), []
     with torch.inference_mode():
         for batch in order:
-            parts.append([part.cpu() for part in encode(tokens.batch(text_ids_N[batch]))])
+            parts.append([part.cpu() for part in encode(tokens.laid_out(text_ids_N[batch], packing))])
             advance(len(batch))
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return [torch.cat(pieces)[back] for pieces in zip(*parts, strict=True)]
@@ -308,6 +325,13 @@ def _placed(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> BiEnc
     """The model on its device; the pair classifier, which takes vectors of any text, stays in fp32."""
     model.towers.to(dtype)
     return model.to(device)
+
+
+def _packing(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> Packing | None:
+    """How its texts are packed; None where they are padded. On a GPU its encoders use the fused kernels afterwards."""
+    if device.type == "cuda":
+        use_gpu_kernels(model.encoders)
+    return None if hindrance(model.encoders, device, dtype) else pack(model.encoders)
 
 
 def _device() -> torch.device:

@@ -58,6 +58,9 @@ def build(
     terminal.end()
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, plan.settings, world, plan.last_step)
+    if world.device.type == "cuda":
+        because = engine.padded_because
+        terminal.say(f"texts    padded: {because}" if because else "texts    packed one after the other, without padding")
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None
     forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)

@@ -50,6 +50,7 @@ class Evaluator:
             self.world,
             batch_tokens=self.config.batch_tokens_on(self.world.device.type),
             sharded=self.sharded,
+            packing=self.engine.packing,
             advance=self.terminal.advance,
         )
         self.terminal.end()

@@ -56,6 +56,7 @@ class Step:
                 one_encoder=self.engine.model.one_encoder,
                 rivals=self.objective.contrastive,
                 pass_cost=self.engine.pass_cost,
+                packing=self.engine.packing,
             )
             for samples_M in shares_RAM[world.rank]
         ]

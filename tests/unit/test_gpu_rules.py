@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 from biencoder import environment
 from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
-from biencoder.data.tokens import tokenize
+from biencoder.data.tokens import Tokens, tokenize
 from biencoder.distributed import idle_cores, join
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, OutOfMemory
@@ -82,8 +82,10 @@ def test_targets_and_batches_move_as_a_whole(tiny_bert: Path) -> None:
     parts += [
         part
         for group in [*moved.texts, *(moved.candidates or [])]
+        if isinstance(group, Tokens)
         for part in (group.input_ids_UL, group.attention_mask_UL)
     ]
+    assert len(parts) > 4
     assert step.targets is not None
     parts += step.targets.to(META)
     assert all(part is not None and part.device == META for part in parts)

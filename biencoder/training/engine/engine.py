@@ -10,10 +10,11 @@ import torch
 
 from biencoder import environment
 from biencoder.config import TrainConfig
-from biencoder.data.tokens import Tokens
+from biencoder.data.tokens import Batch, Packing
 from biencoder.distributed.world import World
 from biencoder.model.attention import use_blocks, use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
+from biencoder.model.packed import hindrance, pack
 from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.optim import build_optimizer, schedule
 from biencoder.training.engine.overflow import ask_together
@@ -21,6 +22,7 @@ from biencoder.training.engine.settings import Settings, import_deepspeed, preci
 from biencoder.training.engine.state import EngineState, EngineTensors
 from biencoder.training.engine.stopwatch import Stopwatch
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PASS_COST = {"cpu": 100.0, "cuda": 5000.0}
 """Tokens that train in the time of one further pass's overhead. cpu: measured with MiniLM; cuda: estimated from the number
 of kernels that BERT base starts, at some 5 microseconds each."""
@@ -46,7 +48,17 @@ class StepReport:
 class Engine:
     """A model under DeepSpeed. Calls, `backward` and `step` are collective: every rank makes them equally often."""
 
-    def __init__(self, model: BiEncoder, config: TrainConfig, settings: Settings, world: World, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: BiEncoder,
+        config: TrainConfig,
+        settings: Settings,
+        world: World,
+        total_steps: int,
+        *,
+        always_packed: bool = False,
+    ) -> None:
+        """Args: always_packed: pack texts also where that is slow, on CPUs and in fp32; for tests."""
         deepspeed = import_deepspeed()
         self.model = model
         self.device = world.device
@@ -63,6 +75,10 @@ class Engine:
         else:
             use_gpu_kernels(model.encoders)
             torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"  # who asks for fp32 gets it
+        self.padded_because = "" if always_packed else self._hindrance()
+        """Why texts are padded; empty where they are packed."""
+        self.packing: Packing | None = None if self.padded_because else pack(model.encoders)
+        """How texts are packed; None where they are padded."""
         with environment.local_rank_for_deepspeed(self.device.index):
             self._engine, _, _, _ = deepspeed.initialize(
                 model=model, optimizer=build_optimizer(model, config), config=settings
@@ -75,6 +91,11 @@ class Engine:
         self._plain_norm: torch.Tensor | None = None
         self._lr = 0.0
         self._forward = Stopwatch(world.device)
+
+    def _hindrance(self) -> str:
+        if self._config.packing == "never":
+            return "train.packing is never"
+        return hindrance(self.model.encoders, self.device, _DTYPES[self.precision])
 
     @property
     def pass_cost(self) -> float:
@@ -90,7 +111,7 @@ class Engine:
         return scores
 
     @torch.no_grad()
-    def encode(self, tokens: Tokens) -> Sides:
+    def encode(self, tokens: Batch) -> Sides:
         """Vectors of texts as both sides, without graph and without dropout."""
         self._engine.eval()
         sides: Sides = self._engine(tokens.to(self.device))

@@ -19,6 +19,7 @@ from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.folder import save_model
+from biencoder.model.packed import TESTED
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.embedding import embed_texts
 from biencoder.retrieval.trained_model import TrainedModel
@@ -78,7 +79,8 @@ def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
 
 def architectures(folders: list[str], files: list[str], out: str) -> None:
     """Three steps of each of these encoders under each DeepSpeed file; rank 0 saves the trained model, and writes losses,
-    and how far the saved model's vectors are from those of the ranks."""
+    and how far the saved model's vectors are from those of the ranks. Under the last file texts are packed, where that is
+    tested with the encoder."""
 
     def work(ranks: World) -> None:
         found: dict[str, Any] = {}
@@ -86,9 +88,12 @@ def architectures(folders: list[str], files: list[str], out: str) -> None:
             for mode in files:
                 model, tokens, split, negatives, saves = encoder_setup(folder)
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=BATCH // ranks.size // 2, lr=1e-3)
-                engine = engine_for(model, mode, ranks, train)
+                packed = mode == files[-1] and model.encoders[0].config.model_type in TESTED
+                engine = engine_for(model, mode, ranks, train, packed=packed)
                 losses = [one_step(engine, ranks, tokens, split, negatives, step) for step in range(3)]
-                embedded = embed_texts(engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
+                embedded = embed_texts(
+                    engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64, packing=engine.packing
+                )
                 weights = engine.weights()
                 if ranks.is_main and embedded and weights:
                     place = Path(out).parent / f"{Path(folder).name}-{mode.split()[0]}"
@@ -196,7 +201,8 @@ def gradients_of_many_tokens(tiny_bert: str, files: list[str], out: str) -> None
 
 def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
     """One SGD step at learning rate 1 of the contrastive loss, alone and with a pair classifier, in one micro-batch a rank
-    and in several: the weights move by its gradient. Rank 0 writes loss and gradient of each."""
+    and in several: the weights move by its gradient. Texts of the smallest micro-batches are packed. Rank 0 writes loss and
+    gradient of each."""
 
     def sgd(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=1.0)
@@ -213,7 +219,7 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
                 config = in_mode(Config(train=train, loss=LossConfig(**weights)), file)
                 deepspeed = read_settings(config, ranks.size) | {"zero_allow_untested_optimizer": True}
-                engine = Engine(model, train, deepspeed, ranks, STEPS)
+                engine = Engine(model, train, deepspeed, ranks, STEPS, always_packed=micro == 1)
                 before = engine.weights()
                 parts = first_step(engine, config, ranks, tokens, split, negatives)
                 loss, after = ranks.all_reduce_mean(parts)[0], engine.weights()

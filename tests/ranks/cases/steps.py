@@ -62,9 +62,9 @@ def samples_of(step: int) -> npt.NDArray[np.int64]:
     return (np.arange(BATCH) * 5 + step) % 12
 
 
-def engine_for(model: BiEncoder, mode: str, ranks: World, train: TrainConfig) -> Engine:
+def engine_for(model: BiEncoder, mode: str, ranks: World, train: TrainConfig, *, packed: bool = False) -> Engine:
     config = in_mode(Config(train=train), mode)
-    return Engine(model, train, read_settings(config, ranks.size), ranks, STEPS)
+    return Engine(model, train, read_settings(config, ranks.size), ranks, STEPS, always_packed=packed)
 
 
 def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split, negatives: Any, step: int) -> float:
@@ -82,6 +82,7 @@ def one_step(engine: Engine, ranks: World, tokens: TokenizedTexts, split: Split,
             one_encoder=True,
             rivals=False,
             pass_cost=engine.pass_cost,
+            packing=engine.packing,
         )
         loss = combined_loss(engine.score(batch), LossConfig())
         engine.backward(loss.total)
