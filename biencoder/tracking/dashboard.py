@@ -47,6 +47,8 @@ class Texts:
         return WeavePanelSummaryTable(table_name=self.name)
 
 
+_RECALLS = ("recall@10", "recall@100")
+
 SECTIONS: dict[str, Sequence[Curves | Texts]] = {
     "Loss": [
         Curves("Loss", ["train/loss"]),
@@ -83,12 +85,19 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
     "Retrieval": [
         Curves("Accuracy@1", [accuracy(split, "embedding") for split in SPLITS]),
         Curves("Accuracy@1, re-ranked", [accuracy(split, "rerank") for split in SPLITS]),
-        Curves("Validation accuracy@1, @5, @10", [f"eval/validation/embedding/accuracy@{k}" for k in (1, 5, 10)]),
-        Curves("Validation MRR and nDCG", [f"eval/validation/embedding/{name}@10" for name in ("mrr", "ndcg")]),
+        Curves(
+            "Validation accuracy@1, @5, @10; recall of queries over a corpus",
+            [f"eval/validation/embedding/{name}" for name in ("accuracy@1", "accuracy@5", "accuracy@10", *_RECALLS)],
+        ),
+        Curves(
+            "Validation MRR, nDCG; MAP of queries over a corpus",
+            [f"eval/validation/embedding/{name}" for name in ("mrr@10", "ndcg@10", "map@100")],
+        ),
         Curves(
             "Validation accuracy@1, strict and with copies as one",
             [accuracy("validation", "embedding"), accuracy("validation", "embedding", text=True)],
         ),
+        Curves("Calibration error of re-ranking's probabilities", ["eval/validation/rerank/calibration_error"]),
         Texts(examples("validation")),
     ],
     "Speed": [

@@ -63,10 +63,19 @@ def opening(plan: Plan, world: World, *, from_step: int | None) -> list[Renderab
         f"rate {train.peak_lr:.3g} ({train.lr_scaling} scaling of {train.lr:.3g}); {config.deepspeed_config} in "
         f"{plan.precision} on {world.device.type}",
         f"mining   {plan.mining}",
-        f"run      {plan.folder}" + ("" if from_step is None else f", going on from step {from_step}"),
+        run_line(plan.folder, config, from_step),
         *(f"beware   {sentence}" for sentence in ungrouped(plan)),
         *(f"beware   {config.model.name}: {notice}" for notice in plan.pretrained.notices),
     ]
+
+
+def run_line(folder: Path, config: Config, from_step: int | None) -> str:
+    """Where the run is, and what it goes on from; where nobody chose the folder, what would go on with it."""
+    line = f"run      {folder}"
+    if from_step is not None:
+        return f"{line}, going on from step {from_step}"
+    again = shlex.join(["--run.dir", str(folder)])
+    return line if config.run.dir else f"{line}; if it is stopped, the same command with {again} goes on"
 
 
 def ungrouped(plan: Plan) -> list[str]:

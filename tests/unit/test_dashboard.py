@@ -1,6 +1,7 @@
 """The W&B dashboard: it plots what is recorded, over the right axis, and its file needs neither network nor account."""
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from biencoder.errors import ConfigError
-from biencoder.tracking.dashboard import specification
+from biencoder.tracking.dashboard import SECTIONS, Curves, specification
 from biencoder.tracking.names import CHECKPOINT, CLOSEST, EVAL, HARDNESS, MINE, STEP, examples
 from launcher import dashboard
 
@@ -32,6 +33,20 @@ def test_every_plotted_metric_is_recorded_and_every_recorded_one_plotted() -> No
     recorded = {*STEP, *MINE, *CHECKPOINT, HARDNESS}
     assert plotted - evaluated == recorded
     assert {"eval/validation/embedding/accuracy@1", "eval/seconds"} <= plotted & evaluated
+
+
+def test_no_panel_is_empty_whatever_the_corpus() -> None:
+    names = {**STEP, **MINE, **CHECKPOINT} | {
+        name.format(split="validation", ranking=ranking): text
+        for name, text in EVAL.items()
+        for ranking in ("embedding", "rerank")
+    }
+    always = {name for name, text in names.items() if not re.search("only:|only if", text)}
+    assert "eval/validation/embedding/map@100" in names.keys() - always
+    recorded = {*always, HARDNESS, CLOSEST, examples("validation")}
+    contents = [content for section in SECTIONS.values() for content in section]
+    shown = [content.metrics if isinstance(content, Curves) else [content.name] for content in contents]
+    assert [metrics for metrics in shown if not recorded & set(metrics)] == []
 
 
 def test_axes_and_scales() -> None:

@@ -27,7 +27,7 @@ from biencoder.tracking.guards import Alert
 from biencoder.tracking.terminal import Terminal, duration
 from biencoder.training.evaluation_table import evaluation_table
 from biencoder.training.metrics import step_note
-from biencoder.training.opening import checks_table, closing_line, findings_table, ungrouped
+from biencoder.training.opening import checks_table, closing_line, findings_table, run_line, ungrouped
 from biencoder.training.preflight.judgements import CheckResult
 from biencoder.training.sweep import Trial, ranking_table
 from launcher.search import arguments_of, lines_of, parse
@@ -63,6 +63,13 @@ def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest
     arguments = parse(shlex.split(command)[len(typed("search")) :])  # as a shell reads it
     assert (arguments.model, arguments.data_root) == (f"{folder}/model/best", "my data")
     assert (arguments.queries, arguments.trust_remote_code) == (["your argument"], True)
+
+
+def test_a_run_in_a_folder_that_nobody_chose_says_how_it_is_gone_on_with() -> None:
+    folder, chosen = Path("runs/my run"), Config(run=RunConfig(dir="runs/my run"))
+    assert run_line(folder, Config(), None).endswith("the same command with --run.dir 'runs/my run' goes on")
+    assert run_line(folder, chosen, None) == "run      runs/my run"
+    assert run_line(folder, Config(), 7) == "run      runs/my run, going on from step 7"
 
 
 def test_a_line_of_stdin_that_is_no_utf8_is_named() -> None:

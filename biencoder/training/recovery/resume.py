@@ -110,7 +110,7 @@ class Recovery:
             self.save()
         if decision is AfterStep.STOP:
             self._world.on_main(self.finish_writing)
-            raise Stopped(f"after step {step}, as asked; the same command goes on from there")
+            raise Stopped(f"after step {step}, as asked; the same command with its --run.dir goes on from there")
 
     def load(self, checkpoint: Checkpoint | None, *, went_back: bool = False) -> None:
         """Put the run where the checkpoint was taken. Every rank takes part; only rank 0 has the checkpoint.
