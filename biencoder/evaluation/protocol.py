@@ -16,7 +16,7 @@ Q: queries, C: candidates, c: those whose texts this rank holds, k: top, D, H: d
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from biencoder.distributed.world import World
 from biencoder.evaluation.calibration import Calibration, fit_calibration
 from biencoder.evaluation.metrics import JUDGED_DEPTH, Answers, calibration_error, judged_metrics, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
+from biencoder.retrieval.crowding import MOST_CROWDED, NEIGHBOURS, Crowding, crowding_of
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.reranking import pair_probability
 
@@ -88,7 +89,12 @@ def evaluate_split(
     for suffix in ("", "_text"):
         candidates = Candidates.of(split, pair_Q, distinct=bool(suffix))
         query_text_Q = split.point_text_P[pair_Q]
-        ranking = rank_candidates(query_text_Q, candidates.text_C, candidates.own_Q, embedded, classifier, k=k, world=world)
+        crowded = None
+        if classifier is not None and classifier.residual:
+            crowded = crowding(query_text_Q, candidates.text_C, candidates.own_Q, embedded, world)
+        ranking = rank_candidates(
+            query_text_Q, candidates.text_C, candidates.own_Q, embedded, classifier, crowded, k=k, world=world
+        )
 
         def measure(ranking: Ranking = ranking, candidates: Candidates = candidates) -> dict[str, float]:
             return _metrics(ranking, candidates, judged=split.judgements is not None, top_k=top_k if classifier else 0)
@@ -98,9 +104,11 @@ def evaluate_split(
             examples = world.on_main(
                 lambda ranking=ranking, candidates=candidates: example_retrievals(split, pair_Q, ranking, candidates)  # type: ignore[misc]
             )
-            if classifier is not None and classifier.residual:
+            if crowded is not None:
                 calibration = world.on_main(
-                    lambda ranking=ranking, candidates=candidates: fit_calibration(*_judged(ranking, candidates, top_k))  # type: ignore[misc]
+                    lambda ranking=ranking, candidates=candidates, crowded=crowded: fit_calibration(  # type: ignore[misc]
+                        *_judged(ranking, candidates, top_k), _crowding_of_judged(ranking, crowded, top_k)
+                    )
                 )
     num_candidates = len(split.candidate_text_C) - (split.judgements is None)
     return SplitResult(split.name, len(pair_Q), num_candidates, metrics, examples, calibration)
@@ -188,6 +196,12 @@ def _judged(
     return probability_Qk[there_Qk], right_Qk[there_Qk]
 
 
+def _crowding_of_judged(ranking: "Ranking", crowded: Crowding, top_k: int) -> npt.NDArray[np.float32]:
+    """Crowding of all candidates that are re-ranked and of their queries (X, 2), in the order of `_judged`."""
+    candidate_Qk = ranking.candidate_Qk[:, :top_k]
+    return crowded.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk)[candidate_Qk >= 0]
+
+
 def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:
     """A few of the points that were queries, evenly spread, and their nearest texts.
 
@@ -250,6 +264,7 @@ def rank_candidates(
     excluded_Q: Ids,
     embedded: EmbeddedTexts,
     classifier: PairClassifier | None,
+    crowded: Crowding | None = None,
     *,
     k: int,
     world: World,
@@ -261,6 +276,7 @@ def rank_candidates(
     Args:
         candidate_text_C: text id of each candidate.
         excluded_Q: for each query a candidate that it may not get (itself); -1 for none.
+        crowded: for a residual classifier.
     """
     k = min(k, len(candidate_text_C) - bool((excluded_Q >= 0).all()))
     held = HeldCandidates.of(candidate_text_C, embedded)
@@ -268,9 +284,11 @@ def rank_candidates(
     for block, queries, counts in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
         mine = nearest_candidates(queries, held, excluded_Q[block], k=k)
         if classifier is not None and len(held.position_c):
-            text_qk = candidate_text_C[np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)]
-            row_qk = np.searchsorted(embedded.text_ids_N, text_qk)
-            mine = mine._replace(probability_Qk=pair_probability(queries, embedded.candidate, row_qk, classifier))
+            place_qk = np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)
+            row_qk = np.searchsorted(embedded.text_ids_N, candidate_text_C[place_qk])
+            crowding_qk2 = crowded.of_pairs(block, place_qk) if crowded else None
+            probability_qk = pair_probability(queries, embedded.candidate, row_qk, classifier, crowding_qk2)
+            mine = mine._replace(probability_Qk=probability_qk)
         answers = [list(world.exchange(torch.from_numpy(part), counts).numpy()) for part in mine]
         own = join_rankings(answers, axis=1).nearest(k)
         nearest = Ranking(*(world.all_gather_rows(torch.from_numpy(part), counts).numpy() for part in own))
@@ -279,6 +297,20 @@ def rank_candidates(
         order.append(block)
     back_Q = np.argsort(np.concatenate(order))
     return join_rankings([[np.concatenate(blocks)[back_Q]] for blocks in zip(*merged, strict=True)], axis=0)
+
+
+def crowding(query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, embedded: EmbeddedTexts, world: World) -> Crowding:
+    """How crowded queries and candidates are: see crowding.py. Every rank of `world`, the holders of the texts, takes part.
+
+    0 for all where there are more than MOST_CROWDED texts, because each is a query here.
+    """
+    text_N, nth_C = np.unique(candidate_text_C, return_inverse=True)
+    if not 1 < len(text_N) <= MOST_CROWDED:
+        return Crowding(np.zeros(len(own_Q), dtype=np.float32), np.zeros(len(nth_C), dtype=np.float32))
+    around = replace(embedded, query=embedded.candidate)
+    of_texts = rank_candidates(text_N, text_N, np.arange(len(text_N)), around, None, k=NEIGHBOURS, world=world)
+    of_queries = rank_candidates(query_text_Q, candidate_text_C, own_Q, embedded, None, k=NEIGHBOURS, world=world)
+    return Crowding(crowding_of(of_queries.distance_Qk), crowding_of(of_texts.distance_Qk)[nth_C])
 
 
 def empty_ranking(num_queries: int, k: int) -> Ranking:

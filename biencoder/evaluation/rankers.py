@@ -13,9 +13,11 @@ import torch
 from scipy.sparse import csr_array
 
 from biencoder.data.ids import Ids
+from biencoder.distributed.world import World
 from biencoder.evaluation.protocol import (
     HeldCandidates,
     Ranking,
+    crowding,
     empty_ranking,
     nearest_candidates,
     smallest,
@@ -52,7 +54,11 @@ class EmbeddingRanker:
         if self.classifier is None:
             return ranking
         row_Qk = np.searchsorted(self.embedded.text_ids_N, candidate_text_C[ranking.candidate_Qk])
-        probability_Qk = pair_probability(queries, self.embedded.candidate, row_Qk, self.classifier)
+        crowding_Qk2 = None
+        if self.classifier.uses_crowding:
+            crowded = crowding(query_text_Q, candidate_text_C, own_Q, self.embedded, World.alone())
+            crowding_Qk2 = crowded.of_pairs(np.arange(len(query_text_Q)), ranking.candidate_Qk)
+        probability_Qk = pair_probability(queries, self.embedded.candidate, row_Qk, self.classifier, crowding_Qk2)
         return ranking._replace(probability_Qk=np.where(ranking.candidate_Qk < 0, np.float32("nan"), probability_Qk))
 
 

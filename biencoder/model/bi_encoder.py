@@ -161,7 +161,7 @@ class PairClassifier(nn.Module):
 
     The residual form adds to the nearness -|e_u - e_v|^2 / 2, on a learned scale, a network whose last layer starts at 0,
     and whose features include the products of the vectors. Its first logit is 0, so that the second orders candidates as
-    their distance does until something is learned.
+    their distance does until something is learned. How crowded v and u are (crowding.py) counts from `calibrate` on.
     """
 
     def __init__(self, config: ModelConfig, *, embedding_dim: int, hidden: int) -> None:
@@ -173,16 +173,19 @@ class PairClassifier(nn.Module):
         if self.residual:
             width, last = 4 * kinds, nn.Linear(_RESIDUAL_UNITS, 1)
             self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, _RESIDUAL_UNITS), nn.GELU(), last)
-            self.nearness = nn.Linear(1, 1)
-            for layer, weight in (last, 0.0), (self.nearness, _UNIT_SCALE if config.normalize else 1.0):
-                nn.init.constant_(layer.weight, weight)
-                nn.init.zeros_(layer.bias)
+            self.nearness = nn.Linear(3, 1)  # of the pair, and of v and of u to the candidates around them
+            with torch.no_grad():
+                last.weight.zero_()
+                self.nearness.weight.copy_(torch.tensor([[_UNIT_SCALE if config.normalize else 1.0, 0.0, 0.0]]))
+                for layer in (last, self.nearness):
+                    layer.bias.zero_()
         else:
             width = 3 * kinds
             before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
             self.layers = nn.Sequential(*before, nn.Linear(width, 2))
 
-    def forward(self, u: Vectors, v: Vectors) -> torch.Tensor:
+    def forward(self, u: Vectors, v: Vectors, crowding: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits (…, 2). Args: crowding: of v and of u (…, 2); None counts as 0, as in training."""
         if self.gradient < 1:
             u, v = (Vectors(*(_with_gradient(part, self.gradient) for part in side)) for side in (u, v))
         parts = []
@@ -192,21 +195,29 @@ class PairClassifier(nn.Module):
             parts += self._features(u.pooled, v.pooled)
         logits: torch.Tensor = self.layers(torch.cat(parts, dim=-1))
         if self.residual:
-            squared = (u.embedding.float() - v.embedding.float()).square().sum(-1, keepdim=True)
-            logits = logits + self.nearness((squared / -2).to(logits.dtype))
+            near = (u.embedding.float() - v.embedding.float()).square().sum(-1) / -2
+            near = near.unsqueeze(-1)
+            around = torch.zeros_like(near).expand(*near.shape[:-1], 2) if crowding is None else crowding
+            logits = logits + self.nearness(torch.cat([near, around], dim=-1).to(logits.dtype))
             logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
         return logits
 
     def _features(self, u: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
         return [u, v, (u - v).abs(), *([u * v] if self.residual else [])]
 
+    @property
+    def uses_crowding(self) -> bool:
+        """Whether the log-odds depend on how crowded candidate and query are."""
+        return self.residual and bool(self.nearness.weight[0, 1:].any())
+
     @torch.no_grad()
-    def calibrate(self, scale: float, shift: float) -> None:
-        """Let the log-odds of the residual form become `scale * log-odds + shift`."""
+    def calibrate(self, scale: float, shift: float, crowding: float, query_crowding: float) -> None:
+        """Let the log-odds of the residual form become what `Calibration` says, v being the candidate."""
         for layer in (self.layers[-1], self.nearness):
             layer.weight.mul_(scale)  # type: ignore[operator]  # a linear layer
             layer.bias.mul_(scale)  # type: ignore[operator]
         self.nearness.bias.add_(shift)
+        self.nearness.weight[0, 1:] += torch.tensor([crowding, query_crowding])
 
     def twin(self) -> "PairClassifier":
         """A classifier of the same shape on the CPU in fp32, with new weights and without this one's hooks."""

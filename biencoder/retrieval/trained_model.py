@@ -30,6 +30,7 @@ from biencoder.model.packed import hindrance, pack
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
 from biencoder.paths import user_path
+from biencoder.retrieval.crowding import NEIGHBOURS, Crowding, crowding_of
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.nearest import Rows, nearest_allowed
 from biencoder.retrieval.reranking import pair_probability
@@ -276,13 +277,13 @@ class TrainedModel:
             )
 
         rows_Qk, distance_Qk = nearest_allowed(
-            index.index, index.embedding_ND, vectors.embedding.numpy(), is_another, count=top_k
+            index.index, index.embedding_ND, vectors.embedding.numpy(), is_another, count=max(top_k, NEIGHBOURS)
         )
         results = []
         for query, (rows_k, distance_k) in enumerate(zip(rows_Qk, distance_Qk, strict=True)):
             found_k = rows_k >= 0
             vector = vectors.rows(torch.tensor([query]))
-            hits = self._hits(vector, index, rows_k[found_k], distance_k[found_k])
+            hits = self._hits(vector, index, rows_k[found_k], distance_k[found_k])[:top_k]
             results.append(sorted(hits, key=lambda hit: -hit.probability) if rerank else hits)
         return results
 
@@ -290,7 +291,11 @@ class TrainedModel:
         probability_k = np.full(len(rows_k), np.nan)
         if self.classifier is not None and len(rows_k):
             candidates = Vectors(torch.from_numpy(index.embedding_ND[rows_k]), torch.from_numpy(index.pooled_NH[rows_k]))
-            probability_k = pair_probability(query, candidates, np.arange(len(rows_k))[None], self.classifier)[0]
+            places_1k, crowding_1k2 = np.arange(len(rows_k))[None], None
+            if self.classifier.uses_crowding:
+                crowded = Crowding(crowding_of(distance_k[None, :NEIGHBOURS]), index.crowding(rows_k))
+                crowding_1k2 = crowded.of_pairs(np.array([0]), places_1k)
+            probability_k = pair_probability(query, candidates, places_1k, self.classifier, crowding_1k2)[0]
         return [
             Hit(index.text(row), float(distance), float(probability), row)
             for row, distance, probability in zip(rows_k.tolist(), distance_k, probability_k, strict=True)

@@ -72,6 +72,8 @@ EVAL = {
     "eval/{split}/rerank/calibration_error_text": "the same, with identical texts counted as one",
     "eval/calibration_scale": "residual pair classifier only: what its log-odds are multiplied with, fitted on validation",
     "eval/calibration_shift": "residual pair classifier only: what is then added to them, fitted on validation",
+    "eval/calibration_crowding": "residual pair classifier only: weight of a candidate's crowding in them, likewise",
+    "eval/calibration_query_crowding": "residual pair classifier only: weight of the query's crowding in them, likewise",
     "eval/{split}/queries": "points that candidates were ranked for",
     "eval/{split}/candidates": "candidates of each query",
     "eval/seconds": "seconds to embed and rank all splits",

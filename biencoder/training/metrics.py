@@ -74,7 +74,7 @@ def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
 def eval_metrics(results: list[SplitResult], calibration: Calibration | None = None) -> Metrics:
     metrics: Metrics = {}
     if calibration:
-        metrics |= {"eval/calibration_scale": calibration.scale, "eval/calibration_shift": calibration.shift}
+        metrics |= {f"eval/calibration_{name}": value for name, value in calibration._asdict().items()}
     for result in results:
         metrics[f"eval/{result.split}/queries"] = result.num_queries
         metrics[f"eval/{result.split}/candidates"] = result.num_candidates

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from biencoder.evaluation.calibration import Calibration
 from biencoder.model.bi_encoder import BiEncoder
 from biencoder.model.folder import Reranking
 from biencoder.tracking.names import Metrics, accuracy
@@ -21,7 +22,7 @@ def calibrated_classifier(
     if "eval/calibration_scale" in metrics:
         classifier = model.classifier.twin()
         classifier.load_state_dict(own)
-        classifier.calibrate(metrics["eval/calibration_scale"], metrics["eval/calibration_shift"])
+        classifier.calibrate(**{name: metrics[f"eval/calibration_{name}"] for name in Calibration._fields})
         own = dict(classifier.state_dict())
     return {prefix + name: weight for name, weight in own.items()}
 

@@ -13,8 +13,11 @@ from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split
 from biencoder.evaluation.calibration import fit_calibration
 from biencoder.evaluation.metrics import calibration_error
+from biencoder.evaluation.protocol import crowding
+from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.saved_index import SearchIndex
 from biencoder.training.reranking import calibrated_classifier
 from tests.models import export
 
@@ -44,6 +47,14 @@ def test_what_separates_right_from_wrong_gets_a_finite_scale_and_what_orders_the
     assert fit_calibration(np.full(5, 0.3, np.float32), right) is None
 
 
+def test_the_fit_finds_what_crowding_takes_off() -> None:
+    rng = np.random.default_rng(0)
+    odds, crowding_X2 = rng.normal(0.0, 1.5, 20_000), rng.normal(-0.3, 0.1, (20_000, 2))
+    right = rng.random(20_000) < expit(odds - 3 + crowding_X2 @ np.array([-10, 5]))
+    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, crowding_X2.astype(np.float32))
+    assert fitted == pytest.approx((0.5, -3, -10, 5), rel=0.15)
+
+
 def residual(dim: int, *, seed: int = 0) -> PairClassifier:
     torch.manual_seed(seed)
     classifier = PairClassifier(ModelConfig(classifier="residual", normalize=True), embedding_dim=dim, hidden=dim)
@@ -55,8 +66,10 @@ def test_a_calibrated_classifier_has_log_odds_on_the_other_scale() -> None:
     classifier = residual(4)
     u, v = Vectors(torch.randn(6, 4), torch.randn(6, 4)), Vectors(torch.randn(6, 4), torch.randn(6, 4))
     before = classifier(u, v)
-    classifier.calibrate(0.25, -3.0)
+    classifier.calibrate(0.25, -3.0, -2.0, 1.0)
     torch.testing.assert_close(classifier(u, v)[:, 1], 0.25 * before[:, 1] - 3.0)
+    crowding_62 = torch.stack([torch.arange(6.0), torch.ones(6)], dim=1)
+    torch.testing.assert_close(classifier(u, v, crowding_62)[:, 1], 0.25 * before[:, 1] - 2.0 - 2.0 * torch.arange(6.0))
     assert classifier(u, v)[:, 0].count_nonzero() == 0
 
 
@@ -72,17 +85,44 @@ def test_an_evaluation_says_how_to_calibrate_and_is_right_afterwards() -> None:
     assert first.calibration is not None
     classifier.calibrate(*first.calibration)
     second = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
-    assert second.metrics["rerank/accuracy@1"] == first.metrics["rerank/accuracy@1"]
     assert second.metrics["rerank/calibration_error"] < 0.05 < first.metrics["rerank/calibration_error"]
-    assert second.calibration == pytest.approx((1, 0), abs=1e-2)
+    assert second.calibration == pytest.approx((1, 0, 0, 0), abs=0.2)
     linear = PairClassifier(ModelConfig(), embedding_dim=8, hidden=8)
     assert evaluate_split(split, embedded, linear, top_k=10, world=World.alone()).calibration is None
+
+
+def test_what_is_near_to_everything_is_put_behind_what_is_near_to_the_query_alone() -> None:
+    """The points of a subject are near to each other; a counter is near to its own point, and to no other text."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.nn.functional.normalize(torch.randn(100, 64, generator=generator), dim=1)
+    subjects = torch.nn.functional.normalize(torch.randn(10, 64, generator=generator), dim=1).repeat(10, 1)
+    rows = torch.nn.functional.normalize(torch.cat([0.7 * own + subjects, own + 0.2 * subjects]), dim=1)
+    vectors, texts = Vectors(rows, rows[:, :0]), [f"text {number}" for number in range(200)]
+    split = Split("validation", (None,) * 100, np.arange(100), np.arange(100, 200))  # type: ignore[arg-type]
+    embedded = EmbeddedTexts.whole(np.arange(200), vectors, vectors)
+    config = ModelConfig(classifier="residual", classifier_features="embedding", normalize=True)
+    classifier = PairClassifier(config, embedding_dim=64, hidden=64)
+    first = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
+    assert first.calibration is not None
+    classifier.calibrate(*first.calibration)
+    assert classifier.uses_crowding
+    second = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
+    gain = second.metrics["rerank/accuracy@1"] - second.metrics["embedding/accuracy@1"]
+    assert gain > 0.2
+    of_search = SearchIndex.in_memory(texts, vectors, clean=False).crowding(np.arange(200))
+    ranker, own_Q = EmbeddingRanker(embedded, classifier), np.arange(100)
+    of_evaluation = crowding(own_Q, np.arange(200), own_Q, embedded, World.alone()).candidate_C
+    np.testing.assert_allclose(of_search, of_evaluation, atol=1e-5)
+    ranked = ranker.rank(own_Q, np.arange(200), own_Q, k=10).reranked(10)[:, 0]
+    assert (ranked == np.arange(100, 200)).mean() == second.metrics["rerank/accuracy@1"]
 
 
 def test_the_exported_classifier_is_the_calibrated_one(tiny_bert: Path, tmp_path: Path) -> None:
     model = export(tiny_bert, tmp_path / "model", classifier="residual")
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    calibrated = calibrated_classifier(model, weights, {"eval/calibration_scale": 0.5, "eval/calibration_shift": -1.0})
+    fitted = {"eval/calibration_scale": 0.5, "eval/calibration_shift": -1.0, "eval/calibration_crowding": 0.0}
+    fitted["eval/calibration_query_crowding"] = 0.0
+    calibrated = calibrated_classifier(model, weights, fitted)
     assert calibrated.keys() == {name for name in weights if name.startswith("classifier.")}
     vectors = Vectors(torch.randn(6, 8), torch.randn(6, 32))
     before = model.classifier(vectors, vectors.rows(torch.arange(5, -1, -1)))[:, 1]

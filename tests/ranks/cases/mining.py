@@ -38,8 +38,9 @@ def sharded_search(mining: dict[str, Any], out: str, given: bool = False) -> Non
             split = replace(split, given=Given.of([(numbers + 1) % 150 for numbers in np.array_split(np.arange(100), 150)]))
         rows[split.counter_text_P] = rows[:150] + 2 * torch.eye(6)[torch.arange(150) % 6]  # near, so that some are found
         torch.manual_seed(0)
-        classifier = PairClassifier(ModelConfig(), embedding_dim=6, hidden=8)
-        torch.nn.init.normal_(cast(Any, classifier.layers[-1]).weight, std=0.1)  # far from saturating the softmax
+        classifier = PairClassifier(ModelConfig(classifier="residual"), embedding_dim=6, hidden=8)
+        torch.nn.init.normal_(cast(Any, classifier.layers[-1]).weight, std=0.1)
+        classifier.calibrate(0.1, 1.0, -0.1, 0.1)  # far from saturating the softmax
         holder_M = (rng.random(300) ** 2 * (ranks.size - 1)).astype(np.int32)
         held = np.flatnonzero(holder_M == ranks.rank)
         mine = everything.rows(torch.from_numpy(held))
