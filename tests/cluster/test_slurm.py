@@ -148,7 +148,7 @@ def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_h
     assert "clip_norm = 0.5" in (run_dir / "config.toml").read_text()
     assert len(records(run_dir, "step")) == 4 * 48
     assert (run_dir / "model/best/model.safetensors").is_file()
-    assert not list(Path.cwd().glob("slurm-*.hosts"))
+    assert not (ROOT / f"slurm-{job}.hosts").exists()
 
 
 def stub(folder: Path, body: str, *, interpreter: str = "/bin/sh") -> dict[str, str]:
