@@ -135,9 +135,10 @@ class ColumnNames:
         return [own] if own in pairs else pairs
 
     def _lack(self, columns: Sequence[str], path: Path) -> str:
-        missing = [role for role in ("counter", "point") if role not in columns and role not in self.given]
+        missing = [role for role in ("point", "counter") if role not in columns and role not in self.given]
         advice = "; say which columns hold the texts with data.columns, such as point=title,counter=body" if columns else ""
-        return f"{path} lacks the column {' and '.join(missing or ['counter'])}; {_has(columns)}{advice}"
+        lacking = "columns point and counter" if len(missing) == 2 else f"column {(missing or ['counter'])[0]}"
+        return f"{path} lacks the {lacking}; {_has(columns)}{advice}"
 
     def _completed(self, texts: dict[str, str], columns: Sequence[str]) -> Roles:
         """With the optional roles."""

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from biencoder import environment
+from biencoder import __version__, environment
 from biencoder.data.ids import Ids
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -53,7 +52,7 @@ class VectorCache:
         Args:
             facts: all that the vectors of a text depend on beside the text.
         """
-        return cls(cache_folder() / _sha256(repr((version("biencoder"), *facts)).encode()))
+        return cls(cache_folder() / _sha256(repr((__version__, *facts)).encode()))
 
     def embed(
         self, texts: Sequence[str], text_ids_N: Ids, embed: Callable[[Sequence[str], Ids], EmbeddedTexts]

@@ -3,11 +3,11 @@
 Its front matter is what the Hugging Face hub reads, results included (https://huggingface.co/docs/hub/model-cards).
 """
 
-from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from biencoder import __version__
 from biencoder.config import Config
 from biencoder.data import Dataset, Split
 from biencoder.data.hub import hub_repository
@@ -57,7 +57,7 @@ def _introduction(config: Config) -> str:
     base = f"`{hub_name(name) or Path(name).name}`"
     return (
         "Encodes an argument so that its best counter-argument, the text that takes up the same aspect with the opposite "
-        f"stance, is\nthe nearest one. Trained from {base} with biencoder {version('biencoder')}."
+        f"stance, is\nthe nearest one. Trained from {base} with biencoder {__version__}."
     )
 
 

@@ -165,7 +165,7 @@ def test_texts_alone_can_be_searched_but_not_trained_on(tmp_path: Path, kind: st
     assert findings.counts == {"empty text (dropped)": 1, "repeated text (dropped)": 1}
     assert findings.examples["repeated text (dropped)"] == [f"{file}:{5 if kind == 'csv' else 4}"]  # after its header
     assert load_texts(str(file), clean=False)[0] == ("a text.[1]", "another &amp; more", "a text.")
-    with pytest.raises(DataError, match="lacks the column counter and point; it has text, topic"):
+    with pytest.raises(DataError, match="lacks the columns point and counter; it has text, topic"):
         load_dataset(str(file), clean=True, needs_training=False)
 
 
@@ -216,7 +216,7 @@ def broken(tmp_path: Path, kind: str, write_corpus: WriteCorpus) -> Path:
         ("no pairs", "holds no pair"),
         ("one pair", "holds 1 training pairs; at least 2"),
         ("bad.jsonl", "bad.jsonl:1 is not valid JSON: Expecting ',' delimiter at character 12"),
-        ("columns.csv", "lacks the column counter and point; it has a, b"),
+        ("columns.csv", "lacks the columns point and counter; it has a, b"),
         ("latin.csv", "is not UTF-8 text"),
         ("file.xyz", "is a file of unknown type"),
         ("split.jsonl", "split is 'holdout', expected one of"),

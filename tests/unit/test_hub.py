@@ -54,7 +54,7 @@ def test_what_cannot_be_loaded_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
         "hf:owner/nothing": "hf:owner/nothing cannot be loaded: the hub cannot be reached, and the cache of",
         "hf:owner/name:other": "hf:owner/name:other cannot be loaded: BuilderConfig 'other' not found",
         "hf:two words": "hf:two words is no name on the hub; expected hf:owner/name or hf:owner/name:config",
-        "hf:owner/name": "hf:owner/name lacks the column counter and point; it has title, body; say which columns",
+        "hf:owner/name": "hf:owner/name lacks the columns point and counter; it has title, body; say which columns",
     }.items():
         for read in (load_dataset, load_texts):
             with pytest.raises(DataError) as error:

@@ -197,7 +197,7 @@ SURROGATE = '{"point": "a", "counter": "b"}\n{"point": "a\\ud800", "counter": "b
         ),
         ("a.csv", b'point,counter\na,b\n"a,b\nc,d\n', "a.csv:3 is not valid CSV: unexpected end of data; the row starts"),
         ("a.csv", b"point,counter,point\na,b,c\n", "a.csv:1 has the column point 2 times"),
-        ("a.csv", b"", "a.csv lacks the column counter and point; it is empty"),
+        ("a.csv", b"", "a.csv lacks the columns point and counter; it is empty"),
         ("a.csv", b"point\tcounter;x\na\tb;c\n", "a.csv lacks the column counter; it has point, counter;x"),
         ("a.csv", b"point,counter\na,b\ncaf\xe9,b\n", "a.csv:3 is not UTF-8 text (byte 3 of the line is 0xe9)"),
         ("a.csv", "point,counter\na,b\n".encode("utf-16"), "a.csv:1 is not UTF-8 text (byte 0 of the line is 0xff)"),
@@ -478,12 +478,12 @@ def test_columns_of_any_name(tmp_path: Path) -> None:
         (
             "title body",
             "",
-            "a.jsonl lacks the column counter and point; it has title, body; say which columns hold the texts with",
+            "a.jsonl lacks the columns point and counter; it has title, body; say which columns hold the texts with",
         ),
         (
             "query body",
             "",
-            "lacks the column counter and point; it has query, body; say which columns hold the texts with data.c",
+            "lacks the columns point and counter; it has query, body; say which columns hold the texts with data.c",
         ),
         (
             "title body",

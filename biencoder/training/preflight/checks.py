@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import torch
 
-from biencoder import environment
+from biencoder import __version__, environment
 from biencoder.config import Config, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
@@ -283,7 +283,7 @@ def _versions() -> dict[str, str]:
         "scikit-learn": "sklearn",
     }
     versions = {name: str(importlib.import_module(module).__version__) for name, module in modules.items()}
-    others = {name: version(name) for name in ("deepspeed", "biencoder")}
+    others = {"deepspeed": version("deepspeed"), "biencoder": __version__}
     return {"python": platform.python_version(), **versions, **others, "code": _code()[:12]}
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from biencoder import environment
+from biencoder import __version__, environment
 from biencoder.config import Config
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
@@ -36,7 +36,7 @@ MAX_STARTS = 3
 MAX_STOPPED_STARTS = 10
 """The same, where they may have been asked to stop."""
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
-_PACKAGES = ("biencoder", "torch", "transformers", "deepspeed", "faiss-cpu", "scikit-learn", "numpy", "wandb")
+_PACKAGES = ("torch", "transformers", "deepspeed", "faiss-cpu", "scikit-learn", "numpy", "wandb")
 
 
 def run_folder(config: Config) -> Path:
@@ -142,7 +142,7 @@ def _facts(dataset: Dataset, world_size: int) -> dict[str, Any]:
         "host": platform.node(),
         "ranks": world_size,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {"biencoder": __version__} | {name: version(name) for name in _PACKAGES},
         "commit": _commit(),
         "data": {
             "fingerprint": dataset.fingerprint,
