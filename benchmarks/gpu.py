@@ -1,117 +1,127 @@
-"""Training on one GPU: BERT base at 128, 256 and 512 tokens in bf16, against sentence-transformers and the GPU's own peak.
+"""Ten steps in ten minutes on one NVIDIA GPU: what runs there, what agrees with a CPU, and how fast it is.
 
-    python benchmarks/gpu.py                         # needs an NVIDIA GPU
+    python benchmarks/gpu.py               # says so and ends with 0 where PyTorch sees no GPU
+    python benchmarks/gpu.py --dry-run     # the same steps in small on a CPU, to try out the script
 
-It was written where there is none: its parts ran on a CPU with a small model, and no figure of it exists so far.
+Each step (see gpu_steps.py) is a process of its own with a bound on its time. A step that fails leaves its error in one
+line, and the next one follows. All is made here, without a registry: a BERT base with random weights, a tokenizer, and
+synthetic texts whose lengths are spread as ArguAna's. The peer, sentence-transformers at its best, takes part where it is
+installed.
 
-Weights are random, since only their shape matters, and every text fills its length, so that no padding blurs the count. The
-cases are those of benchmarks/training.py, with the triplet loss: ours without dropout, and the peer at its best (neither
-compiled).
+It was written where there is no GPU, and tried with --dry-run alone: no figure of it exists so far.
 
-model FLOP utilisation    samples/s x 3 texts x 3 x F / peak, where a forward pass of a text of L tokens takes
-                          F = layers (24 H^2 L + 4 H L^2) operations and the backward pass twice as many (Kaplan et al.
-                          2020; Narayanan et al. 2021); embeddings, LayerNorms and heads are not counted
-peak                      what a product of two 8192 x 8192 matrices in bf16 reaches on this GPU, measured before
-
-Prints a table, and writes benchmarks/results/gpu.json.
+Writes benchmarks/results/gpu.json and gpu.md after each step.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from cost_model import BERT_BASE
-from rich.console import Console
-from rich.table import Table
-from training import Work, compare
-from transformers import AutoTokenizer, BertConfig, BertModel
-
-from biencoder.model.pretrained import locate
 
 OUT = Path(__file__).parent / "results" / "gpu.json"
-CASES = ["peer, best", "ours"]
-LENGTHS = {128: 128, 256: 64, 512: 32}
-"""Tokens, and triplets in a batch."""
-STEPS = 30
+STEPS = Path(__file__).with_name("gpu_steps.py")
+BOUNDS_S = {
+    "inputs": 40,
+    "attention": 40,
+    "unit tests": 70,
+    "preflight": 40,
+    "fp32 as on a CPU": 60,
+    "precisions": 120,
+    "out of memory": 60,
+    "waits": 40,
+    "packed": 70,
+    "training": 150,
+    "embedding": 60,
+}
+"""Seconds that a step may take; together with the rest they stop at `_ALL_S`."""
+_ALL_S = 600
+_SLOWER = 5
+"""How many times as long a step may take in a dry run, on a CPU that others may use as well."""
+Results = dict[str, dict[str, Any]]
 
 
-def write_model(config: BertConfig, folder: Path) -> None:
-    """Random weights in this shape, with MiniLM's tokenizer, which is BERT's."""
-    torch.manual_seed(0)
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(locate("minilm")).save_pretrained(folder)
+def run_step(name: str, folder: Path, *, dry_run: bool, bound_s: float) -> dict[str, Any]:
+    """What a step has found, or its error in one line; and its seconds."""
+    start = time.perf_counter()
+    command = [sys.executable, str(STEPS), name, str(folder), *(["--dry-run"] if dry_run else [])]
+    try:
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=max(1.0, bound_s))
+    except subprocess.TimeoutExpired:
+        outcome: dict[str, Any] = {"error": f"not done after {bound_s:.0f} s"}
+    else:
+        outcome = outcome_of(ended.returncode, ended.stdout, ended.stderr)
+    return outcome | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def write_corpus(num_pairs: int, length: int, file: Path) -> None:
-    """Pairs of texts that are cut at `length` tokens, all different."""
-    rng = np.random.default_rng(0)
-    words = ["point", "counter", "city", "market", "school", "law", "health", "science", "vote", "tax", "art", "war"]
-    texts = [" ".join(words[i] for i in row) for row in rng.integers(0, len(words), (2 * num_pairs, length))]
-    rows = zip(texts[::2], texts[1::2], strict=True)
-    lines = (json.dumps({"split": "train", "point": point, "counter": counter}) for point, counter in rows)
-    file.write_text("\n".join(lines) + "\n")
+def outcome_of(code: int, stdout: str, stderr: str) -> dict[str, Any]:
+    """What a step has printed as JSON in its last line; the last line of its errors where it has failed."""
+    said = stdout.strip().splitlines()
+    if code == 0 and said:
+        try:
+            return {"found": json.loads(said[-1])}
+        except ValueError:
+            pass
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return {"error": f"{lines[-1] if lines else 'no word'} (exit code {code})"[:300]}
 
 
-def product_flops(size: int = 8192) -> float:
-    """Operations per second of a bf16 matrix product, the best of ten runs of ten."""
-    left, right = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    best = 0.0
-    for _ in range(11):  # the first one sets up
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(10):
-            left @ right
-        torch.cuda.synchronize()
-        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - start))
-    return best
+def markdown(device: str, results: Results) -> str:
+    """The one table."""
+    rows = [f"Steps on {device}", "", "| step | s | found |", "|---|---|---|"]
+    for name, outcome in results.items():
+        found = outcome.get("found", {})
+        said = "; ".join(f"{key}: {_short(value)}" for key, value in found.items())
+        cell = f"**failed**: {outcome['error']}" if "error" in outcome else said
+        rows.append(f"| {name} | {outcome['seconds']} | {cell.replace('|', '/')} |")
+    return "\n".join(rows) + "\n"
 
 
-def measure(model: BertConfig, lengths: dict[int, int], *, steps: int, repeats: int, precision: str) -> dict[int, Any]:
-    """The cases of a comparison for each length."""
-    found = {}
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+    return str(value)
+
+
+def run_all(device: str, names: list[str], out: Path, *, dry_run: bool) -> Results:
+    """All steps, one after the other; the results so far are written after each."""
+    results: Results = {}
+    start, slower = time.perf_counter(), _SLOWER if dry_run else 1
+    out.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        write_model(model, Path(folder) / "bert")
-        for length, batch in lengths.items():
-            data = Path(folder) / f"{length}.jsonl"
-            write_corpus(batch * (steps + 4), length, data)
-            work = Work(
-                loss="triplet",
-                batch=batch,
-                length=length,
-                steps=steps,
-                data=str(data),
-                model=f"{folder}/bert",
-                precision=precision,
-            )
-            found[length] = {"batch": batch, "rows": compare(work, CASES, repeats)}
-    return found
+        for name in names:
+            left_s = _ALL_S * slower - (time.perf_counter() - start)
+            if left_s <= 0:
+                results[name] = {"error": "no time was left", "seconds": 0.0}
+            else:
+                bound_s = min(BOUNDS_S[name] * slower, left_s)
+                results[name] = run_step(name, Path(folder), dry_run=dry_run, bound_s=bound_s)
+            print(name, json.dumps(results[name]), flush=True)
+            out.write_text(json.dumps({"device": device, "dry_run": dry_run, "steps": results}, indent=2) + "\n")
+            out.with_suffix(".md").write_text(markdown(device, results))
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--steps", nargs="+", choices=list(BOUNDS_S), default=list(BOUNDS_S), help="default: all")
+    parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/gpu.py needs an NVIDIA GPU, and PyTorch sees none here")
-    peak = product_flops()
-    found = measure(BertConfig(), LENGTHS, steps=STEPS, repeats=given.repeats, precision="bf16")
-    title = f"BERT base, bf16, {torch.cuda.get_device_name()}: products reach {peak / 1e12:.0f} TFLOP/s"
-    table = Table("tokens", "batch", "", "triplets/s", "against the peer", "of the peak", "peak MiB", title=title, box=None)
-    for length, part in found.items():
-        for case, row in part["rows"].items():
-            row["utilisation"] = row["samples_per_s"] * 3 * 3 * BERT_BASE.forward_flops(length) / peak
-            cells = (f"{row['samples_per_s']:.0f}", str(row["against"].get("peer, best", "")), f"{row['utilisation']:.1%}")
-            table.add_row(str(length), str(part["batch"]), case, *cells, f"{row['peak_mib']:,.0f}")
-    Console(width=130).print(table)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(
-        json.dumps({"device": torch.cuda.get_device_name(), "peak_flops": peak, "lengths": found}, indent=2) + "\n"
-    )
+    if not (given.dry_run or torch.cuda.is_available()):
+        print("benchmarks/gpu.py measures on an NVIDIA GPU, and PyTorch sees none here; --dry-run tries the steps on a CPU")
+        return
+    device = "a CPU, in small (a dry run)" if given.dry_run else torch.cuda.get_device_name()
+    names = [name for name in BOUNDS_S if name == "inputs" or name in given.steps]
+    run_all(device, names, given.out, dry_run=given.dry_run)
+    print(given.out.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ contrastive   the peer: MultipleNegativesRankingLoss; ours: the contrastive loss
               besides the counters
 
 peer, defaults    the model's own dropout, 0.1 in hidden states and attention
-peer, best        dropout 0 in both, with which fused attention works on CPUs; on GPUs also TF32 for what is left in fp32,
-                  and four processes that load batches
+peer, best        dropout 0 in both, with which fused attention works on CPUs; on GPUs also FlashAttention 2, which does
+                  without padding, where it is installed (else cuDNN's attention off, as in ours), TF32 for what is left in
+                  fp32, and four processes that load batches
 ours, defaults    dropout 0.1 in hidden states, 0 in attention
 ours              dropout 0 in both, as in configs/triplets.toml
 ... one padding   ours, but all texts of a batch padded to the longest
@@ -26,6 +27,7 @@ Prints a table for each loss, and writes benchmarks/results/training.json.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -125,8 +127,14 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
     columns = {"anchor": split.point_text_P, "positive": split.counter_text_P}
     columns |= {f"negative_{k}": negative_text_P for k, negative_text_P in enumerate(work.negatives(split).T)}
     rows = Dataset.from_dict({name: [dataset.texts[i] for i in ids_P[samples]] for name, ids_P in columns.items()})
+    on_gpu, read = torch.cuda.is_available(), []
+    flash = on_gpu and not dropout and importlib.util.find_spec("flash_attn") is not None
+    if on_gpu and not dropout:
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model = SentenceTransformer(
-        locate(work.model), config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        locate(work.model),
+        config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
+        model_kwargs={"attn_implementation": "flash_attention_2"} if flash else {},
     )
     model.max_seq_length = work.length
     loss = (
@@ -134,7 +142,6 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
         if work.loss == "triplet"
         else MultipleNegativesRankingLoss(model)
     )
-    on_gpu, read = torch.cuda.is_available(), []
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,7 +1,10 @@
 """The cost model on a case computed by hand, the document that quotes it, and the benchmarks' one table."""
 
+import json
 import math
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +197,44 @@ def test_the_table_says_whether_what_was_asked_for_was_found() -> None:
     assert found["faiss flat against peer faiss"].met is False
     assert (found["faiss flat against peer faiss"].ours, found["faiss flat against peer faiss"].other) == ("4 s", "8 s")
     assert rows(same_ids=False)["faiss flat against balltree"].met is False
+
+
+def test_steps_on_a_gpu_go_on_past_one_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import gpu
+    import gpu_steps
+
+    assert list(gpu.BOUNDS_S) == list(gpu_steps.STEPS)
+    ends = {
+        "inputs": (0, 'noise\n{"texts": 3}', ""),
+        "attention": (1, "", "Traceback\n  a line\nRuntimeError: no | kernel\n"),
+        "waits": (0, '{"kernels": [5, 6], "ms": 0.123456}', "a warning"),
+    }
+    asked: list[tuple[str, float]] = []
+
+    def run(command: list[str], *, timeout: float, **more: Any) -> subprocess.CompletedProcess[str]:
+        asked.append((command[2], timeout))
+        if command[2] == "packed":
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, *ends[command[2]])
+
+    monkeypatch.setattr(subprocess, "run", run)
+    out = tmp_path / "results" / "gpu.json"
+    gpu.run_all("a card", [*ends, "packed"], out, dry_run=False)
+    found = json.loads(out.read_text())["steps"]
+    assert [name for name, _ in asked] == list(found) == [*ends, "packed"]
+    assert all(timeout <= gpu.BOUNDS_S[name] for name, timeout in asked)
+    assert found["inputs"]["found"] == {"texts": 3}
+    assert found["attention"]["error"] == "RuntimeError: no | kernel (exit code 1)"
+    assert found["packed"]["error"] == "not done after 70 s"
+    table = out.with_suffix(".md").read_text()
+    assert "**failed**: RuntimeError: no / kernel (exit code 1) |" in table
+    assert "kernels: [5, 6]; ms: 0.123 |" in table
+
+
+def test_without_a_gpu_the_steps_say_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import gpu
+
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpu.main()
+    assert "PyTorch sees none here" in capsys.readouterr().out
