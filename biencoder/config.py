@@ -130,6 +130,20 @@ class LossConfig:
     """Of the contrastive loss: what half the squared distances are divided by."""
     symmetric: Annotated[bool, FIXED] = False
     """Let the contrastive loss also ask of every counter which point it answers."""
+    matryoshka_dims: Annotated[str, FIXED, Field(pattern=r"^([1-9][0-9]*( *, *[1-9][0-9]*)*)?$")] = ""
+    """Train the first so many dimensions of the embeddings as well, `64,128,256` say: triplet and contrastive loss are
+    summed over them and the full size, and each size is evaluated; empty: the full size alone."""
+
+    @property
+    def sizes_problem(self) -> str:
+        """Why nothing would train embeddings of fewer dimensions; empty if none are wanted, or something does."""
+        if not self.matryoshka_dims or self.triplet_weight or self.contrastive_weight:
+            return ""
+        return "loss.matryoshka_dims is for triplet and contrastive loss, and both have weight 0; set one above 0"
+
+    def truncations(self, full: int) -> tuple[int, ...]:
+        """The sizes that are named beside the full one, the largest first."""
+        return tuple(sorted({int(size) for size in self.matryoshka_dims.split(",") if size} - {full}, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)
@@ -386,7 +400,9 @@ class Config:
             )
         if self.mining.negatives == 0 and self.mining.given == "only":
             problems.append("mining.given is only, but mining.negatives is 0; set how many given negatives a sample has")
-        problems += [problem for problem in (self._gradient_problem, self.mining.range_problem) if problem]
+        problems += [
+            problem for problem in (self._gradient_problem, self.mining.range_problem, loss.sizes_problem) if problem
+        ]
         if self.eval.metric.startswith("rerank") and not loss.classification_weight:
             problems.append(
                 f"eval.metric {self.eval.metric} needs a pair classifier, but loss.classification_weight is 0; choose an "
@@ -398,6 +414,24 @@ class Config:
             problems.append("mining.overlap works on rank 0, but mining.placement is sharded; set one of them back")
         if problems:
             raise ConfigError("; ".join(problems))
+        self.truncations(self.model.embedding_dim)
+
+    def truncations(self, full: int) -> tuple[int, ...]:
+        """The sizes of embeddings beside the full one, the largest first.
+
+        Args:
+            full: 0 if it is that of a model that has not been read.
+
+        Raises:
+            ConfigError: one of them is larger.
+        """
+        sizes = self.loss.truncations(full)
+        if full and sizes and sizes[0] > full:
+            raise ConfigError(
+                f"loss.matryoshka_dims names {sizes[0]}, and the embeddings have {full} dimensions; name smaller ones, or "
+                "raise model.embedding_dim"
+            )
+        return sizes
 
     @property
     def _gradient_problem(self) -> str:

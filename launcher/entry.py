@@ -150,6 +150,7 @@ def model_parser(*, prog: str, description: str, example: str) -> Parser:
     """What the commands that rank with trained models have in common: those of `corpus_parser`, precision, and top_k."""
     parser = corpus_parser(prog=prog, description=description, example=example)
     add_precision(parser)
+    add_dim(parser)
     parser.add_argument(
         "--top-k", type=_top_k, default=default("eval.top_k"), metavar="K", help="candidates to re-rank or show"
     )
@@ -165,9 +166,28 @@ def add_precision(parser: Parser) -> None:
     )
 
 
+def add_dim(parser: Parser) -> None:
+    parser.add_argument(
+        "--dim",
+        type=_dim,
+        default=0,
+        metavar="N",
+        help="take the first N dimensions of the embeddings alone, of a model trained with loss.matryoshka_dims, and no\n"
+        "pair classifier [default: all]",
+    )
+
+
 def _top_k(text: str) -> int:
+    return _at_least_1("--top-k", text)
+
+
+def _dim(text: str) -> int:
+    return _at_least_1("--dim", text)
+
+
+def _at_least_1(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--top-k is {text}, expected an integer >= 1")
+        raise ConfigError(f"{name} is {text}, expected an integer >= 1")
     return int(text)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from biencoder.data import Dataset
     from biencoder.data.ids import Ids
     from biencoder.evaluation.comparison import System
+    from biencoder.retrieval.embedders import NamedModel
     from biencoder.tracking.terminal import Terminal
 
 _DESCRIPTION = (
@@ -76,7 +77,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """One model on every split."""
     from biencoder.distributed.world import World
     from biencoder.evaluation import evaluate_split
-    from biencoder.retrieval.embedders import load_models
     from biencoder.tracking.terminal import Terminal
     from biencoder.training.evaluation_table import evaluation_table
     from biencoder.training.metrics import eval_metrics
@@ -85,7 +85,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
     dataset = read_corpus(arguments, clean=clean)
-    (model,) = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, **embedding(arguments, terminal))
+    (model,) = load(arguments, terminal)
     terminal.show(*findings_table(dataset.findings))
     alone = World.alone()
     results = [
@@ -142,14 +142,13 @@ def make_systems(
 ) -> "list[System]":
     """What is compared: the models, and the baselines that were asked for."""
     from biencoder.evaluation.systems import lexical_systems, model_system, zero_shot_systems
-    from biencoder.retrieval.embedders import load_models, pretrained_model
+    from biencoder.retrieval.embedders import pretrained_model
 
-    settings = embedding(arguments, terminal)
-    models = load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, **settings)
+    models = load(arguments, terminal)
     systems = [model_system(model, texts, text_ids) for model in models]
     if arguments.baselines or arguments.zero_shot:
-        load = partial(pretrained_model, **settings)
-        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids, load=load)
+        load_base = partial(pretrained_model, **embedding(arguments, terminal))
+        systems += zero_shot_systems(arguments.zero_shot, models, texts, text_ids, load=load_base)
     if arguments.baselines:
         systems += lexical_systems(texts)
     return systems
@@ -161,6 +160,14 @@ def read_corpus(arguments: argparse.Namespace, *, clean: bool) -> "Dataset":
 
     columns, corpus = arguments.data_columns, arguments.data_corpus
     return load_dataset(arguments.data_root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
+
+
+def load(arguments: argparse.Namespace, terminal: "Terminal") -> "list[NamedModel]":
+    """The models of the command line."""
+    from biencoder.retrieval.embedders import load_models
+
+    settings = embedding(arguments, terminal)
+    return load_models(arguments.model, trust_remote_code=arguments.trust_remote_code, dim=arguments.dim, **settings)
 
 
 def embedding(arguments: argparse.Namespace, terminal: "Terminal") -> dict[str, Any]:

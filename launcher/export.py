@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from biencoder.errors import ConfigError
 from biencoder.paths import user_path
-from launcher.entry import cleans, corpus_parser, run
+from launcher.entry import add_dim, cleans, corpus_parser, run
 
 if TYPE_CHECKING:
     from biencoder.tracking.terminal import Terminal
@@ -48,16 +48,16 @@ def write(arguments: argparse.Namespace, terminal: "Terminal") -> None:
     need_packages()
     model_folder = user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
-    clean = cleans(arguments.clean, [arguments.model])
+    clean, trusted, dim = cleans(arguments.clean, [arguments.model]), arguments.trust_remote_code, arguments.dim
     columns, corpus = (arguments.data_columns, arguments.data_corpus) if arguments.data_root else ("", "")
     root = arguments.data_root or _SAMPLE
     dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
     split = dataset.splits[dataset.deciding_split]
-    model = TrainedModel.load(arguments.model, precision="fp32", trust_remote_code=arguments.trust_remote_code)
+    model = TrainedModel.load(arguments.model, precision="fp32", trust_remote_code=trusted, dim=dim)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))
 
     with whole_folder(folder) as fresh:
-        write_onnx(fresh, model_folder, int8=arguments.int8, trust_remote_code=arguments.trust_remote_code)
+        write_onnx(fresh, model_folder, int8=arguments.int8, trust_remote_code=trusted, dim=dim)
         variants = {"ONNX": False, "ONNX int8": True} if arguments.int8 else {"ONNX": False}
         encoders: dict[str, Encoder] = {"PyTorch": model} | {
             name: OnnxModel.load(fresh, model.tokenizer, model.config, int8=int8) for name, int8 in variants.items()
@@ -93,6 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", default="", metavar="FOLDER", help="where the ONNX graphs go; an export that is there is replaced"
     )
+    add_dim(parser)
     parser.add_argument("--int8", action="store_true", help="also with weights of 8 bits: smaller, quicker, less exact")
     parser.add_argument(
         "--push",
@@ -107,8 +108,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError("nothing to write: give --out FOLDER for ONNX, or --push OWNER/NAME for the hub")
     if arguments.private and not arguments.push:
         raise ConfigError("--private belongs to --push OWNER/NAME, which is not given")
-    if arguments.int8 and not arguments.out:
-        raise ConfigError("--int8 belongs to --out FOLDER, which is not given")
+    if (arguments.int8 or arguments.dim) and not arguments.out:
+        raise ConfigError("--int8 and --dim belong to --out FOLDER, which is not given")
     return arguments
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from biencoder.paths import typed, user_path
-from launcher.entry import add_precision, cleans, corpus_parser, run
+from launcher.entry import add_dim, add_precision, cleans, corpus_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     texts, findings = load_texts(
         arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
     )
-    model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
+    trusted, dim = arguments.trust_remote_code, arguments.dim
+    model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=trusted, dim=dim)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")
     terminal.show(*findings_table(findings))
     with terminal.work(f"embedding in {model.precision}", len(texts)) as advance:
@@ -57,6 +58,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         example="--model runs/RUN/model/best --data.root examples/debates --out index",
     )
     add_precision(parser)
+    add_dim(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="an exported model, say runs/RUN/model/best")
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", help="where the index goes; one that is there is replaced"

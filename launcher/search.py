@@ -7,6 +7,7 @@ python launcher/search.py --index FOLDER "an argument"      what launcher/index.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from biencoder.errors import ConfigError, DataError, ModelError
@@ -95,13 +96,12 @@ def made_now(arguments: argparse.Namespace, terminal: "Terminal") -> "tuple[Trai
     from biencoder.data import load_texts
     from biencoder.model.vocabulary import check_corpus
     from biencoder.retrieval.saved_index import SearchIndex
-    from biencoder.retrieval.trained_model import TrainedModel
 
     clean = cleans(arguments.clean, [arguments.model])
     texts, findings = load_texts(
         arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
     )
-    model = TrainedModel.load(arguments.model, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
+    model = load(arguments, arguments.model, arguments.dim)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     with terminal.work("embedding the corpus", len(texts)) as advance:
         vectors = model.embed_side(texts, "candidate", advance=advance)
@@ -113,7 +113,6 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     from biencoder.data import load_texts
     from biencoder.model.folder import model_sha256
     from biencoder.retrieval.saved_index import check_texts, open_index, read_facts
-    from biencoder.retrieval.trained_model import TrainedModel
 
     folder = user_path(arguments.index)
     facts = read_facts(folder)
@@ -127,8 +126,17 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
     if not model_folder.is_dir():
         raise ModelError(f"{model_folder}, the model of the index in {folder}, is not there; say where it is with --model")
     index = open_index(folder, facts, model_sha256=model_sha256(model_folder))
-    model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=arguments.trust_remote_code)
-    return model, index
+    dim = index.embedding_ND.shape[1]
+    if arguments.dim not in (0, dim):
+        raise ConfigError(f"the index in {folder} is of {dim} dimensions, and so are queries; make another, or say nothing")
+    return load(arguments, model_folder, dim), index
+
+
+def load(arguments: argparse.Namespace, folder: "str | Path", dim: int) -> "TrainedModel":
+    from biencoder.retrieval.trained_model import TrainedModel
+
+    trusted = arguments.trust_remote_code
+    return TrainedModel.load(folder, precision=arguments.precision, trust_remote_code=trusted, dim=dim)
 
 
 def command() -> None:

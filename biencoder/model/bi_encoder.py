@@ -219,6 +219,10 @@ class PairClassifier(nn.Module):
         self.nearness.bias.add_(shift)
         self.nearness.weight[0, 1:] += torch.tensor([crowding, query_crowding])
 
+    def fits(self, embedding_dim: int) -> bool:
+        """Whether it was made for embeddings of this size."""
+        return self._made_from["embedding_dim"] == embedding_dim
+
     def twin(self) -> "PairClassifier":
         """A classifier of the same shape on the CPU in fp32, with new weights and without this one's hooks."""
         return type(self)(**self._made_from)  # type: ignore[arg-type]  # the arguments of __init__
@@ -274,6 +278,13 @@ class BiEncoder(nn.Module):
     def one_encoder(self) -> bool:
         """Whether a text is encoded once for both sides, unless it has a prompt for each."""
         return self.query_tower.encoder is self.candidate_tower.encoder
+
+    def shorten(self, size: int) -> None:
+        """Let embeddings be their first `size` dimensions. The pair classifier no longer fits them."""
+        for tower in dict.fromkeys((self.query_tower, self.candidate_tower)):
+            weight_DH = tower.projection.weight.detach()[:size].clone()
+            tower.projection = nn.Linear(weight_DH.shape[1], size, bias=False)
+            tower.projection.load_state_dict({"weight": weight_DH})
 
     def forward(self, inputs: TripletBatch | Batch) -> Scores | Sides:
         """Score a batch of triplets, or encode a batch of texts as both sides."""

@@ -130,15 +130,18 @@ def _write_description(
     _write_json(fresh / "biencoder.json", asdict(config) | chosen | {_CLEAN: clean} | known)
 
 
-def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
+def load_model(
+    folder: Path, *, trust_remote_code: bool = False, dim: int = 0
+) -> tuple[BiEncoder, PreTrainedTokenizerBase, ModelConfig]:
     """The model that `save_model` wrote, in fp32 and in evaluation mode. Its pair classifier is untrained unless
     `has_classifier`.
 
     Args:
         trust_remote_code: whether Python code that the folder holds may run. What biencoder.json says of that is not asked.
+        dim: embeddings are their first `dim` dimensions; 0: all of them.
 
     Raises:
-        ModelError: the folder is missing, was not written by this program, or is damaged.
+        ModelError: the folder is missing, was not written by this program, or is damaged; or its embeddings are shorter.
     """
     description = folder / "biencoder.json"
     if not description.is_file():
@@ -159,7 +162,20 @@ def load_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[BiEnco
             raise ModelError(needs_code(folder)) from None
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"the model in {folder} cannot be loaded: {reason}") from None
+    full = model.query_tower.projection.out_features
+    check_dim(dim, full, folder)
+    if 0 < dim < full:
+        model.shorten(dim)
+        config = replace(config, embedding_dim=dim)
     return model.eval(), tokenizer, config
+
+
+def check_dim(dim: int, full: int, folder: Path) -> None:
+    """Raise a ModelError if embeddings do not have so many dimensions."""
+    if dim > full:
+        raise ModelError(
+            f"the model in {folder} has embeddings of {full} dimensions, and {dim} are asked for; ask for fewer"
+        )
 
 
 def needs_code(folder: Path) -> str:

@@ -89,6 +89,7 @@ def load_models(
     trust_remote_code: bool = False,
     precision: AskedPrecision = "auto",
     cached: bool = False,
+    dim: int = 0,
     tell: Callable[[str], None] = lambda sentence: None,
     work: Work = unseen,
 ) -> list[NamedModel]:
@@ -100,10 +101,11 @@ def load_models(
         trust_remote_code: whether Python code that the folders hold may run.
         precision: see `TrainedModel.load`.
         cached: whether vectors are read from the cache, and kept there.
+        dim: take the first `dim` dimensions of the embeddings; 0: all of them.
         tell, work: see `NamedModel`.
 
     Raises:
-        ModelError: a folder holds neither kind of model.
+        ModelError: a folder holds neither kind of model, or its embeddings are shorter.
     """
     names = [Path(folder).absolute().name for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
@@ -111,10 +113,12 @@ def load_models(
     for name, folder in zip(names, folders, strict=True):
         path = user_path(folder)
         before = model_sha256(path) if cached and path.is_dir() else None
-        embedder = _load(path, precision, trust_remote_code=trust_remote_code)
+        embedder = _load(path, precision, trust_remote_code=trust_remote_code, dim=dim)
         # A run may have replaced the folder meanwhile: then nobody knows which weights these are.
         known = before is not None and model_sha256(path) == before
-        cache = VectorCache.of("folder", str(before), *_setting(embedder)) if known else None
+        cache = (
+            VectorCache.of("folder", str(before), *_setting(embedder), *([f"dim {dim}"] if dim else [])) if known else None
+        )
         models.append(NamedModel(name, folder, embedder, cache, tell, work))
     return models
 
@@ -146,7 +150,7 @@ def _setting(embedder: Embedder) -> tuple[str, str]:
     return embedder.precision, "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load(folder: Path, precision: AskedPrecision, *, trust_remote_code: bool) -> Embedder:
+def _load(folder: Path, precision: AskedPrecision, *, trust_remote_code: bool, dim: int) -> Embedder:
     is_foreign = (folder / "modules.json").is_file() and not (folder / "biencoder.json").is_file()
     kind = SentenceFolder if is_foreign else TrainedModel
-    return kind.load(folder, precision=precision, trust_remote_code=trust_remote_code)
+    return kind.load(folder, precision=precision, trust_remote_code=trust_remote_code, dim=dim)

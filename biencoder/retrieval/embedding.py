@@ -20,6 +20,7 @@ from biencoder.data.ids import Ids
 from biencoder.data.tokens import Batch, Packing, TokenizedTexts, padded_width
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Side, Sides, Vectors
+from biencoder.model.truncation import Truncation
 
 _MESSAGE_BYTES = 64 * 2**20
 """Upper bound of a message to rank 0, and of a block of queries."""
@@ -69,6 +70,19 @@ class EmbeddedTexts:
             return Vectors(torch.nn.functional.normalize(chosen, dim=-1), vectors.pooled)
 
         return replace(self, query=unit(self.query), candidate=unit(self.candidate))
+
+    def truncated(self, size: int, *, normalize: bool) -> "EmbeddedTexts":
+        """Embeddings of the first `size` dimensions.
+
+        Args:
+            normalize: scale them to length 1.
+        """
+
+        def cut(vectors: Vectors) -> Vectors:
+            return vectors._replace(embedding=Truncation(normalize=normalize).cut(vectors.embedding, size).contiguous())
+
+        query = cut(self.query)
+        return replace(self, query=query, candidate=query if self.candidate is self.query else cut(self.candidate))
 
     def blocks(self, text_ids_Q: Ids, world: World, *, side: Side = "query", pooled: bool) -> Iterator[Block]:
         """The texts' vectors of one side, block by block on every holder. Every holder must consume all blocks.

@@ -17,7 +17,7 @@ import torch
 
 from biencoder.errors import BiencoderError, ModelError
 from biencoder.model.bi_encoder import Vectors
-from biencoder.model.folder import needs_code
+from biencoder.model.folder import check_dim, needs_code
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import hush
 from biencoder.model.weights import check_file, check_files, check_finite, load_encoder
@@ -35,15 +35,18 @@ class SentenceFolder:
     classifier: None = None
 
     @classmethod
-    def load(cls, folder: Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False) -> "SentenceFolder":
+    def load(
+        cls, folder: Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False, dim: int = 0
+    ) -> "SentenceFolder":
         """Load the model, onto the GPU if there is one.
 
         Args:
             precision: see `TrainedModel.load`.
             trust_remote_code: whether Python code that the folder holds may run.
+            dim: take the first `dim` dimensions of the embeddings; 0: all of them.
 
         Raises:
-            ModelError: the package is not installed, or it cannot load the folder.
+            ModelError: the package is not installed, it cannot load the folder, or the embeddings are shorter.
         """
         try:
             from sentence_transformers import SentenceTransformer
@@ -56,6 +59,9 @@ class SentenceFolder:
             _check_encoders(folder, trust_remote_code=trust_remote_code)
             model = SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
             check_finite(f"the model in {folder}", model)
+            if dim:
+                check_dim(dim, model.get_embedding_dimension() or dim, folder)
+                model.truncate_dim = dim
             model.to(inference_dtype(precision, model.device))
         except BiencoderError:
             raise

@@ -58,17 +58,18 @@ def need_packages() -> None:
         raise ConfigError(f"ONNX needs the packages {', '.join(missing)}; pip install 'biencoder[onnx]'")
 
 
-def write_onnx(folder: Path, model_folder: Path, *, int8: bool, trust_remote_code: bool = False) -> None:
+def write_onnx(folder: Path, model_folder: Path, *, int8: bool, trust_remote_code: bool = False, dim: int = 0) -> None:
     """Write the model's graphs and its tokenizer into an empty folder.
 
     Args:
         int8: write the graphs with 8-bit weights as well.
         trust_remote_code: whether Python code that the model's folder holds may run.
+        dim: of the embeddings, their first ones; 0: all.
 
     Raises:
         ModelError: there is no model, or its encoder cannot be exported.
     """
-    model, tokenizer, config = load_model(model_folder, trust_remote_code=trust_remote_code)
+    model, tokenizer, config = load_model(model_folder, trust_remote_code=trust_remote_code, dim=dim)
     for tower in model.towers:  # eager attention exports to the simplest graph
         tower.encoder.set_attn_implementation("eager")  # type: ignore[operator, union-attr]  # a Tower's encoder
     example = tokenize(["one", "one and another"], tokenizer, max_length=config.max_length).batch(np.arange(2))

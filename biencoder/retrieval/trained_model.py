@@ -74,7 +74,7 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False
+        cls, folder: str | Path, *, precision: AskedPrecision = "auto", trust_remote_code: bool = False, dim: int = 0
     ) -> "TrainedModel":
         """Load a saved model, onto the GPU if there is one.
 
@@ -82,22 +82,25 @@ class TrainedModel:
             precision: what the encoder computes in: fp32, bf16, or auto: bf16 on GPUs from Ampere on and on CPUs with AMX,
                 else fp32. Vectors are returned in fp32.
             trust_remote_code: whether Python code that the folder holds may run.
+            dim: take the first `dim` dimensions of the embeddings, for a model that was trained with loss.matryoshka_dims,
+                and no pair classifier; 0: all dimensions.
 
         Raises:
             ConfigError: there is no such precision.
-            ModelError: the folder holds no model of this program.
+            ModelError: the folder holds no model of this program, or its embeddings are shorter.
         """
         device, path = _device(), user_path(folder)
         dtype = inference_dtype(precision, device)
-        model, tokenizer, config = load_model(path, trust_remote_code=trust_remote_code)
+        model, tokenizer, config = load_model(path, trust_remote_code=trust_remote_code, dim=dim)
+        whole = model.classifier.fits(model.query_tower.projection.out_features)
         return cls(
             _placed(model, device, dtype),
             tokenizer,
             config,
             device,
-            has_classifier(path),
+            has_classifier(path) and whole,
             clean=trained_on_clean_texts(path),
-            reranking=measured_reranking(path),
+            reranking=measured_reranking(path) if whole else None,
             packing=_packing(model, device, dtype),
         )
 

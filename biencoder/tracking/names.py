@@ -1,9 +1,11 @@
 """The one list of metric names, for metrics.jsonl, Weights & Biases and the plots.
 
 STEP, MINE, EVAL and CHECKPOINT say what each kind of record holds; {split} and {ranking} stand for each split and for
-`embedding` or `rerank`. Tables and histograms have names of their own.
+`embedding` or `rerank`, {size} for each of loss.matryoshka_dims. Tables and histograms have names of their own.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 RecordKind = Literal["step", "eval", "mine", "checkpoint", "event", "histogram", "table"]
@@ -11,10 +13,10 @@ Metrics = dict[str, float]
 
 STEP = {
     "train/loss": "combined loss, mean over the global batches since the last record",
-    "train/loss_triplet": "its triplet part, before its weight",
+    "train/loss_triplet": "its triplet part, before its weight, summed over loss.matryoshka_dims",
     "train/loss_ce_positive": "its part for (point, counter), or for the counter among its negatives, before its weight",
     "train/loss_ce_negative": "its part for (point, negative), before its weight; 0 where loss.classification is ranking",
-    "train/loss_contrastive": "its in-batch contrastive part, before its weight; 0 where it has none",
+    "train/loss_contrastive": "its in-batch contrastive part, summed and before its weight alike; 0 where it has none",
     "train/active_triplets": "share of triplets whose triplet loss is above 0",
     "train/grad_norm": "global L2 norm of the gradient before clipping",
     "train/grad_norm_clipped": "the same after clipping",
@@ -68,6 +70,14 @@ EVAL = {
         }.items()
         for suffix in ("", "_text")
     },
+    **{
+        f"eval/{{split}}/dim{{size}}/{name}": f"with loss.matryoshka_dims only: {text}"
+        for name, text in {
+            "accuracy@1": "share of points whose own counter comes first by the first {size} dimensions alone",
+            "accuracy@1_text": "the same, with identical texts counted as one",
+            "ndcg@10": "normalised discounted cumulative gain of the first 10 by these dimensions",
+        }.items()
+    },
     "eval/{split}/rerank/calibration_error": "expected calibration error of the probabilities that re-ranking orders by",
     "eval/{split}/rerank/calibration_error_text": "the same, with identical texts counted as one",
     "eval/calibration_scale": "residual pair classifier only: what its log-odds are multiplied with, fitted on validation",
@@ -89,6 +99,8 @@ HARDNESS = "mine/hardness"
 CLOSEST = "mine/closest"
 """Table: the samples whose negative is nearest to a copy of their point or counter."""
 
+AT_SIZE = tuple(name.rpartition("/")[2] for name in EVAL if "{size}" in name)
+"""What is measured of embeddings that are cut to a size."""
 LOSS_PARTS = tuple(STEP)[:6]
 """In the order of `LossParts`."""
 
@@ -98,8 +110,23 @@ def examples(split: str) -> str:
     return f"eval/{split}/examples"
 
 
-def accuracy(split: str, ranking: Literal["embedding", "rerank"], *, text: bool = False) -> str:
-    """The name of accuracy@1 of a split, strict or counting identical texts as one."""
+def at_size(size: int, name: str) -> str:
+    """A metric of a split by the first `size` dimensions of the embeddings, without what stands before it."""
+    return f"dim{size}/{name}"
+
+
+def sizes(names: Iterable[str]) -> list[int]:
+    """The sizes that these metrics measure, beside the full one, in their order."""
+    found = (re.match(r"eval/[^/]+/dim(\d+)/", name) for name in names)
+    return list(dict.fromkeys(int(match[1]) for match in found if match))
+
+
+def accuracy(split: str, ranking: str, *, text: bool = False) -> str:
+    """The name of accuracy@1 of a split, strict or counting identical texts as one.
+
+    Args:
+        ranking: embedding, rerank, or dim64 and the like.
+    """
     return f"eval/{split}/{ranking}/accuracy@1" + ("_text" if text else "")
 
 

@@ -92,7 +92,7 @@ def make_step(plan: Plan, world: World, engine: Engine, tokens: TokenizedTexts, 
     config = plan.config
     return Step(
         engine,
-        Objective(config.loss, world),
+        Objective(config.loss, world, plan.truncation),
         tokens,
         plan.dataset.splits["training"],
         forbidden,
@@ -116,6 +116,7 @@ def make_evaluator(
         terminal,
         sharded=config.mining.sharded,
         has_classifier=config.loss.classification_weight > 0,
+        truncation=plan.truncation,
         has_projection=plan.pretrained.projection_DH is not None,
     )
 

@@ -18,7 +18,8 @@ R: ranks, S: samples of one rank in a step, K: mined negatives of each, C: candi
 X, Y: pairs that are left out of the loss, B: points of a block, D: dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from biencoder.data import Forbidden, Split
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores
+from biencoder.model.truncation import FULL, Truncation
 
 _BLOCK_BYTES = 64 * 2**20
 """Memory of one block's logits; enough for 512 points with 32,768 candidates."""
@@ -101,20 +103,30 @@ class CachedGradients(NamedTuple):
         return torch.stack([(part.float() * gradient).sum() for part, gradient in parts]).sum()
 
 
-def contrast(chunks: Sequence[Scores], targets: Targets, config: LossConfig, world: World) -> list[CachedGradients]:
+def contrast(
+    chunks: Sequence[Scores], targets: Targets, config: LossConfig, world: World, *, truncation: Truncation = FULL
+) -> list[CachedGradients]:
     """The contrastive loss of a step and its gradients at the embeddings of each micro-batch. Every rank takes part.
 
     Args:
         chunks: the scores of this rank's micro-batches, with or without graph.
+        truncation: the sizes at which the loss is taken as well.
     """
     leaves = [[part.detach().float().requires_grad_() for part in _embeddings(chunk)] for chunk in chunks]
     point_SD, counter_SD, negative_XD, rival_SD = (torch.cat(parts) for parts in zip(*leaves, strict=True))
     candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD[targets.rivals_S]]))
-    loss = cross_entropy(point_SD, candidate_CD, targets.own_S, targets.left_out_2X, config.temperature)
-    if config.symmetric:
-        points_PD = world.all_gather(point_SD)
-        back = cross_entropy(counter_SD, points_PD, targets.own_point_S, targets.left_out_2Y, config.temperature)
-        loss = (loss + back) / 2
+    points_PD = world.all_gather(point_SD) if config.symmetric else None
+
+    def at(cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        loss = cross_entropy(cut(point_SD), cut(candidate_CD), targets.own_S, targets.left_out_2X, config.temperature)
+        if points_PD is None:
+            return loss
+        own, left_out = targets.own_point_S, targets.left_out_2Y
+        return (loss + cross_entropy(cut(counter_SD), cut(points_PD), own, left_out, config.temperature)) / 2
+
+    loss = at(lambda whole: whole)
+    for size in truncation.sizes:
+        loss = loss + at(partial(truncation.cut, size=size))
     loss.backward()  # type: ignore[no-untyped-call]
     return [CachedGradients(loss.detach(), [leaf.grad for leaf in chunk if leaf.grad is not None]) for chunk in leaves]
 

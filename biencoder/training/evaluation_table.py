@@ -1,4 +1,4 @@
-"""Evaluations as a table for the terminal: one row for each, two columns for each split."""
+"""Evaluations as a table for the terminal: one row for each, two columns for each split, and one for each further size."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from biencoder.tracking.console import shown
-from biencoder.tracking.names import Metrics, accuracy
+from biencoder.tracking.names import Metrics, accuracy, sizes
 
 
 def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> list[RenderableType]:
@@ -16,16 +16,18 @@ def evaluation_table(rows: Sequence[tuple[str, Metrics]]) -> list[RenderableType
         rows: each evaluation's name and metrics, oldest first.
     """
     splits = list(dict.fromkeys(name.split("/")[1] for _, metrics in rows for name in metrics if name.count("/") > 1))
+    shorter = sizes(name for _, metrics in rows for name in metrics)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for split in splits:
         table.add_column(f"{split}\nembedding", justify="right", no_wrap=True)
-        table.add_column("\nre-ranked", justify="right", no_wrap=True)
+        for label in ("re-ranked", *(f"{size} dims" for size in shorter)):
+            table.add_column(f"\n{label}", justify="right", no_wrap=True)
     for name, metrics in rows:
         cells = [
             _cell(metrics, accuracy(split, ranking), accuracy(split, ranking, text=True))
             for split in splits
-            for ranking in ("embedding", "rerank")
+            for ranking in ("embedding", "rerank", *(f"dim{size}" for size in shorter))
         ]
         table.add_row(shown(name), *cells)
     return ["accuracy@1 in % (after a slash: with identical texts counted as one, where that differs)", table]

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from biencoder.config import EvalConfig
 from biencoder.data import Dataset, Split
@@ -9,8 +10,9 @@ from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.world import World
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.model.bi_encoder import PairClassifier
+from biencoder.model.truncation import FULL, Truncation
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
-from biencoder.tracking.names import Metrics, examples
+from biencoder.tracking.names import AT_SIZE, Metrics, at_size, examples
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.engine.engine import Engine
@@ -33,6 +35,8 @@ class Evaluator:
     """Whether every rank holds and searches its part of the embeddings."""
     has_classifier: bool
     """Whether a loss trains the pair classifier."""
+    truncation: Truncation = FULL
+    """The sizes of embeddings that are measured beside the full one."""
     has_projection: bool = False
     """Whether the pretrained model brings its projection along."""
     rows: list[tuple[str, Metrics]] = field(default_factory=list)
@@ -92,10 +96,15 @@ class Evaluator:
         def rank_all(holders: World) -> SplitResult:
             assert embedded is not None
             vectors = embedded.cosine(pooled=not self.has_projection) if zero_shot else embedded
-            limits = self.config
-            return evaluate_split(
-                split, vectors, classifier, top_k=limits.top_k, world=holders, max_queries=limits.max_queries
+            rank_with = partial(
+                evaluate_split, split, top_k=self.config.top_k, world=holders, max_queries=self.config.max_queries
             )
+            result = rank_with(vectors, classifier)
+            for size in self.truncation.sizes:
+                unit = zero_shot or self.truncation.normalize
+                metrics = rank_with(vectors.truncated(size, normalize=unit), None).metrics
+                result.metrics.update({at_size(size, name): metrics[f"embedding/{name}"] for name in AT_SIZE})
+            return result
 
         self.terminal.start(f"ranking in the {split.name} split")
         result = self.world.on_holders(rank_all, sharded=self.sharded)

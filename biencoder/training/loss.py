@@ -5,6 +5,7 @@ has a weight, the in-batch contrastive loss (contrastive.py).
          + w_c * (CE(point, counter → 1) + CE(point, negative → 0)), or w_c * CE(point → counter among its negatives)
          + w_i * InfoNCE(point → counter)
 
+Triplet and contrastive loss are sums over the full embeddings and those of `loss.matryoshka_dims`, where there are such.
 Computed in fp32 whatever the encoder's precision. B: triplets, K: negatives of each.
 """
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from biencoder.config import LossConfig
 from biencoder.model.bi_encoder import Scores
+from biencoder.model.truncation import FULL, Truncation
 from biencoder.training.contrastive import CachedGradients
 
 
@@ -28,7 +30,7 @@ class LossParts(NamedTuple):
     contrastive: torch.Tensor
     """0 where it has no weight."""
     active_triplets: torch.Tensor
-    """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0."""
+    """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0, at full size."""
 
     def detached(self) -> torch.Tensor:
         """All of them as one vector without graph, in the order of the fields."""
@@ -36,19 +38,26 @@ class LossParts(NamedTuple):
 
 
 def combined_loss(
-    scores: Scores, config: LossConfig, cached: CachedGradients | None = None, *, num_chunks: int = 1
+    scores: Scores,
+    config: LossConfig,
+    cached: CachedGradients | None = None,
+    *,
+    num_chunks: int = 1,
+    truncation: Truncation = FULL,
 ) -> LossParts:
     """The weighted sum and its parts (Shi, Cao, Nguyen 2023; triplet loss of Schroff et al. 2015, Euclidean).
 
     Args:
         cached: the contrastive loss's gradients at this micro-batch's embeddings; None where that loss has no weight.
         num_chunks: micro-batches of the rank in this step; the step's loss is the mean of theirs.
+        truncation: the sizes at which the triplet loss is taken as well.
     """
-    point_BD, counter_BD, negative_BKD = (scores.point_BD.float(), scores.counter_BD.float(), scores.negative_BKD.float())
-    # pairwise_distance adds 1e-6 to the difference: the gradient at distance 0 is finite.
-    pair_B1 = F.pairwise_distance(point_BD, counter_BD, keepdim=True)
-    triplet_BK = (pair_B1 - F.pairwise_distance(point_BD[:, None], negative_BKD) + config.margin).clamp_min(0)
+    embeddings = (scores.point_BD.float(), scores.counter_BD.float(), scores.negative_BKD.float())
+    triplet_BK = _triplets(*embeddings, config.margin)
     triplet = _mean(triplet_BK)
+    for size in truncation.sizes:
+        point_Bd, counter_Bd, negative_BKd = (truncation.cut(part, size) for part in embeddings)
+        triplet = triplet + _mean(_triplets(point_Bd, counter_Bd, negative_BKd, config.margin))
     ce_positive, ce_negative = (_ranking if config.classification == "ranking" else _pairs)(scores)
     total = config.triplet_weight * triplet + config.classification_weight * (ce_positive + ce_negative)
     contrastive = torch.zeros_like(triplet)
@@ -57,6 +66,13 @@ def combined_loss(
         # The sum has the surrogate's gradient and the contrastive loss's value.
         total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
     return LossParts(total, triplet, ce_positive, ce_negative, contrastive, _mean((triplet_BK > 0).float()))
+
+
+def _triplets(point_BD: torch.Tensor, counter_BD: torch.Tensor, negative_BKD: torch.Tensor, margin: float) -> torch.Tensor:
+    """The triplet loss (B, K) of each negative."""
+    # pairwise_distance adds 1e-6 to the difference: the gradient at distance 0 is finite.
+    pair_B1 = F.pairwise_distance(point_BD, counter_BD, keepdim=True)
+    return (pair_B1 - F.pairwise_distance(point_BD[:, None], negative_BKD) + margin).clamp_min(0)
 
 
 def _pairs(scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:

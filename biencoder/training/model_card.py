@@ -3,6 +3,7 @@
 Its front matter is what the Hugging Face hub reads, results included (https://huggingface.co/docs/hub/model-cards).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -13,7 +14,7 @@ from biencoder.data import Dataset, Split
 from biencoder.data.hub import hub_repository
 from biencoder.data.provenance import corpus_licence, corpus_name
 from biencoder.model.pretrained import hub_name
-from biencoder.tracking.names import Metrics, accuracy
+from biencoder.tracking.names import Metrics, accuracy, sizes
 from biencoder.training.plan import steps_per_epoch
 
 
@@ -77,7 +78,7 @@ def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
         )
         for split in dataset.splits
         if split != "training"
-        for kind, label, name in _quoted_metrics(split)
+        for kind, label, name in _quoted_metrics(split, sizes(metrics))
         if name in metrics
     ]
     data = ModelCardData(
@@ -92,8 +93,12 @@ def _front_matter(config: Config, dataset: Dataset, metrics: Metrics) -> str:
     return data.to_yaml()
 
 
-def _quoted_metrics(split: str) -> list[tuple[str, str, str]]:
-    """(what the hub calls it, what a person calls it, name of the metric) of everything that a card says of a split."""
+def _quoted_metrics(split: str, shorter: Sequence[int] = ()) -> list[tuple[str, str, str]]:
+    """(what the hub calls it, what a person calls it, name of the metric) of everything that a card says of a split.
+
+    Args:
+        shorter: sizes of embeddings that were measured beside the full one.
+    """
     return [
         ("accuracy@1", "accuracy@1", accuracy(split, "embedding")),
         ("accuracy@1_text", "accuracy@1, copies as one", accuracy(split, "embedding", text=True)),
@@ -102,17 +107,20 @@ def _quoted_metrics(split: str) -> list[tuple[str, str, str]]:
         ("accuracy@1_reranked", "accuracy@1, re-ranked", accuracy(split, "rerank")),
         ("accuracy@1_text_reranked", "accuracy@1, re-ranked, copies as one", accuracy(split, "rerank", text=True)),
         ("ece", "classifier's calibration error", f"eval/{split}/rerank/calibration_error"),
+        *((f"accuracy@1_dim{n}", f"accuracy@1, {n} dimensions", accuracy(split, f"dim{n}")) for n in shorter),
     ]
 
 
 def _evaluation(dataset: Dataset, metrics: Metrics) -> str:
     """A table of all splits; what was not measured on any of them has no column."""
     labels = [
-        label for _, label, name in _quoted_metrics("{}") if any(name.format(split) in metrics for split in dataset.splits)
+        label
+        for _, label, name in _quoted_metrics("{}", sizes(metrics))
+        if any(name.format(split) in metrics for split in dataset.splits)
     ]
     rows = []
     for name in dataset.splits:
-        values = {label: metrics[metric] for _, label, metric in _quoted_metrics(name) if metric in metrics}
+        values = {label: metrics[metric] for _, label, metric in _quoted_metrics(name, sizes(metrics)) if metric in metrics}
         shown = [f"{100 * values[label]:.2f} %" if "accuracy" in label else f"{values[label]:.3f}" for label in labels]
         queries = f"{metrics[f'eval/{name}/queries']:,}"
         rows.append(f"| {' | '.join([name, queries, *shown])} |")
@@ -166,6 +174,11 @@ def _objective(config: Config) -> str:
         f"in-batch contrastive loss (InfoNCE, temperature {loss.temperature:g}, {directions})": loss.contrastive_weight,
     }
     said = " + ".join(f"{weight:g} × {part}" for part, weight in parts.items() if weight)
+    shorter = loss.truncations(config.model.embedding_dim)
+    if shorter:
+        said += (
+            f"; triplet and contrastive loss are summed over all dimensions and the first {', '.join(map(str, shorter))}"
+        )
     of = "embeddings of length 1, where cosine gives the same order" if config.model.normalize else "embeddings"
     return f"{said}; Euclidean distances of {of}"
 
@@ -244,7 +257,15 @@ texts = model.{for_texts}(["a text", "another text"])
 model.similarity(arguments, texts)
 ```
 
-`similarity` is the negative Euclidean distance: the greater, the nearer. {classifier}"""
+`similarity` is the negative Euclidean distance: the greater, the nearer. {classifier}{_shorter(config)}"""
+
+
+def _shorter(config: Config) -> str:
+    sizes_named = config.loss.truncations(config.model.embedding_dim)
+    if not sizes_named:
+        return ""
+    unit = ", and `normalize_embeddings=True` to `encode` for length 1" if config.model.normalize else ""
+    return f"\nFor embeddings of fewer dimensions, give `truncate_dim={sizes_named[-1]}` to `SentenceTransformer`{unit}."
 
 
 def _limits(config: Config, dataset: Dataset) -> str:

@@ -14,6 +14,7 @@ import torch
 from biencoder.config import LossConfig
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores, TripletBatch
+from biencoder.model.truncation import FULL, Truncation
 from biencoder.training.contrastive import CachedGradients, Targets, contrast
 from biencoder.training.loss import LossParts, combined_loss
 
@@ -37,6 +38,8 @@ class StepBatch(NamedTuple):
 class Objective:
     config: LossConfig
     world: World
+    truncation: Truncation = FULL
+    """The sizes of embeddings at which triplet and contrastive loss are taken as well."""
 
     @property
     def contrastive(self) -> bool:
@@ -48,7 +51,8 @@ class Objective:
         takes part."""
         cached, only_scores = self._contrast(batch, score)
         for number, gradients in enumerate(cached):
-            yield combined_loss(only_scores or score(number), self.config, gradients, num_chunks=len(cached))
+            scores = only_scores or score(number)
+            yield combined_loss(scores, self.config, gradients, num_chunks=len(cached), truncation=self.truncation)
 
     def _contrast(self, batch: StepBatch, score: Score) -> tuple[list[CachedGradients | None], Scores | None]:
         """The contrastive loss's gradient at the embeddings of each micro-batch, and the scores where there is only one.
@@ -61,6 +65,6 @@ class Objective:
         alone = len(numbers) == 1
         with nullcontext() if alone else torch.no_grad():
             scores = [score(number) for number in numbers]
-        return list(contrast(scores, batch.targets.to(self.world.device), self.config, self.world)), scores[
-            0
-        ] if alone else None
+        targets = batch.targets.to(self.world.device)
+        cached = contrast(scores, targets, self.config, self.world, truncation=self.truncation)
+        return list(cached), scores[0] if alone else None

@@ -15,6 +15,7 @@ from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.mining.given import check_given
 from biencoder.model.pretrained import Pretrained, load_pretrained
+from biencoder.model.truncation import Truncation
 from biencoder.model.vocabulary import check_corpus
 from biencoder.training.engine.memory import check_mining_memory
 from biencoder.training.engine.precision import Precision, precision_of_auto
@@ -53,6 +54,13 @@ class Plan:
         return {"fingerprint": self.dataset.fingerprint, "precision": self.precision}
 
     @property
+    def truncation(self) -> Truncation:
+        """The sizes of embeddings that are trained and measured beside the full one."""
+        model = self.config.model
+        full = model.embedding_dim or self.pretrained.encoder.config.hidden_size
+        return Truncation(self.config.truncations(full), model.normalize)
+
+    @property
     def epoch_steps(self) -> int:
         """Optimizer steps of one epoch."""
         return steps_per_epoch(self.dataset, self.config)
@@ -88,6 +96,7 @@ def make_plan(config: Config, world: World) -> Plan:
     check_same(world, input_facts(dataset, pretrained, settings))
     config, requested = (replace(given, model=pretrained.settled(given.model)) for given in (config, requested))
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
+    world.together(lambda: config.truncations(config.model.embedding_dim or hidden))
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
     return Plan(config, requested, folder, settings, fastest, dataset, pretrained, mining)
 

@@ -15,7 +15,7 @@ def test_two_steps_on_the_handbook_are_measured_per_query_and_its_passages_searc
     tiny_bert: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    contrastive = {"loss__contrastive_weight": 0.5, "loss__symmetric": "true"}
+    contrastive = {"loss__contrastive_weight": 0.5, "loss__symmetric": "true", "loss__matryoshka_dims": "4,8"}
     arguments = small_run(tiny_bert, Path("examples/handbook"), run_dir, train__max_steps=2, train__epochs=1, **contrastive)
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
@@ -30,6 +30,8 @@ def test_two_steps_on_the_handbook_are_measured_per_query_and_its_passages_searc
         assert figures["recall@10"] <= figures["recall@100"]
         assert 0 < figures["recall@100"] == last[f"eval/{split}/embedding/recall@100_text"] <= 1
         assert 0 < last[f"eval/{split}/embedding/map@100"] < 1
+        assert {f"dim{n}" for n in (4, 8)} <= {name.split("/")[2] for name in last if name.startswith(f"eval/{split}/")}
+    assert done.stdout.count("8 dims") >= 3  # a column for each split
 
     model = ["--model", str(run_dir / "model" / "best"), "--data.root", "examples/handbook"]
     found = run([sys.executable, "launcher/evaluate.py", *model])
@@ -37,7 +39,7 @@ def test_two_steps_on_the_handbook_are_measured_per_query_and_its_passages_searc
     refused = run([sys.executable, "launcher/evaluate.py", *model, "--baselines"])
     assert refused.returncode == 2
     assert "data.root holds queries over a corpus" in refused.stderr
-    found = run([sys.executable, "launcher/search.py", *model, "--top-k", "3", "may my dog come in?"])
+    found = run([sys.executable, "launcher/search.py", *model, "--top-k", "3", "--dim", "4", "may my dog come in?"])
     assert found.returncode == 0, found.stderr
 
 

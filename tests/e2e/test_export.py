@@ -18,7 +18,8 @@ pytestmark = pytest.mark.e2e
 def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, model, folder = write_corpus(numbered_corpus(training=0, validation=13)), tmp_path / "model", tmp_path / "onnx"
     export(one_layer_bert, model, sides="heads", pooling="mean", normalize=True)
-    command = ["launcher/export.py", "--model", str(model), "--out", str(folder), "--int8", "--data.root", str(corpus)]
+    command = ["launcher/export.py", "--model", str(model), "--out", str(folder), "--int8"]
+    command += ["--dim", "4", "--data.root", str(corpus)]
     done = run([sys.executable, *command], fork=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "comparing PyTorch, ONNX, ONNX int8 on 26 texts" in done.stdout
@@ -38,7 +39,9 @@ def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corp
     assert rows["ONNX"][6:] == rows["PyTorch"][6:]  # accuracy, strict and with copies as one
     assert len(rows["ONNX int8"]) == 8
 
-    evaluated = run([sys.executable, "launcher/evaluate.py", "--model", str(model), "--data.root", str(corpus)])
+    evaluated = run(
+        [sys.executable, "launcher/evaluate.py", "--model", str(model), "--dim", "4", "--data.root", str(corpus)]
+    )
     row = next(line for line in evaluated.stdout.splitlines() if line.startswith("model "))
     assert float(row.split()[1].split("/")[0]) == pytest.approx(float(rows["PyTorch"][6]), abs=0.06)  # one digit fewer
 

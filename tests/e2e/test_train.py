@@ -46,7 +46,7 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
         | set(MINE)
         | set(CHECKPOINT)
         | {
-            name.format(split=split, ranking=ranking)
+            name.format(split=split, ranking=ranking, size=8)
             for name in EVAL
             for split in ("training", "validation")
             for ranking in ("embedding", "rerank")

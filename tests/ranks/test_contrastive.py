@@ -31,12 +31,20 @@ def plain_gradient(tiny_bert: Path, objective: str) -> tuple[float, dict[str, to
     candidates = [*counters, *negatives[samples].ravel().tolist(), *points]
     pooled = {text: pool(text) for text in {*points, *candidates}}
     vectors: dict[int, torch.Tensor] = {text: vector @ tower.projection.weight.T for text, vector in pooled.items()}
+    sizes = [16, 8, 4] if weights.get("matryoshka_dims") else [16]
 
     def loss(query: int, own: int, others: list[int]) -> torch.Tensor:
-        def logit(text: int) -> torch.Tensor:
-            return -(vectors[query] - vectors[text]).square().sum() / (2 * 0.05)
+        def at(size: int) -> torch.Tensor:
+            def vector(text: int) -> torch.Tensor:
+                part = vectors[text][:size]
+                return part / part.norm() if settings.get("normalize") else part
 
-        return -logit(own) + torch.stack([logit(own), *map(logit, others)]).logsumexp(0)
+            def logit(text: int) -> torch.Tensor:
+                return -(vector(query) - vector(text)).square().sum() / (2 * 0.05)
+
+            return -logit(own) + torch.stack([logit(own), *map(logit, others)]).logsumexp(0)
+
+        return torch.stack([at(size) for size in sizes]).sum()
 
     there = [loss(p, c, [t for t in candidates if t not in (p, c)]) for p, c in zip(points, counters, strict=True)]
     total = torch.stack(there).mean()

@@ -12,6 +12,7 @@ from biencoder.config import LossConfig
 from biencoder.data import Forbidden, Split
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores
+from biencoder.model.truncation import FULL, Truncation
 from biencoder.training import contrastive
 from biencoder.training.contrastive import contrast, cross_entropy, targets
 from biencoder.training.loss import combined_loss
@@ -80,11 +81,12 @@ def scores(B: int, K: int, *, seed: int) -> Scores:
     return Scores(leaf(B, 6), leaf(B, 6), leaf(B, K, 6), leaf(B, 2), leaf(B, K, 2), leaf(B, 6))
 
 
+@pytest.mark.parametrize("truncation", [FULL, Truncation((4, 2), normalize=True), Truncation((3,))], ids=str)
 @pytest.mark.parametrize("block_rows", [1, 2, 50])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("negatives", [0, 1, 2])
 def test_chunks_get_the_gradient_of_the_whole_loss(
-    symmetric: bool, negatives: int, block_rows: int, monkeypatch: pytest.MonkeyPatch
+    symmetric: bool, negatives: int, block_rows: int, truncation: Truncation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contrastive, "_BLOCK_BYTES", block_rows * 4 * (8 + 4 * negatives))
     config: Any = LossConfig(
@@ -97,8 +99,11 @@ def test_chunks_get_the_gradient_of_the_whole_loss(
     negative_text = np.array([[5, 1], [1, 4], [3, 4], [3, 1]])[:, :negatives]
     chunks = [scores(2, negatives, seed=0), scores(2, negatives, seed=1)]
     wanted = targets(np.arange(4)[None], SPLIT, negative_text, Forbidden.of(SPLIT, 6), rank=0)
-    cached = contrast(chunks, wanted, config, World.alone())
-    parts = [combined_loss(chunk, config, part, num_chunks=2) for chunk, part in zip(chunks, cached, strict=True)]
+    cached = contrast(chunks, wanted, config, World.alone(), truncation=truncation)
+    parts = [
+        combined_loss(chunk, config, part, num_chunks=2, truncation=truncation)
+        for chunk, part in zip(chunks, cached, strict=True)
+    ]
     (sum(part.total for part in parts) / 2).backward()  # type: ignore[union-attr]  # an engine averages over the chunks
     leaves: list[Any] = [part for chunk in chunks for part in chunk]
     found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.clone() for leaf in leaves]
@@ -106,17 +111,21 @@ def test_chunks_get_the_gradient_of_the_whole_loss(
     for leaf in leaves:
         leaf.grad = None
     point, counter, negative, _, _, rival = (torch.cat(pair) for pair in cast(Any, zip(*chunks, strict=True)))
-    plain = combined_loss(
-        Scores(
-            *cast(Any, [point, counter, negative, *(torch.cat([cast(Any, c[i]) for c in chunks]) for i in (3, 4)), None])
-        ),
-        config,
-    )
+    logits = [torch.cat([cast(Any, chunk[i]) for chunk in chunks]) for i in (3, 4)]
+    plain = combined_loss(Scores(*cast(Any, [point, counter, negative, *logits, None])), config)
     candidate = torch.cat([counter, negative.flatten(0, 1), rival])
-    loss = dense(point, candidate, wanted.own_S, wanted.left_out_2X, 0.5)
-    if symmetric:
-        loss = (loss + dense(counter, point, wanted.own_point_S, wanted.left_out_2Y, 0.5)) / 2
-    total = plain.total + 0.7 * loss
+    loss, triplet = torch.zeros(()), torch.zeros(())
+    for size in (6, *truncation.sizes):
+        p, c, n, x = (part[..., :size] for part in (point, counter, negative, candidate))
+        if size < 6 and truncation.normalize:
+            p, c, n, x = (part / part.norm(dim=-1, keepdim=True) for part in (p, c, n, x))
+        there = dense(p, x, wanted.own_S, wanted.left_out_2X, 0.5)
+        back = dense(c, p, wanted.own_point_S, wanted.left_out_2Y, 0.5)
+        loss = loss + ((there + back) / 2 if symmetric else there)
+        if size < 6 and negatives:
+            p, c, n = (part.flatten(0, 1) for part in (p[:, None].expand_as(n), c[:, None].expand_as(n), n))
+            triplet = triplet + F.triplet_margin_loss(p, c, n, margin=config.margin)
+    total = plain.total + triplet + 0.7 * loss
     total.backward()
     torch.testing.assert_close((parts[0].total + parts[1].total) / 2, total)
     torch.testing.assert_close(parts[0].contrastive, loss)

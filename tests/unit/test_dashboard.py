@@ -25,7 +25,7 @@ def plots(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_plotted_metric_is_recorded_and_every_recorded_one_plotted() -> None:
     plotted = {metric for plot in plots(specification()) for metric in plot["metrics"]}
     evaluated = {
-        name.format(split=split, ranking=ranking)
+        name.format(split=split, ranking=ranking, size=8)
         for name in EVAL
         for split in ("training", "validation", "test")
         for ranking in ("embedding", "rerank")

@@ -1,5 +1,8 @@
 """An exported model gives the same embeddings in sentence-transformers and in this program."""
 
+import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,15 @@ import torch
 
 from biencoder.config import ModelConfig
 from biencoder.data.tokens import tokenize
-from biencoder.errors import ModelError
+from biencoder.errors import ConfigError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, Side, Sides
 from biencoder.model.folder import load_model, save_model, trained_on_clean_texts
 from biencoder.model.pretrained import load_pretrained
+from biencoder.retrieval.embedders import load_models
 from biencoder.retrieval.saved_index import SearchIndex
 from biencoder.retrieval.trained_model import TrainedModel
+from biencoder.tracking.terminal import Terminal
+from launcher import index, search
 from tests.models import export
 
 TEXTS = ["the quick fox", "a lazy dog argues against votes", "taxes rise"]
@@ -138,3 +144,46 @@ def test_search_returns_the_nearest_texts_without_the_query(tiny_bert: Path, tmp
     assert [hit.text for hit in hits] == sorted(distances, key=lambda text: distances[text])
     assert [hit.distance for hit in hits] == pytest.approx(sorted(distances.values()), rel=1e-4)
     assert all(0 < hit.probability < 1 for hit in hits)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("normalize", "sides"), [(False, "shared"), (True, "heads")])
+def test_fewer_dimensions_are_those_of_sentence_transformers(
+    tiny_bert: Path, tmp_path: Path, normalize: bool, sides: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    export(tiny_bert, tmp_path / "model", pooling="mean", normalize=normalize, sides=sides)
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=4)
+    ours = TrainedModel.load(tmp_path / "model", dim=4)
+    for side, encode in (("query", theirs.encode_query), ("candidate", theirs.encode_document)):
+        expected = encode(TEXTS, normalize_embeddings=normalize)
+        np.testing.assert_allclose(ours.encode(TEXTS, side=side), expected, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+    shutil.copytree(tmp_path / "model", tmp_path / "foreign", ignore=shutil.ignore_patterns("biencoder.json"))
+    (foreign,) = load_models([str(tmp_path / "foreign")], dim=4)
+    unit = torch.nn.functional.normalize(torch.from_numpy(ours.encode(TEXTS)), dim=1)
+    found = foreign.embed_texts(TEXTS, np.arange(3)).query.embedding
+    torch.testing.assert_close(found, unit, rtol=1e-5, atol=1e-5)
+    assert ours.classifier is None
+    assert ours.rank(["taxes fall"], TEXTS, top_k=1)[0][0].text
+    for load in (partial(TrainedModel.load, tmp_path / "model"), partial(load_models, [str(tmp_path / "foreign")])):
+        with pytest.raises(ModelError, match=r"has embeddings of 8 dimensions, and 9 are asked for; ask for fewer"):
+            load(dim=9)
+
+
+def test_an_index_of_fewer_dimensions_is_searched_by_as_many(tiny_bert: Path, tmp_path: Path) -> None:
+    export(tiny_bert, tmp_path / "model", pooling="mean")
+    corpus, out = tmp_path / "texts.jsonl", str(tmp_path / "index")
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    given = ["--model", str(tmp_path / "model"), "--data.root", str(corpus)]
+    index.main([*given, "--dim", "4", "--out", out])
+    model, found = search.saved(search.parse(["--index", out]))
+    assert (model.config.embedding_dim, found.embedding_ND.shape) == (4, (3, 4))
+    now, made = search.made_now(search.parse([*given, "--dim", "4"]), Terminal(is_main=False))
+    np.testing.assert_array_equal(made.embedding_ND, found.embedding_ND)
+    hits = [which.search("a dog argues", where, top_k=3) for which, where in ((now, made), (model, found))]
+    assert len({str([(hit.row, hit.distance) for hit in some]) for some in hits}) == 1
+    with pytest.raises(ConfigError, match=r"is of 4 dimensions, and so are queries; make another, or say nothing"):
+        search.saved(search.parse(["--index", out, "--dim", "8"]))
+    with pytest.raises(ConfigError, match=r"--dim is 0, expected an integer >= 1"):
+        search.parse(["--index", out, "--dim", "0"])

@@ -31,9 +31,12 @@ def dataset_of(**num_pairs: int) -> Dataset:
     return Dataset((), splits, Findings(), "f" * 64)
 
 
-def card_of(dataset: Dataset | None = None, *, reranked: float | None = None, **sections: Any) -> str:
+def card_of(
+    dataset: Dataset | None = None, *, reranked: float | None = None, more: dict[str, float] | None = None, **sections: Any
+) -> str:
     dataset = dataset or dataset_of(training=80, validation=40, test=20)
     metrics = {f"eval/{split}/{name}": value for split in dataset.splits for name, value in METRICS.items()}
+    metrics |= more or {}
     metrics |= {f"eval/{name}/queries": len(split) for name, split in dataset.splits.items()}
     if reranked is not None:
         metrics |= {f"eval/{split}/rerank/accuracy@1": reranked for split in dataset.splits}
@@ -91,6 +94,20 @@ def test_the_data_and_its_licence_are_named_where_they_are_known(tmp_path: Path,
     assert row("hf:owner/name:part").startswith("| data | `owner/name`, licence: ours; fingerprint")
     data: Any = ModelCard(card_of(data=DataConfig(root="hf:owner/name"))).data
     assert (data.datasets, data.eval_results[0].dataset_type) == (["owner/name"], "owner/name")
+
+
+def test_shorter_embeddings_have_their_columns() -> None:
+    loss = LossConfig(matryoshka_dims="64,32,128")
+    metrics: dict[str, float] = {}
+    for split in ("training", "validation", "test"):
+        metrics |= {f"eval/{split}/dim{n}/accuracy@1": 0.125 for n in (64, 32)}
+    card = card_of(loss=loss, model=ModelConfig(normalize=True), more=metrics)
+    assert "| accuracy@1, 64 dimensions | accuracy@1, 32 dimensions |" in card
+    assert "summed over all dimensions and the first 64, 32; Euclidean" in card
+    assert "give `truncate_dim=32` to `SentenceTransformer`, and `normalize_embeddings=True`" in card
+    results = {result.metric_type for result in cast(Any, ModelCard(card).data).eval_results}
+    assert {"accuracy@1_dim64", "accuracy@1_dim32"} <= results
+    assert "truncate_dim" not in card_of()
 
 
 def test_every_split_has_a_row_and_only_a_trained_classifier_a_column() -> None:

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
+from biencoder.config import Config
 from biencoder.tracking.guards.history import History, any_of
 from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json
@@ -39,8 +40,8 @@ def exploding_gradients(history: History) -> Symptom | None:
     # among the counter and its negatives, and a draw among all candidates of the batch.
     weights, candidates = config.loss, config.train.global_batch_size * (2 + config.mining.negatives)
     choices = 1 + config.mining.negatives if weights.classification == "ranking" else 4
-    chance = weights.triplet_weight * weights.margin + weights.classification_weight * math.log(choices)
-    chance += weights.contrastive_weight * math.log(candidates)
+    chance = weights.triplet_weight * weights.margin + weights.contrastive_weight * math.log(candidates)
+    chance = _num_sizes(config) * chance + weights.classification_weight * math.log(choices)
     start = max(chance, history.first_loss)
     before = history.last("train/grad_norm", 21)[:-1] or history.last("train/grad_norm", 6)[:-1]
     finite = [value for value in before if math.isfinite(value)]
@@ -89,7 +90,12 @@ def embedding_collapse(history: History) -> Symptom | None:
         sign = f"all texts have nearly the same embedding: their spread is {spread:.2g}, below {least:.2g}"
     else:
         losses, active = history.last("train/loss_triplet", 5), history.last("train/active_triplets", 5)
-        if not history.config.loss.triplet_weight or not losses or not _at_margin(losses, margin) or min(active) < 0.99:
+        if (
+            not history.config.loss.triplet_weight
+            or not losses
+            or not _at_margin(losses, history.config)
+            or min(active) < 0.99
+        ):
             return None
         sign = (
             f"the triplet loss has stayed within {AT_MARGIN:.0%} of the margin ({margin:g}) for 5 records: points are as "
@@ -125,7 +131,7 @@ def active_triplets(history: History) -> Symptom | None:
         )
     unreachable = config.model.normalize and margin >= 2
     falling = statistics.fmean(losses[5:]) < 0.98 * statistics.fmean(losses[:5])
-    if not share >= MANY_ACTIVE or _at_margin(losses, margin) or (falling and not unreachable):
+    if not share >= MANY_ACTIVE or _at_margin(losses, config) or (falling and not unreachable):
         return None
     why = "; embeddings of length 1 are at most 2 apart, so none can meet it" if unreachable else ""
     lower = 0.5 if unreachable else margin / 2
@@ -216,8 +222,14 @@ def out_of_memory(history: History) -> Symptom | None:
     )
 
 
-def _at_margin(losses: list[float], margin: float) -> bool:
-    return all(abs(loss - margin) < AT_MARGIN * margin for loss in losses)
+def _at_margin(losses: list[float], config: Config) -> bool:
+    margins = _num_sizes(config) * config.loss.margin
+    return all(abs(loss - margins) < AT_MARGIN * margins for loss in losses)
+
+
+def _num_sizes(config: Config) -> int:
+    """How many sizes of embeddings triplet and contrastive loss are summed over."""
+    return 1 + len(config.loss.truncations(config.model.embedding_dim))
 
 
 GUARDS: dict[str, tuple[tuple[RecordKind, ...], Look]] = {

@@ -5,7 +5,7 @@ own, with a line for each run. A plot without anything to show is left out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from biencoder.config import SPLITS
-from biencoder.tracking.names import HARDNESS, RecordKind, accuracy
+from biencoder.tracking.names import HARDNESS, RecordKind, accuracy, sizes
 from biencoder.tracking.record import RunRecord
 from biencoder.tracking.report.series import phases, thinned
 
@@ -41,7 +41,8 @@ class Plot:
     title: str
     caption: str
     kind: RecordKind
-    curves: Sequence[Curve]
+    curves: Sequence[Curve] | Callable[[RunRecord], Sequence[Curve]]
+    """Some are known from the run alone."""
     unit: str = ""
     percent: bool = False
     log: bool = False
@@ -65,7 +66,15 @@ def _retrieval(split: str, color: int) -> list[Curve]:
     ]
 
 
-def _depths(split: str) -> list[Curve]:
+def _sizes(record: RunRecord) -> list[Curve]:
+    split = record.deciding_split
+    found = sizes(name for line in record.of("eval") for name in line)
+    shorter = [Curve(accuracy(split, f"dim{size}"), f"first {size}") for size in found]
+    return [Curve(accuracy(split, "embedding"), "all dimensions"), *shorter] if shorter else []
+
+
+def _depths(record: RunRecord) -> list[Curve]:
+    split = record.deciding_split
     names = ("accuracy@1", "accuracy@5", "accuracy@10", "mrr@10", "ndcg@10")
     return [Curve(f"eval/{split}/embedding/{name}", name, compared=name != "accuracy@1") for name in names]
 
@@ -85,7 +94,16 @@ PLOTS = (
         "Ranking on {deciding}",
         "How near the top the counter comes, on the split that chooses the best model.",
         "eval",
-        [],  # of the split that decides, see drawn()
+        _depths,
+        percent=True,
+    ),
+    Plot(
+        "Retrieval",
+        "accuracy@1 by size on {deciding}",
+        "By the first dimensions of the embeddings alone, as loss.matryoshka_dims trains them. The nearer to that of all "
+        "dimensions, the less a smaller index loses.",
+        "eval",
+        _sizes,
         percent=True,
     ),
     Plot(
@@ -248,7 +266,7 @@ def figures(records: Sequence[RunRecord]) -> list[PlotlyFigure]:
 
 
 def _curves(plot: Plot, record: RunRecord) -> Sequence[Curve]:
-    return plot.curves or _depths(record.deciding_split)
+    return plot.curves(record) if callable(plot.curves) else plot.curves
 
 
 def _of_one(plot: Plot, record: RunRecord, frames: Frames) -> PlotlyFigure | None:

@@ -9,7 +9,7 @@ from biencoder.config import SPLITS, Config
 from biencoder.keys import describe
 from biencoder.tracking.formats import clock, duration, number, percent, setting_text
 from biencoder.tracking.json_lines import Line
-from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples
+from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples, sizes
 from biencoder.tracking.record import RunRecord, best_first, differing_keys
 from biencoder.tracking.report.figures import names
 from biencoder.tracking.report.series import phases
@@ -67,14 +67,14 @@ def events(record: RunRecord) -> PageTable:
 
 
 def evaluations(record: RunRecord) -> PageTable:
-    """Every evaluation: accuracy@1 of each split, as ranked by embeddings and re-ranked."""
+    """Every evaluation: accuracy@1 of each split, as ranked by embeddings, re-ranked, and by fewer dimensions."""
     lines = record.of("eval")
     splits = [split for split in SPLITS if any(accuracy(split, "embedding") in line for line in lines)]
     shown = [
-        (f"{split}, {label}", accuracy(split, ranking, text=text))  # type: ignore[arg-type]  # one of its literals
-        for split in splits
-        for label, ranking, text in RANKINGS
+        (f"{split}, {label}", accuracy(split, ranking, text=text)) for split in splits for label, ranking, text in RANKINGS
     ]
+    shorter = sizes(name for line in lines for name in line)
+    shown += [(f"{split}, {size} dimensions", accuracy(split, f"dim{size}")) for split in splits for size in shorter]
     shown = [(label, name) for label, name in shown if any(name in line for line in lines)]
     rows = [[str(line["epoch"]), f"{line['step']:,}", *(percent(line.get(name)) for _, name in shown)] for line in lines]
     best = record.best

@@ -13,6 +13,7 @@ from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.pretrained import load_pretrained
+from biencoder.model.truncation import Truncation
 from biencoder.training import objective
 from biencoder.training import step as step_module
 from biencoder.training.engine.engine import Engine
@@ -33,7 +34,13 @@ STEPS, BATCH, TEXTS_IN_USE = 20, 8, 24
 
 
 OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "contrastive": ({}, {"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True}),
+    "contrastive": (
+        {"normalize": True},
+        {
+            **{"triplet_weight": 0, "classification_weight": 0, "contrastive_weight": 1, "symmetric": True},
+            "matryoshka_dims": "4,8",
+        },
+    ),
     "joint": (
         {"classifier": "residual", "classifier_gradient": 0.5},
         {"triplet_weight": 0, "classification_weight": 0.5, "classification": "ranking", "contrastive_weight": 1},
@@ -107,7 +114,7 @@ def first_step(
     """This rank's mean loss parts."""
     training = step_module.Step(
         engine,
-        objective.Objective(config.loss, ranks),
+        objective.Objective(config.loss, ranks, Truncation(config.loss.truncations(16), normalize=True)),
         tokens,
         split,
         Forbidden.of(split, TEXTS_IN_USE),
