@@ -45,6 +45,8 @@ def _allowed(kind: ast.expr, marks: Sequence[ast.expr]) -> str:
             return "one of " + ", ".join(ast.literal_eval(values))
         case ast.Name(name):
             given = {word.arg: word.value for mark in marks if isinstance(mark, ast.Call) for word in mark.keywords}
+            if "pattern" in given:
+                return "whole numbers above 0 with commas between them, or nothing"
             bounds = [f"{sign} {_number(given[arg])}" for arg, sign in _BOUNDS.items() if arg in given]
             return f"{_KINDS[name]} {' and '.join(bounds)}".rstrip()
     raise TypeError(f"what is {ast.unparse(kind)}?")

@@ -234,8 +234,8 @@ MUTATIONS = (
     Mutation(
         "margin sign",
         "biencoder/training/loss.py",
-        "negative_BKD) + config.margin)",
-        "negative_BKD) - config.margin)",
+        "negative_BKD) + margin)",
+        "negative_BKD) - margin)",
         MODEL,
     ),
     Mutation(

@@ -37,7 +37,7 @@ def test_every_plotted_metric_is_recorded_and_every_recorded_one_plotted() -> No
 
 def test_no_panel_is_empty_whatever_the_corpus() -> None:
     names = {**STEP, **MINE, **CHECKPOINT} | {
-        name.format(split="validation", ranking=ranking): text
+        name.format(split="validation", ranking=ranking, size=8): text
         for name, text in EVAL.items()
         for ranking in ("embedding", "rerank")
     }

@@ -15,7 +15,7 @@ from biencoder.training.recovery.resume import find_checkpoint
 FREE = """data.root data.columns data.corpus run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size
 train.log_every train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 tracking.wandb tracking.project tracking.guards tracking.report distributed.timeout_s distributed.control_timeout_s
-distributed.silence_s train.precision deepspeed_config""".split()
+distributed.silence_s train.precision train.packing deepspeed_config""".split()
 LENGTH = ["train.epochs", "train.max_steps"]
 DESCRIBED = describe()
 
@@ -28,7 +28,7 @@ def other_value(key: str, value: Any) -> str:
     if choices.startswith("one of "):
         return next(choice for choice in choices.removeprefix("one of ").split(", ") if choice != value)
     if isinstance(value, str):
-        return value + "other"
+        return "8" if "numbers" in choices else value + "other"
     for candidate in (2 * value, value + 1, value + 0.5, value / 2):
         try:
             load_config(overrides={key: f"{candidate:g}"})
