@@ -1,7 +1,7 @@
-"""Calibration: on which scale the log-odds of a pair classifier are probabilities (Platt 1999), and what crowding adds to
+"""Calibration: on which scale the log-odds of a pair classifier are probabilities (Platt 1999), and what hubness adds to
 them.
 
-X: ranked candidates of all queries, f: log-odds and crowding.
+X: ranked candidates of all queries, f: log-odds and hubness.
 """
 
 from typing import NamedTuple
@@ -13,35 +13,35 @@ from scipy.special import expit, logit
 
 
 class Calibration(NamedTuple):
-    """Log-odds become `scale * log-odds + shift + crowding * (the candidate's) + query_crowding * (the query's crowding)`.
+    """Log-odds become `scale * log-odds + shift + hubness * (the candidate's) + query_hubness * (the query's hubness)`.
 
     The scale is above 0.
     """
 
     scale: float
     shift: float
-    crowding: float
-    """0 where crowding was not measured; below 0 if candidates in a crowd are less likely right than their log-odds say."""
-    query_crowding: float
+    hubness: float
+    """0 where hubness was not measured; below 0 if hubs are less likely right than their log-odds say."""
+    query_hubness: float
     """The same of queries; it changes no order."""
 
 
 def fit_calibration(
     probability_X: npt.NDArray[np.float32],
     right_X: npt.NDArray[np.bool_],
-    crowding_X2: npt.NDArray[np.float32] | None = None,
+    hubness_X2: npt.NDArray[np.float32] | None = None,
 ) -> Calibration | None:
     """What makes these answers likeliest; None if right candidates have no higher probabilities than wrong ones.
 
     Args:
-        crowding_X2: of candidate and query.
+        hubness_X2: of candidate and query.
 
     Right and wrong count as slightly less than certain, so that the fit is finite where the probabilities separate them.
     """
     eps = float(np.finfo(np.float32).tiny), 1 - float(np.finfo(np.float32).epsneg)
     odds_X = logit(np.clip(probability_X.astype(np.float64), *eps))
     num_right, num_wrong = int(right_X.sum()), int((~right_X).sum())
-    features_Xf = np.column_stack([odds_X, np.zeros((len(odds_X), 2)) if crowding_X2 is None else crowding_X2])
+    features_Xf = np.column_stack([odds_X, np.zeros((len(odds_X), 2)) if hubness_X2 is None else hubness_X2])
     centre_f, spread_f = features_Xf.mean(axis=0), features_Xf.std(axis=0)
     if not num_right or not num_wrong or spread_f[0] == 0:
         return None
@@ -55,7 +55,7 @@ def fit_calibration(
         return float(value.mean()), design_X4.T @ (expit(fitted_X) - target_X) / len(target_X)
 
     *weight_f, shift = minimize(loss, np.zeros(4), jac=True, method="BFGS").x
-    scale, crowding, query_crowding = (weight_f / spread_f).tolist()
+    scale, hubness, query_hubness = (weight_f / spread_f).tolist()
     if scale <= 0:
         return None
-    return Calibration(scale, float(shift - (weight_f / spread_f) @ centre_f), crowding, query_crowding)
+    return Calibration(scale, float(shift - (weight_f / spread_f) @ centre_f), hubness, query_hubness)

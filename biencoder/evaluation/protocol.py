@@ -30,8 +30,8 @@ from biencoder.distributed.world import World
 from biencoder.evaluation.calibration import Calibration, fit_calibration
 from biencoder.evaluation.metrics import JUDGED_DEPTH, Answers, calibration_error, judged_metrics, ranking_metrics
 from biencoder.model.bi_encoder import PairClassifier, Vectors
-from biencoder.retrieval.crowding import MOST_CROWDED, NEIGHBOURS, Crowding, crowding_of
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.hubness import MOST_TEXTS, NEIGHBOURS, Hubness, hubness_of
 from biencoder.retrieval.reranking import pair_probability
 
 _CHUNK_BYTES = 256 * 2**20
@@ -89,11 +89,11 @@ def evaluate_split(
     for suffix in ("", "_text"):
         candidates = Candidates.of(split, pair_Q, distinct=bool(suffix))
         query_text_Q = split.point_text_P[pair_Q]
-        crowded = None
+        hubness = None
         if classifier is not None and classifier.residual:
-            crowded = crowding(query_text_Q, candidates.text_C, candidates.own_Q, embedded, world)
+            hubness = measure_hubness(query_text_Q, candidates.text_C, candidates.own_Q, embedded, world)
         ranking = rank_candidates(
-            query_text_Q, candidates.text_C, candidates.own_Q, embedded, classifier, crowded, k=k, world=world
+            query_text_Q, candidates.text_C, candidates.own_Q, embedded, classifier, hubness, k=k, world=world
         )
 
         def measure(ranking: Ranking = ranking, candidates: Candidates = candidates) -> dict[str, float]:
@@ -104,10 +104,10 @@ def evaluate_split(
             examples = world.on_main(
                 lambda ranking=ranking, candidates=candidates: example_retrievals(split, pair_Q, ranking, candidates)  # type: ignore[misc]
             )
-            if crowded is not None:
+            if hubness is not None:
                 calibration = world.on_main(
-                    lambda ranking=ranking, candidates=candidates, crowded=crowded: fit_calibration(  # type: ignore[misc]
-                        *_judged(ranking, candidates, top_k), _crowding_of_judged(ranking, crowded, top_k)
+                    lambda ranking=ranking, candidates=candidates, hubness=hubness: fit_calibration(  # type: ignore[misc]
+                        *_judged(ranking, candidates, top_k), _hubness_of_judged(ranking, hubness, top_k)
                     )
                 )
     num_candidates = len(split.candidate_text_C) - (split.judgements is None)
@@ -196,10 +196,10 @@ def _judged(
     return probability_Qk[there_Qk], right_Qk[there_Qk]
 
 
-def _crowding_of_judged(ranking: "Ranking", crowded: Crowding, top_k: int) -> npt.NDArray[np.float32]:
-    """Crowding of all candidates that are re-ranked and of their queries (X, 2), in the order of `_judged`."""
+def _hubness_of_judged(ranking: "Ranking", hubness: Hubness, top_k: int) -> npt.NDArray[np.float32]:
+    """Hubness of all candidates that are re-ranked and of their queries (X, 2), in the order of `_judged`."""
     candidate_Qk = ranking.candidate_Qk[:, :top_k]
-    return crowded.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk)[candidate_Qk >= 0]
+    return hubness.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk)[candidate_Qk >= 0]
 
 
 def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:
@@ -264,7 +264,7 @@ def rank_candidates(
     excluded_Q: Ids,
     embedded: EmbeddedTexts,
     classifier: PairClassifier | None,
-    crowded: Crowding | None = None,
+    hubness: Hubness | None = None,
     *,
     k: int,
     world: World,
@@ -276,7 +276,7 @@ def rank_candidates(
     Args:
         candidate_text_C: text id of each candidate.
         excluded_Q: for each query a candidate that it may not get (itself); -1 for none.
-        crowded: for a residual classifier.
+        hubness: for a residual classifier.
     """
     k = min(k, len(candidate_text_C) - bool((excluded_Q >= 0).all()))
     held = HeldCandidates.of(candidate_text_C, embedded)
@@ -286,8 +286,8 @@ def rank_candidates(
         if classifier is not None and len(held.position_c):
             place_qk = np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)
             row_qk = np.searchsorted(embedded.text_ids_N, candidate_text_C[place_qk])
-            crowding_qk2 = crowded.of_pairs(block, place_qk) if crowded else None
-            probability_qk = pair_probability(queries, embedded.candidate, row_qk, classifier, crowding_qk2)
+            hubness_qk2 = hubness.of_pairs(block, place_qk) if hubness else None
+            probability_qk = pair_probability(queries, embedded.candidate, row_qk, classifier, hubness_qk2)
             mine = mine._replace(probability_Qk=probability_qk)
         answers = [list(world.exchange(torch.from_numpy(part), counts).numpy()) for part in mine]
         own = join_rankings(answers, axis=1).nearest(k)
@@ -299,18 +299,18 @@ def rank_candidates(
     return join_rankings([[np.concatenate(blocks)[back_Q]] for blocks in zip(*merged, strict=True)], axis=0)
 
 
-def crowding(query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, embedded: EmbeddedTexts, world: World) -> Crowding:
-    """How crowded queries and candidates are: see crowding.py. Every rank of `world`, the holders of the texts, takes part.
+def measure_hubness(query_text_Q: Ids, candidate_text_C: Ids, own_Q: Ids, embedded: EmbeddedTexts, world: World) -> Hubness:
+    """The hubness of queries and candidates: see hubness.py. Every rank of `world`, the holders of the texts, takes part.
 
-    0 for all where there are more than MOST_CROWDED texts, because each is a query here.
+    0 for all where there are more than MOST_TEXTS texts, because each is a query here.
     """
     text_N, nth_C = np.unique(candidate_text_C, return_inverse=True)
-    if not 1 < len(text_N) <= MOST_CROWDED:
-        return Crowding(np.zeros(len(own_Q), dtype=np.float32), np.zeros(len(nth_C), dtype=np.float32))
+    if not 1 < len(text_N) <= MOST_TEXTS:
+        return Hubness(np.zeros(len(own_Q), dtype=np.float32), np.zeros(len(nth_C), dtype=np.float32))
     around = replace(embedded, query=embedded.candidate)
     of_texts = rank_candidates(text_N, text_N, np.arange(len(text_N)), around, None, k=NEIGHBOURS, world=world)
     of_queries = rank_candidates(query_text_Q, candidate_text_C, own_Q, embedded, None, k=NEIGHBOURS, world=world)
-    return Crowding(crowding_of(of_queries.distance_Qk), crowding_of(of_texts.distance_Qk)[nth_C])
+    return Hubness(hubness_of(of_queries.distance_Qk), hubness_of(of_texts.distance_Qk)[nth_C])
 
 
 def empty_ranking(num_queries: int, k: int) -> Ranking:

@@ -17,8 +17,8 @@ from biencoder.distributed.world import World
 from biencoder.evaluation.protocol import (
     HeldCandidates,
     Ranking,
-    crowding,
     empty_ranking,
+    measure_hubness,
     nearest_candidates,
     smallest,
 )
@@ -54,11 +54,11 @@ class EmbeddingRanker:
         if self.classifier is None:
             return ranking
         row_Qk = np.searchsorted(self.embedded.text_ids_N, candidate_text_C[ranking.candidate_Qk])
-        crowding_Qk2 = None
-        if self.classifier.uses_crowding:
-            crowded = crowding(query_text_Q, candidate_text_C, own_Q, self.embedded, World.alone())
-            crowding_Qk2 = crowded.of_pairs(np.arange(len(query_text_Q)), ranking.candidate_Qk)
-        probability_Qk = pair_probability(queries, self.embedded.candidate, row_Qk, self.classifier, crowding_Qk2)
+        hubness_Qk2 = None
+        if self.classifier.uses_hubness:
+            hubness = measure_hubness(query_text_Q, candidate_text_C, own_Q, self.embedded, World.alone())
+            hubness_Qk2 = hubness.of_pairs(np.arange(len(query_text_Q)), ranking.candidate_Qk)
+        probability_Qk = pair_probability(queries, self.embedded.candidate, row_Qk, self.classifier, hubness_Qk2)
         return ranking._replace(probability_Qk=np.where(ranking.candidate_Qk < 0, np.float32("nan"), probability_Qk))
 
 

@@ -161,7 +161,7 @@ class PairClassifier(nn.Module):
 
     The residual form adds to the nearness -|e_u - e_v|^2 / 2, on a learned scale, a network whose last layer starts at 0,
     and whose features include the products of the vectors. Its first logit is 0, so that the second orders candidates as
-    their distance does until something is learned. How crowded v and u are (crowding.py) counts from `calibrate` on.
+    their distance does until something is learned. The hubness of v and u (hubness.py) counts from `calibrate` on.
     """
 
     def __init__(self, config: ModelConfig, *, embedding_dim: int, hidden: int) -> None:
@@ -184,8 +184,8 @@ class PairClassifier(nn.Module):
             before = [nn.LayerNorm(width), nn.ReLU()] if config.classifier_norm else []
             self.layers = nn.Sequential(*before, nn.Linear(width, 2))
 
-    def forward(self, u: Vectors, v: Vectors, crowding: torch.Tensor | None = None) -> torch.Tensor:
-        """The logits (…, 2). Args: crowding: of v and of u (…, 2); None counts as 0, as in training."""
+    def forward(self, u: Vectors, v: Vectors, hubness: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits (…, 2). Args: hubness: of v and of u (…, 2); None counts as 0, as in training."""
         if self.gradient < 1:
             u, v = (Vectors(*(_with_gradient(part, self.gradient) for part in side)) for side in (u, v))
         parts = []
@@ -197,7 +197,7 @@ class PairClassifier(nn.Module):
         if self.residual:
             near = (u.embedding.float() - v.embedding.float()).square().sum(-1) / -2
             near = near.unsqueeze(-1)
-            around = torch.zeros_like(near).expand(*near.shape[:-1], 2) if crowding is None else crowding
+            around = torch.zeros_like(near).expand(*near.shape[:-1], 2) if hubness is None else hubness
             logits = logits + self.nearness(torch.cat([near, around], dim=-1).to(logits.dtype))
             logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
         return logits
@@ -206,18 +206,18 @@ class PairClassifier(nn.Module):
         return [u, v, (u - v).abs(), *([u * v] if self.residual else [])]
 
     @property
-    def uses_crowding(self) -> bool:
-        """Whether the log-odds depend on how crowded candidate and query are."""
+    def uses_hubness(self) -> bool:
+        """Whether the log-odds depend on the hubness of candidate and query."""
         return self.residual and bool(self.nearness.weight[0, 1:].any())
 
     @torch.no_grad()
-    def calibrate(self, scale: float, shift: float, crowding: float, query_crowding: float) -> None:
+    def calibrate(self, scale: float, shift: float, hubness: float, query_hubness: float) -> None:
         """Let the log-odds of the residual form become what `Calibration` says, v being the candidate."""
         for layer in (self.layers[-1], self.nearness):
             layer.weight.mul_(scale)  # type: ignore[operator]  # a linear layer
             layer.bias.mul_(scale)  # type: ignore[operator]
         self.nearness.bias.add_(shift)
-        self.nearness.weight[0, 1:] += torch.tensor([crowding, query_crowding])
+        self.nearness.weight[0, 1:] += torch.tensor([hubness, query_hubness])
 
     def fits(self, embedding_dim: int) -> bool:
         """Whether it was made for embeddings of this size."""

@@ -18,12 +18,12 @@ def pair_probability(
     candidates: Vectors,
     ranked_Qk: npt.NDArray[np.int64],
     classifier: PairClassifier,
-    crowding_Qk2: npt.NDArray[np.float32] | None = None,
+    hubness_Qk2: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Probability (Q, k) that candidate ranked_Qk[q, i] answers query q.
 
     Args:
-        crowding_Qk2: of each candidate and its query, for a residual classifier.
+        hubness_Qk2: of each candidate and its query, for a residual classifier.
     """
     Q, k = ranked_Qk.shape
     probability_Qk = np.empty((Q, k), dtype=np.float32)
@@ -34,6 +34,6 @@ def pair_probability(
         block = slice(start, start + chunk)
         v = candidates.rows(torch.from_numpy(ranked_Qk[block]))
         u = Vectors(*(part[block, None].expand(-1, k, -1) for part in queries))
-        around = None if crowding_Qk2 is None else torch.from_numpy(crowding_Qk2[block])
+        around = None if hubness_Qk2 is None else torch.from_numpy(hubness_Qk2[block])
         probability_Qk[block] = classifier(u, v, around).softmax(dim=-1)[..., 1].numpy()
     return probability_Qk

@@ -37,8 +37,8 @@ from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.whole_folder import whole_folder
 from biencoder.paths import typed
-from biencoder.retrieval.crowding import NEIGHBOURS, crowding_of
 from biencoder.retrieval.faiss_index import FlatIndex, num_cells
+from biencoder.retrieval.hubness import NEIGHBOURS, hubness_of
 from biencoder.retrieval.nearest import NegativeIndex, Rows, nearest_allowed
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
@@ -72,8 +72,8 @@ class SearchIndex:
         embedding_ND, pooled_NH = (part.numpy() for part in vectors)
         return cls(texts.__getitem__, embedding_ND, pooled_NH, FlatIndex(embedding_ND), clean)
 
-    def crowding(self, rows_k: Rows) -> npt.NDArray[np.float32]:
-        """How crowded the texts of these rows are among all of the index, copies counted once: see crowding.py."""
+    def hubness(self, rows_k: Rows) -> npt.NDArray[np.float32]:
+        """The hubness of the texts of these rows among all of the index, copies counted once: see hubness.py."""
         texts = [self.text(row) for row in rows_k.tolist()]
 
         def is_another(queries_Q: Rows, rows_Qk: Rows) -> npt.NDArray[np.bool_]:
@@ -87,7 +87,7 @@ class SearchIndex:
         _, distance_kn = nearest_allowed(
             self.index, self.embedding_ND, self.embedding_ND[rows_k], is_another, count=NEIGHBOURS
         )
-        return crowding_of(distance_kn)
+        return hubness_of(distance_kn)
 
 
 class CompactIndex:

@@ -30,8 +30,8 @@ from biencoder.model.packed import hindrance, pack
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
 from biencoder.paths import user_path
-from biencoder.retrieval.crowding import NEIGHBOURS, Crowding, crowding_of
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
+from biencoder.retrieval.hubness import NEIGHBOURS, Hubness, hubness_of
 from biencoder.retrieval.nearest import Rows, nearest_allowed
 from biencoder.retrieval.reranking import pair_probability
 from biencoder.retrieval.saved_index import SearchIndex
@@ -294,11 +294,11 @@ class TrainedModel:
         probability_k = np.full(len(rows_k), np.nan)
         if self.classifier is not None and len(rows_k):
             candidates = Vectors(torch.from_numpy(index.embedding_ND[rows_k]), torch.from_numpy(index.pooled_NH[rows_k]))
-            places_1k, crowding_1k2 = np.arange(len(rows_k))[None], None
-            if self.classifier.uses_crowding:
-                crowded = Crowding(crowding_of(distance_k[None, :NEIGHBOURS]), index.crowding(rows_k))
-                crowding_1k2 = crowded.of_pairs(np.array([0]), places_1k)
-            probability_k = pair_probability(query, candidates, places_1k, self.classifier, crowding_1k2)[0]
+            places_1k, hubness_1k2 = np.arange(len(rows_k))[None], None
+            if self.classifier.uses_hubness:
+                hubness = Hubness(hubness_of(distance_k[None, :NEIGHBOURS]), index.hubness(rows_k))
+                hubness_1k2 = hubness.of_pairs(np.array([0]), places_1k)
+            probability_k = pair_probability(query, candidates, places_1k, self.classifier, hubness_1k2)[0]
         return [
             Hit(index.text(row), float(distance), float(probability), row)
             for row, distance, probability in zip(rows_k.tolist(), distance_k, probability_k, strict=True)

@@ -13,7 +13,7 @@ from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split
 from biencoder.evaluation.calibration import fit_calibration
 from biencoder.evaluation.metrics import calibration_error
-from biencoder.evaluation.protocol import crowding
+from biencoder.evaluation.protocol import measure_hubness
 from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
@@ -47,11 +47,11 @@ def test_what_separates_right_from_wrong_gets_a_finite_scale_and_what_orders_the
     assert fit_calibration(np.full(5, 0.3, np.float32), right) is None
 
 
-def test_the_fit_finds_what_crowding_takes_off() -> None:
+def test_the_fit_finds_what_hubness_takes_off() -> None:
     rng = np.random.default_rng(0)
-    odds, crowding_X2 = rng.normal(0.0, 1.5, 20_000), rng.normal(-0.3, 0.1, (20_000, 2))
-    right = rng.random(20_000) < expit(odds - 3 + crowding_X2 @ np.array([-10, 5]))
-    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, crowding_X2.astype(np.float32))
+    odds, hubness_X2 = rng.normal(0.0, 1.5, 20_000), rng.normal(-0.3, 0.1, (20_000, 2))
+    right = rng.random(20_000) < expit(odds - 3 + hubness_X2 @ np.array([-10, 5]))
+    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, hubness_X2.astype(np.float32))
     assert fitted == pytest.approx((0.5, -3, -10, 5), rel=0.15)
 
 
@@ -68,8 +68,8 @@ def test_a_calibrated_classifier_has_log_odds_on_the_other_scale() -> None:
     before = classifier(u, v)
     classifier.calibrate(0.25, -3.0, -2.0, 1.0)
     torch.testing.assert_close(classifier(u, v)[:, 1], 0.25 * before[:, 1] - 3.0)
-    crowding_62 = torch.stack([torch.arange(6.0), torch.ones(6)], dim=1)
-    torch.testing.assert_close(classifier(u, v, crowding_62)[:, 1], 0.25 * before[:, 1] - 2.0 - 2.0 * torch.arange(6.0))
+    hubness_62 = torch.stack([torch.arange(6.0), torch.ones(6)], dim=1)
+    torch.testing.assert_close(classifier(u, v, hubness_62)[:, 1], 0.25 * before[:, 1] - 2.0 - 2.0 * torch.arange(6.0))
     assert classifier(u, v)[:, 0].count_nonzero() == 0
 
 
@@ -105,13 +105,13 @@ def test_what_is_near_to_everything_is_put_behind_what_is_near_to_the_query_alon
     first = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
     assert first.calibration is not None
     classifier.calibrate(*first.calibration)
-    assert classifier.uses_crowding
+    assert classifier.uses_hubness
     second = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
     gain = second.metrics["rerank/accuracy@1"] - second.metrics["embedding/accuracy@1"]
     assert gain > 0.2
-    of_search = SearchIndex.in_memory(texts, vectors, clean=False).crowding(np.arange(200))
+    of_search = SearchIndex.in_memory(texts, vectors, clean=False).hubness(np.arange(200))
     ranker, own_Q = EmbeddingRanker(embedded, classifier), np.arange(100)
-    of_evaluation = crowding(own_Q, np.arange(200), own_Q, embedded, World.alone()).candidate_C
+    of_evaluation = measure_hubness(own_Q, np.arange(200), own_Q, embedded, World.alone()).candidate_C
     np.testing.assert_allclose(of_search, of_evaluation, atol=1e-5)
     ranked = ranker.rank(own_Q, np.arange(200), own_Q, k=10).reranked(10)[:, 0]
     assert (ranked == np.arange(100, 200)).mean() == second.metrics["rerank/accuracy@1"]
@@ -120,8 +120,8 @@ def test_what_is_near_to_everything_is_put_behind_what_is_near_to_the_query_alon
 def test_the_exported_classifier_is_the_calibrated_one(tiny_bert: Path, tmp_path: Path) -> None:
     model = export(tiny_bert, tmp_path / "model", classifier="residual")
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    fitted = {"eval/calibration_scale": 0.5, "eval/calibration_shift": -1.0, "eval/calibration_crowding": 0.0}
-    fitted["eval/calibration_query_crowding"] = 0.0
+    fitted = {"eval/calibration_scale": 0.5, "eval/calibration_shift": -1.0, "eval/calibration_hubness": 0.0}
+    fitted["eval/calibration_query_hubness"] = 0.0
     calibrated = calibrated_classifier(model, weights, fitted)
     assert calibrated.keys() == {name for name in weights if name.startswith("classifier.")}
     vectors = Vectors(torch.randn(6, 8), torch.randn(6, 32))

@@ -36,7 +36,7 @@ class Likeness(PairClassifier):
     def __init__(self) -> None:
         super().__init__(ModelConfig(), embedding_dim=1, hidden=1)
 
-    def forward(self, u: Vectors, v: Vectors, crowding: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, u: Vectors, v: Vectors, hubness: torch.Tensor | None = None) -> torch.Tensor:
         likeness = -(u.embedding - v.embedding).norm(dim=-1)
         return torch.stack([torch.zeros_like(likeness), likeness], dim=-1)
 
@@ -122,7 +122,7 @@ def test_the_reranker_sees_the_query_and_not_the_gold_text() -> None:
 
 def test_reranking_reorders_only_the_top() -> None:
     class Far(Likeness):
-        def forward(self, u: Vectors, v: Vectors, crowding: torch.Tensor | None = None) -> torch.Tensor:
+        def forward(self, u: Vectors, v: Vectors, hubness: torch.Tensor | None = None) -> torch.Tensor:
             return -super().forward(u, v)
 
     # From point 0 the others stand at 1, 2 (its counter), 3; Far prefers what is farthest within the top k.
