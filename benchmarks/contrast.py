@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from biencoder.config import LossConfig
+from biencoder.config.schema import LossConfig
 from biencoder.data import Forbidden, Split
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores

@@ -32,7 +32,7 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from biencoder.config import MiningConfig, ModelConfig
+from biencoder.config.schema import MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World

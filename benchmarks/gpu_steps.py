@@ -23,13 +23,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from biencoder.config import ModelConfig
+from biencoder.config.paths import PROJECT_ROOT
+from biencoder.config.schema import ModelConfig
 from biencoder.data.tokens import TokenizedTexts, tokenize
 from biencoder.model.attention import use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.packed import attend, hindrance, pack
 from biencoder.model.pretrained import load_pretrained
-from biencoder.paths import PROJECT_ROOT
 from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.engine.engine import Engine
 from biencoder.training.loop import Trainer

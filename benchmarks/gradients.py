@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, BertModel
 
 import biencoder.training.engine.engine
-from biencoder.config import Config, DistributedConfig, LossConfig, ModelConfig, TrainConfig
+from biencoder.config.schema import Config, DistributedConfig, LossConfig, ModelConfig, TrainConfig
 from biencoder.data import load_dataset
 from biencoder.data.tokens import tokenize
 from biencoder.distributed.join import join

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from biencoder.config import Config, DataConfig, DistributedConfig, MiningConfig, ModelConfig
+from biencoder.config.schema import Config, DataConfig, DistributedConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, load_dataset
 from biencoder.data.token_cache import cached_tokens
 from biencoder.data.tokens import Batch

@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertModel
 
-from biencoder.config import DistributedConfig, LossConfig, ModelConfig, load_config
+from biencoder.config.load import load_config
+from biencoder.config.paths import find_file
+from biencoder.config.schema import DistributedConfig, LossConfig, ModelConfig
 from biencoder.data.tokens import Tokens
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import BiEncoder, TripletBatch
-from biencoder.paths import find_file
 from biencoder.training.engine.engine import Engine
 from biencoder.training.engine.memory import bucket_bytes, offloaded_bytes, state_bytes
 from biencoder.training.engine.settings import Settings, import_deepspeed, read_settings

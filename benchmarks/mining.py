@@ -45,7 +45,7 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import Config, DistributedConfig, MiningConfig, ModelConfig
+from biencoder.config.schema import Config, DistributedConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World

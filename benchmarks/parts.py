@@ -28,7 +28,7 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import DistributedConfig, ModelConfig
+from biencoder.config.schema import DistributedConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
 from biencoder.data.tokens import tokenize
 from biencoder.distributed.join import join

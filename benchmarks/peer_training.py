@@ -31,7 +31,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.util import mine_hard_negatives
 
-from biencoder.config import load_config
+from biencoder.config.load import load_config
 from biencoder.data import load_dataset
 from biencoder.model.pretrained import locate
 from biencoder.training.engine.precision import fast_precision

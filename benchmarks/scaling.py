@@ -29,7 +29,7 @@ from cost_model import (
     texts_until,
 )
 
-from biencoder.config import Config, MiningConfig, ModelConfig
+from biencoder.config.schema import Config, MiningConfig, ModelConfig
 from biencoder.training.engine.memory import mining_bytes
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,7 +24,7 @@ from ranks import run_ranks
 from rich.console import Console
 from rich.table import Table
 
-from biencoder.config import DistributedConfig
+from biencoder.config.schema import DistributedConfig
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Vectors

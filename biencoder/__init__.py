@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from biencoder.config import Config, load_config
+    from biencoder.config.load import load_config
+    from biencoder.config.schema import Config
     from biencoder.errors import BiencoderError, ConfigError, DataError, ModelError
     from biencoder.mining.pairs import mine
     from biencoder.retrieval.trained_model import Hit, TrainedModel
@@ -46,13 +47,13 @@ __all__ = [
 
 _HOMES = {
     "BiencoderError": "errors",
-    "Config": "config",
+    "Config": "config.schema",
     "ConfigError": "errors",
     "DataError": "errors",
     "Hit": "retrieval.trained_model",
     "ModelError": "errors",
     "TrainedModel": "retrieval.trained_model",
-    "load_config": "config",
+    "load_config": "config.load",
     "mine": "mining.pairs",
     "train": "training.in_process",
 }

@@ -1,12 +1,13 @@
-"""Writes docs/configuration.md: every key, from biencoder/config.py, and the recipes that set it.
+"""Writes docs/configuration.md: every key, from biencoder/config/schema.py, and the recipes that set it.
 
 python docs/configuration.py
 """
 
 from pathlib import Path
 
-from biencoder.config import Config, OnResume, load_config, resume_rules
-from biencoder.keys import describe
+from biencoder.config.keys import describe
+from biencoder.config.load import load_config
+from biencoder.config.schema import Config, OnResume, resume_rules
 
 PAGE = Path(__file__).with_suffix(".md")
 RECIPES = sorted((PAGE.parent.parent / "configs").glob("*.toml"))
@@ -17,8 +18,9 @@ _RESUME = {
 }
 _OPENING = """# Every key
 
-Made by `python docs/configuration.py` from `biencoder/config.py`; `train.py --help` shows the same texts. A key is set in a
-file (`--config FILE`, TOML or YAML, a section for each heading) or on the command line (`--train.lr 1e-5`), which wins.
+Made by `python docs/configuration.py` from `biencoder/config/schema.py`; `train.py --help` shows the same texts. A key is
+set in a file (`--config FILE`, TOML or YAML, a section for each heading) or on the command line (`--train.lr 1e-5`), which
+wins.
 
 *On resume* says whether a run that goes on from a checkpoint may have another value. *Recipes* are the files in
 `configs/` that set the key; the others belong to the command line.

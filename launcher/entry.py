@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from biencoder import environment
+from biencoder.config.keys import describe, nearest_key
+from biencoder.config.paths import typed, user_path
 from biencoder.errors import BiencoderError, ConfigError, ExitCode, tell
-from biencoder.keys import describe, nearest_key
-from biencoder.paths import typed, user_path
 
 if TYPE_CHECKING:
-    from biencoder.config import Config
+    from biencoder.config.schema import Config
 
 _LET_RANK_0_SPEAK_S = 3.0
 """Launchers end all ranks as soon as the first one leaves: the others stay until rank 0 has said why."""
@@ -82,7 +82,7 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str, example: str 
         if not token.startswith("-"):
             raise ConfigError(f"unexpected argument {token!r}; settings are given as --section.key VALUE")
         raise ConfigError(f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`")
-    from biencoder.config import load_config
+    from biencoder.config.load import load_config
 
     overrides = {name: value for name, value in vars(known).items() if name in keys}
     return RunArguments(load_config(file=known.config, overrides=overrides), known.preflight)

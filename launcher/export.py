@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError
-from biencoder.paths import user_path
 from launcher.entry import add_dim, cleans, corpus_parser, run
 
 if TYPE_CHECKING:

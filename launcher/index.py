@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from biencoder.paths import typed, user_path
+from biencoder.config.paths import typed, user_path
 from launcher.entry import add_dim, add_precision, cleans, corpus_parser, run
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError, DataError, ModelError
-from biencoder.paths import user_path
 from launcher.entry import cleans, model_parser, run
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from launcher.entry import Parser, parse_run
 from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
-    from biencoder.config import Config
+    from biencoder.config.schema import Config
 
 _TRAIN = Path(__file__).with_name("train.py")
 _WIDE = 200
@@ -125,7 +125,7 @@ def write_lines(plan: SweepPlan, file: Path) -> None:
 
 
 def slurm(plan: SweepPlan, file: Path) -> None:
-    from biencoder.paths import typed
+    from biencoder.config.paths import typed
 
     for trial in plan.trials:
         if any(len(part.split()) != 1 for part in trial):  # the job splits its line at blanks

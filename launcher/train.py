@@ -18,7 +18,7 @@ from launcher.entry import parse_run
 from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
-    from biencoder.config import Config
+    from biencoder.config.schema import Config
     from biencoder.distributed.world import World
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.folder import Reranking, save_model
 from biencoder.model.pretrained import load_pretrained

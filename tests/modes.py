@@ -3,7 +3,7 @@
 import dataclasses
 from typing import cast
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.training.engine.precision import Precision
 
 MODES = (

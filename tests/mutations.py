@@ -324,7 +324,7 @@ MUTATIONS = (
     ),
     Mutation(
         "random rate grows instead of decaying",
-        "biencoder/config.py",
+        "biencoder/config/schema.py",
         "self.random_rate - self.random_rate_decay * epoch",
         "self.random_rate + self.random_rate_decay * epoch",
         "tests/unit/test_config.py",

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from biencoder.config import SPLITS
+from biencoder.config.paths import find_file
+from biencoder.config.schema import SPLITS
 from biencoder.data.beir import Beir, is_beir, read_beir
 from biencoder.data.cleaning import tidier
 from biencoder.data.columns import ColumnNames
@@ -22,7 +23,6 @@ from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives
 from biencoder.data.triples import by_id, is_triples, read_id_triples, read_triples
 from biencoder.errors import DataError
-from biencoder.paths import find_file
 
 
 @dataclass(frozen=True, slots=True)

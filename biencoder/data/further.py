@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from biencoder.config.paths import find_file
 from biencoder.data.columns import ColumnNames, listed
 from biencoder.data.hub import hub_splits, on_hub
 from biencoder.data.readers import table_at
@@ -14,7 +15,6 @@ from biencoder.data.records import Findings, Reading
 from biencoder.data.saved_folders import is_saved
 from biencoder.data.tables import SUFFIXES, Table, table_suffix
 from biencoder.errors import DataError
-from biencoder.paths import find_file
 
 _TITLE = "title"
 

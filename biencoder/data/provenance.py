@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, try_to_load_from_cache
 
+from biencoder.config.paths import find_file
 from biencoder.data.hub import hub_repository
-from biencoder.paths import find_file
 
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md")
 _HEADING = re.compile(r"^#+ *licen[cs]e[ :]*$\s*(.+)", re.IGNORECASE | re.MULTILINE)

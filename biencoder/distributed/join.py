@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist  # noqa: TID251 - this folder knows about ranks
 
 from biencoder import environment
-from biencoder.config import DistributedConfig
+from biencoder.config.schema import DistributedConfig
 from biencoder.distributed.heartbeat import Watch
 from biencoder.distributed.idle_cores import share_cores
 from biencoder.distributed.world import World

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.ids import Ids
 from biencoder.errors import ModelError
 from biencoder.evaluation.baselines import BM25, TF_IDF, bm25, tf_idf

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Dataset, Forbidden, Split
 from biencoder.data.given import Given
 from biencoder.errors import DataError

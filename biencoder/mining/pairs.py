@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.cleaning import tidier
 from biencoder.data.near_duplicates import near_duplicates

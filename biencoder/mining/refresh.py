@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Forbidden, Members, Split
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Forbidden, Members, Split
 from biencoder.data.ids import Ids, spread_over
 from biencoder.distributed.world import World

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.tokens import Batch, PackedTokens
 from biencoder.model.packed import pool_packed
 from biencoder.model.pretrained import Pooling, Pretrained

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.model.bi_encoder import BiEncoder, Tower
 from biencoder.model.pretrained import check_length, has_own_code

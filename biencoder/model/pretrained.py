@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from biencoder.config import ModelConfig
+from biencoder.config.paths import user_path
+from biencoder.config.schema import ModelConfig
 from biencoder.errors import ModelError
 from biencoder.model.dense import Dense, projection_of
 from biencoder.model.sentence_modules import SentenceModules, our_pooling, read_sentence_modules
 from biencoder.model.vocabulary import check_fit, load_tokenizer
 from biencoder.model.weights import LoadedEncoder, check_files, load_encoder
-from biencoder.paths import user_path
 
 _TRIED_PADDING = 4
 Pooling = Literal["cls", "pooler", "mean", "last"]

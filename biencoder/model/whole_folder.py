@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError
-from biencoder.paths import user_path
 
 
 @contextmanager

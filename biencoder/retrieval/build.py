@@ -3,7 +3,7 @@
 N: vectors, D: dimension.
 """
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.retrieval.nearest import Embeddings, Fp64Index, NegativeIndex, NothingHeld
 
 

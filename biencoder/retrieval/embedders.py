@@ -11,12 +11,12 @@ from typing import Protocol
 
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.paths import user_path
+from biencoder.config.schema import ModelConfig
 from biencoder.data.ids import Ids
 from biencoder.model.bi_encoder import PairClassifier
 from biencoder.model.folder import model_sha256
 from biencoder.model.precision import AskedPrecision
-from biencoder.paths import user_path
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.foreign_model import SentenceFolder
 from biencoder.retrieval.trained_model import Advance, TrainedModel

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.distributed.idle_cores import own_cores
 from biencoder.retrieval.nearest import MOST_ROWS, Embeddings, Rows
 

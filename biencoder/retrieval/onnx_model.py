@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from biencoder.config import EvalConfig, ModelConfig
+from biencoder.config.schema import EvalConfig, ModelConfig
 from biencoder.data.tokens import Batch, Tokens, tokenize, tokenize_sides
 from biencoder.errors import ConfigError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, Sides, Tower, Vectors

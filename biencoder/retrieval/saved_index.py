@@ -31,12 +31,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from biencoder.config.paths import typed
 from biencoder.data.dataset import terminated
 from biencoder.data.ids import spread_over
 from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.whole_folder import whole_folder
-from biencoder.paths import typed
 from biencoder.retrieval.faiss_index import FlatIndex, num_cells
 from biencoder.retrieval.hubness import NEIGHBOURS, hubness_of
 from biencoder.retrieval.nearest import NegativeIndex, Rows, nearest_allowed

@@ -19,7 +19,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
-from biencoder.config import EvalConfig, ModelConfig
+from biencoder.config.paths import user_path
+from biencoder.config.schema import EvalConfig, ModelConfig
 from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import Batch, Packing, TokenizedTexts, tokenize, tokenize_sides
 from biencoder.errors import DataError, ModelError
@@ -29,7 +30,6 @@ from biencoder.model.folder import Reranking, has_classifier, load_model, measur
 from biencoder.model.packed import hindrance, pack
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
-from biencoder.paths import user_path
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.hubness import NEIGHBOURS, Hubness, hubness_of
 from biencoder.retrieval.nearest import Rows, nearest_allowed

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from biencoder.config import SPLITS
+from biencoder.config.schema import SPLITS
 from biencoder.tracking.names import CHECKPOINT, CLOSEST, HARDNESS, STEP, accuracy, examples
 
 with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from biencoder.paths import typed
+from biencoder.config.paths import typed
 
 _EVERY_S = 180.0
 _LAST_TAKES_S = 120.0

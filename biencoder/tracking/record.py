@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from biencoder.config import Config, load_config
+from biencoder.config.load import load_config
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError
 from biencoder.tracking.json_lines import Line, parsed_lines
 from biencoder.tracking.names import RecordKind, accuracy

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError, tell
 from biencoder.tracking.channel import Channel
 from biencoder.tracking.guards import Alert, Guards

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 
 from biencoder import environment
-from biencoder.config import SPLITS, TrackingConfig
+from biencoder.config.schema import SPLITS, TrackingConfig
 from biencoder.tracking.channel import Channel, reason, warn, within
 from biencoder.tracking.names import CHECKPOINT, EVAL, MINE, STEP, accuracy
 from biencoder.tracking.numbers import from_json

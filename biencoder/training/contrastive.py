@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from biencoder.config import LossConfig
+from biencoder.config.schema import LossConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.ids import Ids
 from biencoder.distributed.world import World

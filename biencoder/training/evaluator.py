@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 
-from biencoder.config import EvalConfig
+from biencoder.config.schema import EvalConfig
 from biencoder.data import Dataset, Split
 from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.world import World

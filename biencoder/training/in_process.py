@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.distributed.join import join
 from biencoder.training import run
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from biencoder.config import LossConfig
+from biencoder.config.schema import LossConfig
 from biencoder.model.bi_encoder import Scores
 from biencoder.model.truncation import FULL, Truncation
 from biencoder.training.contrastive import CachedGradients

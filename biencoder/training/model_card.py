@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from biencoder import __version__
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.data import Dataset, Split
 from biencoder.data.hub import hub_repository
 from biencoder.data.provenance import corpus_licence, corpus_name

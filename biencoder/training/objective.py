@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from biencoder.config import LossConfig
+from biencoder.config.schema import LossConfig
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores, TripletBatch
 from biencoder.model.truncation import FULL, Truncation

@@ -8,10 +8,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from biencoder.config import Config
+from biencoder.config.paths import typed
+from biencoder.config.schema import Config
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
-from biencoder.paths import typed
 from biencoder.tracking.console import shown
 from biencoder.training.plan import Plan
 from biencoder.training.preflight.judgements import CheckResult

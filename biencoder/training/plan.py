@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.data import Dataset, load_dataset
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, OutOfMemory, Stopped, tell

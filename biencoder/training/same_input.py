@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.data import Dataset
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError

@@ -21,10 +21,10 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from biencoder.config import Config
+from biencoder.config.keys import nearest_key
+from biencoder.config.paths import find_file, typed
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError
-from biencoder.keys import nearest_key
-from biencoder.paths import find_file, typed
 from biencoder.rng import uniforms
 from biencoder.tracking.console import shown
 from biencoder.tracking.names import accuracy

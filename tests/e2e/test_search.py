@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from biencoder.config.paths import typed
 from biencoder.errors import BiencoderError
-from biencoder.paths import typed
 from launcher import evaluate, index, search
 from tests.commands import run
 from tests.conftest import WriteCorpus, numbered_corpus

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from biencoder.config import load_config
+from biencoder.config.load import load_config
 from tests.commands import run
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.snippets import ROOT, Snippet, commands, launched, snippets

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from biencoder.paths import typed
+from biencoder.config.paths import typed
 from tests.commands import records, run, small_run, wait_for
 from tests.conftest import WriteCorpus, numbered_corpus
 from tests.launch import ROOT

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import load_config
+from biencoder.config.load import load_config
 from biencoder.tracking.names import CHECKPOINT, CLOSEST, EVAL, HARDNESS, LOSS_PARTS, MINE, STEP, examples
 from tests.commands import records, run, small_run, train
 from tests.conftest import WriteCorpus, numbered_corpus
@@ -281,7 +281,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 def test_help_explains_every_key_at_once() -> None:
     done = run([sys.executable, "-X", "importtime", "launcher/train.py", "--help"], timeout_s=20, fork=False)
     assert done.returncode == 0
-    assert "biencoder.keys" in done.stderr
+    assert "biencoder.config.keys" in done.stderr
     assert "pydantic" not in done.stderr  # its import alone takes longer than the rest of the help
     for text in ("--train.lr ", "[a number > 0 and <= 10; default: 3e-06]", "--mining.index", "one of balltree, faiss"):
         assert text in done.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import biencoder
-from biencoder.paths import PROJECT_ROOT
+from biencoder.config.paths import PROJECT_ROOT
 
 pytestmark = pytest.mark.e2e
 SOURCES = (
@@ -60,7 +60,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_installed_trains_and_is_used_in_an_empty_folder(installed: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    code = "import biencoder, biencoder.paths as p; print(biencoder.__version__, biencoder.__file__, p.SHIPPED, sep='\\n')"
+    code = "import biencoder as b, biencoder.config.paths as p; print(b.__version__, b.__file__, p.SHIPPED, sep='\\n')"
     version, file, shipped = output(installed / "bin/python", "-c", code, cwd=tmp_path).splitlines()
     assert version == biencoder.__version__
     assert Path(file).is_relative_to(installed)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.tokens import tokenize
 from biencoder.model.attention import use_gpu_kernels
 from biencoder.model.bi_encoder import TripletBatch, build_model

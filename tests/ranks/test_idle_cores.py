@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ranks
 
 CODE = """
 import faiss, torch
-from biencoder.config import DistributedConfig
+from biencoder.config.schema import DistributedConfig
 from biencoder.distributed.join import join
 from biencoder.distributed.idle_cores import usable_cores
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from biencoder.config import load_config
+from biencoder.config.load import load_config
 from tests.launch import run_ranks
 
 RECIPES = sorted(Path("configs").glob("*.toml"))

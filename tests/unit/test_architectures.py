@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import LossConfig, ModelConfig
+from biencoder.config.paths import PROJECT_ROOT
+from biencoder.config.schema import LossConfig, ModelConfig
 from biencoder.data import Split
 from biencoder.data.records import Pair, Record, Role
 from biencoder.data.tokens import tokenize
@@ -17,7 +18,6 @@ from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import Scores, Sides, build_model
 from biencoder.model.folder import load_model, save_model
 from biencoder.model.pretrained import Pretrained, load_pretrained
-from biencoder.paths import PROJECT_ROOT
 from biencoder.retrieval.embedders import load_models
 from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.loss import combined_loss

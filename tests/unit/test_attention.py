@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.model import attention
 from biencoder.model.attention import NAME, attention_forward, use_blocks
 from biencoder.model.bi_encoder import BiEncoder, build_model

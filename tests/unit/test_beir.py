@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Dataset, Forbidden, Split, load_dataset, load_texts
 from biencoder.data.dataset import Judgements
 from biencoder.distributed.world import World

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data import Split
 from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import load_config
+from biencoder.config.load import load_config
 from biencoder.tracking import live_report, tracker
 from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.guards import Alert

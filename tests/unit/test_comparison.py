@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data import Dataset, load_dataset
 from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split

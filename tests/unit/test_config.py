@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, TrainConfig, load_config
+from biencoder.config.keys import describe
+from biencoder.config.load import load_config
+from biencoder.config.paths import user_path
+from biencoder.config.schema import Config, TrainConfig
 from biencoder.errors import ConfigError, ModelError
-from biencoder.keys import describe
 from biencoder.model.pretrained import locate
-from biencoder.paths import user_path
 from biencoder.retrieval.embedders import load_models
 from launcher.entry import parse_run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from biencoder.config import LossConfig
+from biencoder.config.schema import LossConfig
 from biencoder.data import Forbidden, Split
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Scores

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import biencoder
-from biencoder.keys import describe
-from biencoder.paths import PROJECT_ROOT
+from biencoder.config.keys import describe
+from biencoder.config.paths import PROJECT_ROOT
 from docs import configuration, names
 
 DOCS = PROJECT_ROOT / "docs"

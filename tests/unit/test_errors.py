@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 
 from biencoder import errors
+from biencoder.config.paths import PROJECT_ROOT
 from biencoder.errors import BiencoderError, InternalError
-from biencoder.paths import PROJECT_ROOT
 
 
 def tree(error: type[Exception], indent: str = "", branch: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ir_measures import RR, Success, nDCG
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data import Split
 from biencoder.distributed.world import World
 from biencoder.evaluation import evaluate_split, protocol

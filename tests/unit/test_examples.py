@@ -12,9 +12,10 @@ from statistics import median
 
 import pytest
 
-from biencoder.config import SPLITS, load_config
+from biencoder.config.load import load_config
+from biencoder.config.paths import PROJECT_ROOT
+from biencoder.config.schema import SPLITS
 from biencoder.data import load_dataset
-from biencoder.paths import PROJECT_ROOT
 
 ROOT = PROJECT_ROOT / "examples" / "debates"
 HANDBOOK = PROJECT_ROOT / "examples" / "handbook"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.tokens import tokenize
 from biencoder.errors import ConfigError, ModelError
 from biencoder.model.bi_encoder import BiEncoder, Side, Sides

@@ -13,7 +13,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Dataset, Forbidden, load_dataset
 from biencoder.distributed.world import World
 from biencoder.mining import Miner

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Dataset, Forbidden, load_dataset, load_texts
 from biencoder.distributed.world import World
 from biencoder.errors import DataError

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from biencoder.config import Config, DataConfig, MiningConfig, TrainConfig
+from biencoder.config.schema import Config, DataConfig, MiningConfig, TrainConfig
 from biencoder.data import Dataset, Forbidden, Split, load_dataset, load_texts
 from biencoder.data.given import Given
 from biencoder.distributed.world import World

@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from biencoder import environment
-from biencoder.config import Config, LossConfig, MiningConfig, ModelConfig
+from biencoder.config.schema import Config, LossConfig, MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.tokens import Tokens, tokenize
 from biencoder.distributed import idle_cores, join

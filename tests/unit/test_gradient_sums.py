@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.tokens import Tokens
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.pretrained import load_pretrained

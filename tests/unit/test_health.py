@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import load_config
-from biencoder.paths import PROJECT_ROOT
+from biencoder.config.load import load_config
+from biencoder.config.paths import PROJECT_ROOT
 from biencoder.tracking.guards import GUARDS, Alert, Guards
 from biencoder.tracking.names import accuracy
 

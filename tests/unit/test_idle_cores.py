@@ -10,7 +10,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.distributed import idle_cores
 from biencoder.retrieval.build import build_index
 from biencoder.retrieval.nearest import nearest_allowed

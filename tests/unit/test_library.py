@@ -11,7 +11,7 @@ import pytest
 
 import biencoder
 from biencoder import ConfigError, DataError, ModelError, TrainedModel, mine
-from biencoder.config import MiningConfig, ModelConfig
+from biencoder.config.schema import MiningConfig, ModelConfig
 from biencoder.model.bi_encoder import Side, build_model
 from biencoder.model.folder import save_model
 from biencoder.model.pretrained import load_pretrained

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from biencoder.config import Config, MiningConfig, ModelConfig
+from biencoder.config.schema import Config, MiningConfig, ModelConfig
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
 from biencoder.retrieval.build import build_index

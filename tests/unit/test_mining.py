@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from biencoder.config import MiningConfig
+from biencoder.config.schema import MiningConfig
 from biencoder.data import Forbidden, Members, Split
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, DataError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from biencoder.config import LossConfig, ModelConfig, TrainConfig
+from biencoder.config.schema import LossConfig, ModelConfig, TrainConfig
 from biencoder.data import Split
 from biencoder.data.tokens import TokenizedTexts, Tokens, tokenize
 from biencoder.errors import ModelError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from biencoder.config import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
+from biencoder.config.schema import Config, DataConfig, EvalConfig, LossConfig, MiningConfig, ModelConfig, TrainConfig
 from biencoder.data import Dataset, Split
 from biencoder.data.given import Given
 from biencoder.data.records import Findings

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.distributed.world import World
 from biencoder.errors import ModelError
 from biencoder.training.best_model import BestModel

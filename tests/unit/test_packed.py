@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from biencoder.config import LossConfig, ModelConfig
+from biencoder.config.schema import LossConfig, ModelConfig
 from biencoder.data import Split
 from biencoder.data.tokens import PackedTokens, Packing, TokenizedTexts, tokenize, tokenize_sides
 from biencoder.distributed.world import World

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from biencoder.config import Config, TrainConfig
+from biencoder.config.schema import Config, TrainConfig
 from biencoder.errors import ConfigError
 from biencoder.training.engine import precision
 from biencoder.training.engine.precision import Precision, fast_precision

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import biencoder.training.preflight.checks
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
 from biencoder.training.engine.memory import GIB

@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.records import Findings
 from biencoder.data.tokens import tokenize
 from biencoder.errors import DataError, ModelError

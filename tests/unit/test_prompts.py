@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig, load_config
+from biencoder.config.load import load_config
+from biencoder.config.schema import ModelConfig
 from biencoder.data import Split
 from biencoder.data.token_cache import cached_tokens
 from biencoder.data.tokens import tokenize

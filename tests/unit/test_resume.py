@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from biencoder.config import Config, load_config
+from biencoder.config.keys import describe
+from biencoder.config.load import load_config
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError
-from biencoder.keys import describe
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.training.recovery.resume import find_checkpoint
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, RunConfig, TrainConfig, load_config
+from biencoder.config.load import load_config
+from biencoder.config.schema import Config, RunConfig, TrainConfig
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
 from biencoder.errors import ConfigError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data import load_dataset
 from biencoder.distributed.world import World
 from biencoder.errors import ModelError

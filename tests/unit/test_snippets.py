@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, load_config
+from biencoder.config.load import load_config
+from biencoder.config.schema import Config
 from launcher import evaluate, export, index, search, sweep
 from launcher.entry import parse_run
 from tests.snippets import COMMANDS, PAGES, ROOT, Snippet, commands, launched, snippets

@@ -16,9 +16,10 @@ import tomli_w
 import yaml
 from rich.console import Console
 
-from biencoder.config import Config, load_config
+from biencoder.config.load import load_config
+from biencoder.config.paths import typed
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError
-from biencoder.paths import typed
 from biencoder.tracking.names import accuracy
 from biencoder.training.sweep import command_line, find_runs, rank, ranking_table, read_sweep, write_ranking
 from launcher import sweep as launcher

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import SPLITS, Config, DataConfig, ModelConfig, RunConfig, load_config
+from biencoder.config.load import load_config
+from biencoder.config.paths import typed
+from biencoder.config.schema import SPLITS, Config, DataConfig, ModelConfig, RunConfig
 from biencoder.data import load_dataset
 from biencoder.data.records import Findings
 from biencoder.errors import DataError
 from biencoder.evaluation.tables import hits_table
-from biencoder.paths import typed
 from biencoder.retrieval.trained_model import Hit
 from biencoder.tracking.channel import Channel, protected
 from biencoder.tracking.console import plain_console

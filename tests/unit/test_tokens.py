@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data import token_cache
 from biencoder.data.token_cache import cache_folder, cached_tokens
 from biencoder.data.tokens import TokenizedTexts

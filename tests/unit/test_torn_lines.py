@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from biencoder.config import Config, TrackingConfig
+from biencoder.config.schema import Config, TrackingConfig
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
 from biencoder.tracking.record import read_record

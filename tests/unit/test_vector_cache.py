@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from biencoder.config import ModelConfig
+from biencoder.config.schema import ModelConfig
 from biencoder.data.ids import Ids
 from biencoder.errors import ConfigError
 from biencoder.model.bi_encoder import Vectors

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from biencoder.config import TrackingConfig
+from biencoder.config.schema import TrackingConfig
 from biencoder.tracking import wandb_run
 from biencoder.tracking.wandb_log import key_of, read_wandb_contents
 from biencoder.tracking.wandb_run import WandbRun, start_wandb

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.tracking.console import shown
 from biencoder.tracking.guards.history import History
 from biencoder.tracking.guards.signs import GUARDS

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import defaultdict, deque
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.tracking.formats import setting_text
 from biencoder.tracking.json_lines import Line
 from biencoder.tracking.numbers import from_json

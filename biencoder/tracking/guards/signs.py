@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.tracking.guards.history import History, any_of
 from biencoder.tracking.names import RecordKind, accuracy
 from biencoder.tracking.numbers import from_json

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from biencoder.config import SPLITS
+from biencoder.config.schema import SPLITS
 from biencoder.tracking.names import HARDNESS, RecordKind, accuracy, sizes
 from biencoder.tracking.record import RunRecord
 from biencoder.tracking.report.series import phases, thinned

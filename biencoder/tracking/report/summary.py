@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from biencoder.config import SPLITS, Config
-from biencoder.keys import describe
+from biencoder.config.keys import describe
+from biencoder.config.schema import SPLITS, Config
 from biencoder.tracking.formats import clock, duration, number, percent, setting_text
 from biencoder.tracking.json_lines import Line
 from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples, sizes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from biencoder import environment
-from biencoder.config import TrainConfig
+from biencoder.config.schema import TrainConfig
 from biencoder.data.tokens import Batch, Packing
 from biencoder.distributed.world import World
 from biencoder.model.attention import use_blocks, use_gpu_kernels

@@ -11,9 +11,9 @@ from typing import Any, get_args
 import torch
 
 from biencoder import environment
-from biencoder.config import Config
+from biencoder.config.paths import find_file
+from biencoder.config.schema import Config
 from biencoder.errors import ConfigError
-from biencoder.paths import find_file
 from biencoder.training.engine.precision import Precision
 
 Settings = dict[str, Any]

@@ -28,12 +28,12 @@ from typing import TypeVar
 import torch
 
 from biencoder import __version__, environment
-from biencoder.config import Config, ModelConfig
+from biencoder.config.paths import PROJECT_ROOT
+from biencoder.config.schema import Config, ModelConfig
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
 from biencoder.model.bi_encoder import build_model
-from biencoder.paths import PROJECT_ROOT
 from biencoder.training.engine.memory import (
     available_bytes,
     bucket_bytes,

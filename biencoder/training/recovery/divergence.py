@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from biencoder.config import TrainConfig
+from biencoder.config.schema import TrainConfig
 from biencoder.data import Split
 from biencoder.errors import ConfigError, Diverged
 from biencoder.training.engine.engine import Engine

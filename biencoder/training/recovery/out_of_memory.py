@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from biencoder.config import Config
+from biencoder.config.schema import Config
 from biencoder.errors import BiencoderError, ConfigError, OutOfMemory
 from biencoder.training.recovery.run_folder import append_line, read_lines
 

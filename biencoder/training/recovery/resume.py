@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from biencoder.config import Config, OnResume, resume_rules
+from biencoder.config.schema import Config, OnResume, resume_rules
 from biencoder.distributed.stop_requests import AfterStep, StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, Stopped, tell

@@ -24,10 +24,10 @@ import psutil
 import tomli_w
 
 from biencoder import __version__, environment
-from biencoder.config import Config
+from biencoder.config.paths import IS_CHECKOUT, PROJECT_ROOT, user_path
+from biencoder.config.schema import Config
 from biencoder.data import Dataset
 from biencoder.errors import ConfigError, tell
-from biencoder.paths import IS_CHECKOUT, PROJECT_ROOT, user_path
 from biencoder.tracking.json_lines import append_json_line, read_json_lines
 from biencoder.tracking.whole_file import replace_file
 

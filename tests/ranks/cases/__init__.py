@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from biencoder.config import DistributedConfig
+from biencoder.config.schema import DistributedConfig
 from biencoder.distributed.join import join
 from launcher.entry import run
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import biencoder.training.contrastive
 import biencoder.training.engine.engine
-from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
+from biencoder.config.schema import Config, LossConfig, ModelConfig, TrainConfig
 from biencoder.data import Split
 from biencoder.data.tokens import TokenizedTexts, tokenize
 from biencoder.distributed.world import World

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from biencoder.config import MiningConfig, ModelConfig
+from biencoder.config.schema import MiningConfig, ModelConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.given import Given
 from biencoder.distributed.world import World

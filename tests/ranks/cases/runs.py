@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from biencoder.config import CheckpointConfig, Config
+from biencoder.config.schema import CheckpointConfig, Config
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch

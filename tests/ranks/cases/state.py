@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from biencoder.config import TrainConfig
+from biencoder.config.schema import TrainConfig
 from biencoder.distributed.world import World
 from biencoder.training.engine.state import EngineState
 from tests.ranks.cases import in_world

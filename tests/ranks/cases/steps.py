@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from biencoder.config import Config, LossConfig, ModelConfig, TrainConfig
+from biencoder.config.schema import Config, LossConfig, ModelConfig, TrainConfig
 from biencoder.data import Forbidden, Split
 from biencoder.data.tokens import TokenizedTexts, tokenize
 from biencoder.distributed.world import World

@@ -1,28 +1,18 @@
 """Every setting of a run: typed, bounded, and described once; file, command line and `--help` all read it from here.
 
-    config = load_config(file=Path("configs/quickstart.toml"), overrides={"train.lr": "1e-5"})
-
-A file (TOML or YAML) holds some of the keys below under their section; `overrides` are dotted names with text values.
-Both go through the same validation, so a bad value gets the same sentence wherever it came from.
-
 Each field also says whether a run that goes on from a checkpoint may have another value: FREE, FIXED or LENGTH.
 """
 
 import dataclasses
-import json
 import math
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from biencoder.errors import ConfigError
-from biencoder.keys import describe, nearest_key
-from biencoder.paths import find_file
 
 SPLITS = ("training", "validation", "test")
 """Parts of a corpus, in the order in which they are shown."""
@@ -467,32 +457,6 @@ class Config:
         return dict(_flatten(dataclasses.asdict(self)))
 
 
-_adapter = TypeAdapter(Config)
-
-
-def load_config(*, file: Path | None = None, overrides: Mapping[str, str] | None = None) -> Config:
-    """Defaults, then the file, then the overrides (dotted names, text values), validated together.
-
-    Raises:
-        ConfigError: the file cannot be read, or a key is unknown, of the wrong type or out of range; all such faults of
-            file and overrides are named in one message.
-    """
-    values = _read(file) if file else {}
-    for name, text in (overrides or {}).items():
-        *sections, key = name.split(".")
-        target = values
-        for section in sections:
-            if not isinstance(target.get(section), dict):
-                target[section] = {}
-            target = target[section]
-        target[key] = text
-    try:
-        return _adapter.validate_python(values)
-    except ValidationError as error:
-        where = f" in {file}" if file else ""
-        raise ConfigError("; ".join(_sentence(fault) for fault in error.errors()) + where) from None
-
-
 def resume_rules() -> dict[str, OnResume]:
     """Dotted key → whether a resume may change it, as its field says."""
 
@@ -505,42 +469,6 @@ def resume_rules() -> dict[str, OnResume]:
                 yield prefix + name, rule
 
     return dict(walk(Config, ""))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    path = find_file(str(file))
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".toml":
-            values = tomllib.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            values = yaml.safe_load(text) or {}
-        else:
-            raise ConfigError(f"the configuration file {file} must end in .toml, .yaml or .yml")
-    except OSError as error:
-        raise ConfigError(f"the configuration file {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the configuration file {file} is not UTF-8 text") from None
-    except ValueError as error:  # a TOML syntax error; YAML's own error is caught below
-        raise ConfigError(f"the configuration file {file} is not valid TOML: {error}") from None
-    except Exception as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"the configuration file {file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"the configuration file {file} must hold sections of keys, not a {type(values).__name__}")
-    return values
-
-
-def _sentence(fault: Any) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "unexpected_keyword_argument":
-        return f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`"
-    found = json.dumps(fault["input"], default=str)
-    description, allowed, _ = describe().get(name, ("", "a section of keys", None))
-    return f"`{name}` is {found}, expected {allowed}" + (f" ({description.rstrip('.')})" if description else "")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

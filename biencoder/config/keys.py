@@ -1,4 +1,4 @@
-"""The keys of config.py: what each is, what it may be, its default. Help and error messages need no more.
+"""The keys of schema.py: what each is, what it may be, its default. Help and error messages need no more.
 
     describe()["train.epochs"]      # ('Passes over the training triplets.', 'an integer >= 1', 10)
 
@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-_MODULE = "biencoder.config"
+_MODULE = "biencoder.config.schema"
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

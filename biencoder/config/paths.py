@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 """Where the packages are: a checkout, or the site-packages that a wheel was installed into."""
-_IN_WHEEL = Path(__file__).resolve().parent / "shipped"
+_IN_WHEEL = Path(__file__).resolve().parents[1] / "shipped"
 SHIPPED = _IN_WHEEL if _IN_WHEEL.is_dir() else PROJECT_ROOT
 """Holds configs/, ds_configs/ and examples/."""
 IS_CHECKOUT = SHIPPED is PROJECT_ROOT
