@@ -22,7 +22,7 @@ from biencoder.model.pretrained import Pooling, has_own_code, is_causal
 
 NAME = "packed"
 TESTED = frozenset({"bert", "camembert", "distilbert", "electra", "nomic_bert", "roberta", "xlm-roberta"})
-"""Architectures whose packed texts tests have compared with padded ones."""
+"""Architectures whose packed texts tests have compared with padded ones; CamemBERT is the code of RoBERTa."""
 _TRIED_LENGTHS = (1, 17, 40)
 _TOLERANCE = 0.03
 """Of the kernel's results and gradients, relative to those in fp32 by norm: bf16 rounds to 0.004."""
