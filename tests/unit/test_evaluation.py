@@ -141,10 +141,11 @@ def test_identical_texts_are_rivals_in_the_strict_figure_and_one_in_the_other() 
     assert result.metrics["embedding/accuracy@1_text"] == 1.0
 
 
-def test_ties_keep_the_order_of_the_candidates_however_many() -> None:
-    embedded = embed([0.0, *[1.0] * 99])
-    everything = np.arange(100)
-    held = HeldCandidates.of(everything, embedded)
+@pytest.mark.parametrize("count", [3, 99], ids=["all of them are ranked", "the ranking ends among them"])
+def test_ties_keep_the_order_of_the_candidates_however_many(count: int) -> None:
+    farther = [2.0 + number for number in range(99 - count)]
+    embedded = embed([0.0, *[1.0] * count, *farther])
+    held = HeldCandidates.of(np.arange(100), embedded)
     ranking = nearest_candidates(embedded.query.rows(torch.tensor([0])), held, np.array([0]), k=10)
     assert ranking.candidate_Qk.tolist() == [list(range(1, 11))]
 
