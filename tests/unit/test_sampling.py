@@ -44,6 +44,9 @@ def test_uniforms_are_uniform_and_independent_of_company() -> None:
     assert chi2 < 45  # 19 degrees of freedom: exceeded once in 1500 seeds
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.02
     assert uniforms(seed=1, purpose="x", epoch=0, positions_N=np.array([31_000]))[0] == u[31_000]
+    for other in ({"seed": 2}, {"purpose": "y"}, {"epoch": 1}, {"draw": 1}):
+        name: dict[str, Any] = {"seed": 1, "purpose": "x", "epoch": 0} | other
+        assert abs(np.corrcoef(u, uniforms(**name, positions_N=np.arange(50_000)))[0, 1]) < 0.02, other
 
 
 def test_streams_differ_by_every_part_of_their_name() -> None:
