@@ -51,11 +51,8 @@ def build(
     config, dataset = plan.config, plan.dataset
     training, tokenizer = dataset.splits["training"], plan.pretrained.tokenizer
     limit, prompts = config.model.max_length, config.model.prompts
-    terminal.start("tokenizing the corpus", len(dataset.texts) * len(set(prompts)))
-    tokens = cached_tokens(
-        dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts, advance=terminal.advance
-    )
-    terminal.end()
+    with terminal.work("tokenizing the corpus", len(dataset.texts) * len(set(prompts))) as advance:
+        tokens = cached_tokens(dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts, advance=advance)
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
     engine = Engine(model, config.train, plan.settings, world, plan.last_step)
     if world.device.type == "cuda":

@@ -46,18 +46,17 @@ class Evaluator:
         """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank
         takes part."""
         start = time.perf_counter()
-        self.terminal.start(f"embedding the {split.name} split", len(split.text_ids))
-        embedded = embed_texts(
-            self.engine.encode,
-            self.tokens,
-            split.text_ids,
-            self.world,
-            batch_tokens=self.config.batch_tokens_on(self.world.device.type),
-            sharded=self.sharded,
-            packing=self.engine.packing,
-            advance=self.terminal.advance,
-        )
-        self.terminal.end()
+        with self.terminal.work(f"embedding the {split.name} split", len(split.text_ids)) as advance:
+            embedded = embed_texts(
+                self.engine.encode,
+                self.tokens,
+                split.text_ids,
+                self.world,
+                batch_tokens=self.config.batch_tokens_on(self.world.device.type),
+                sharded=self.sharded,
+                packing=self.engine.packing,
+                advance=advance,
+            )
         return embedded, time.perf_counter() - start
 
     def measure(self, progress: Progress, training: EmbeddedTexts | None, *, when: str, zero_shot: bool = False) -> Metrics:
@@ -106,7 +105,5 @@ class Evaluator:
                 result.metrics.update({at_size(size, name): metrics[f"embedding/{name}"] for name in AT_SIZE})
             return result
 
-        self.terminal.start(f"ranking in the {split.name} split")
-        result = self.world.on_holders(rank_all, sharded=self.sharded)
-        self.terminal.end()
-        return result
+        with self.terminal.work(f"ranking in the {split.name} split"):
+            return self.world.on_holders(rank_all, sharded=self.sharded)

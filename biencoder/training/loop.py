@@ -94,10 +94,10 @@ class Trainer:
             epoch=progress.epoch,
             group_N=self.step.split.groups(train.batches),
         )[progress.step - start : max(0, self.plan.last_step - start)]
-        self.terminal.start(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
         window.restart_clock()
         made = prefetched(self.step.batch(batch_G, negative_text_PK) for batch_G in batches_SG)
-        with self.stop.stepping(), closing(made):
+        shown = self.terminal.work(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
+        with shown as advance, self.stop.stepping(), closing(made):
             for batch_G in batches_SG:
                 self.world.doing(f"training step {progress.step + 1}")
                 with window.batches.running():
@@ -106,13 +106,12 @@ class Trainer:
                     parts_K = self.step.train(batch, progress.step)
                 progress.step += 1
                 window.count_step(None if self._was_skipped(batch_G) else parts_K)
-                self.terminal.advance()
+                advance(1)
                 if progress.step % train.log_every == 0 or progress.step == end:
                     self._report_steps()  # every rank takes part: means over ranks
                 self.miner.raise_failure()
                 self.recovery.save_or_stop()
             self._leave_epoch(whole=progress.step == end)
-        self.terminal.end()
 
     def _leave_epoch(self, *, whole: bool) -> None:
         """Save where the run stands, at an epoch's end or where the run's last step cuts one. Every rank takes part.
@@ -162,9 +161,8 @@ class Trainer:
         elif not self.miner.due(self.progress.epoch):
             self.miner.keep()
         else:
-            self.terminal.start(f"mining negatives for epoch {self.progress.epoch + 1}")
-            mined = self.miner.mine(self.progress.epoch, embedded)
-            self.terminal.end()
+            with self.terminal.work(f"mining negatives for epoch {self.progress.epoch + 1}"):
+                mined = self.miner.mine(self.progress.epoch, embedded)
             self._report_mining(mined, encode_s)
 
     def _report_mining(self, mined: Mined, encode_s: float) -> None:
