@@ -26,6 +26,7 @@ class Terminal:
         self.console = plain_console(quiet=not is_main)
         self._progress: Progress | None = None
         self._ended = threading.Event()
+        self._speaker: threading.Thread | None = None
         self._noted_at = 0.0
 
     def say(self, text: str) -> None:
@@ -70,7 +71,10 @@ class Terminal:
             atexit.register(self.end)  # an error would leave the terminal without its cursor
         else:
             self._ended = threading.Event()
-            threading.Thread(target=self._say_progress, args=(self._progress, self._ended), daemon=True).start()
+            self._speaker = threading.Thread(
+                target=self._say_progress, args=(self._progress, self._ended), name="progress", daemon=True
+            )
+            self._speaker.start()
 
     def advance(self, count: int = 1) -> None:
         if self._progress:
@@ -88,6 +92,8 @@ class Terminal:
     def end(self) -> None:
         if self._progress:
             self._ended.set()
+            if self._speaker:
+                self._speaker.join()  # a line that it has begun stands before what comes next
             self._progress.stop()
             self._progress = None
             atexit.unregister(self.end)

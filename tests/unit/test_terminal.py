@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,17 @@ def test_long_work_says_in_a_file_how_far_it_is(
     with terminal.work("mining"):
         wait_for(lambda: says(r"mining  \d+ s so far\n"), timeout_s=10)
     capsys.readouterr()
+    writing, print_line = threading.Event(), terminal.console.print
+
+    def print_slowly(*args: Any, **kwargs: Any) -> None:
+        writing.set()
+        time.sleep(0.05)
+        print_line(*args, **kwargs)
+
+    monkeypatch.setattr(terminal.console, "print", print_slowly)
+    with terminal.work("mining"):
+        assert writing.wait(10)
+    assert capsys.readouterr().out.startswith("mining")  # a line that was begun stands before what comes next
     with Terminal(is_main=False).work("mining"):
         time.sleep(0.03)
     assert capsys.readouterr().out == ""  # neither of other ranks nor of work that has ended
