@@ -183,7 +183,7 @@ def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs
         raise DataError(f"data.root {root} holds {len(pairs['training'])} training pairs; at least 2 are needed")
     for split in SPLITS:
         if not pairs[split]:
-            findings.add("split without pairs (skipped)", split)
+            findings.add("split without pairs (skipped)", f"{split}: `Splits` in docs/data.md says how to give one")
 
 
 def _text_ids(texts: Iterable[str], text_id: dict[str, int]) -> Ids:

@@ -48,10 +48,8 @@ class Pretrained:
     def settled(self, config: ModelConfig) -> ModelConfig:
         """The configuration with these prompts in place of `auto`, and the model's own size in place of 0."""
         query, document = self.prompts
-        size = config.embedding_dim
-        if self.projection_DH is not None and not size:
-            size = len(self.projection_DH)
-        return replace(config, query_prompt=query, document_prompt=document, embedding_dim=size)
+        own = self.encoder.config.hidden_size if self.projection_DH is None else len(self.projection_DH)
+        return replace(config, query_prompt=query, document_prompt=document, embedding_dim=config.embedding_dim or own)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from biencoder.config.paths import typed
 from biencoder.config.schema import Config
 from biencoder.data.records import Findings
 from biencoder.distributed.world import World
+from biencoder.retrieval.hubness import MOST_TEXTS
 from biencoder.tracking.console import shown
 from biencoder.training.plan import Plan
 from biencoder.training.preflight.judgements import CheckResult
@@ -64,7 +66,7 @@ def opening(plan: Plan, world: World, *, from_step: int | None) -> list[Renderab
         f"{plan.precision} on {world.device.type}",
         f"mining   {plan.mining}",
         run_line(plan.folder, config, from_step),
-        *(f"beware   {sentence}" for sentence in ungrouped(plan)),
+        *(f"beware   {sentence}" for sentence in (*ungrouped(plan), *too_many_for_hubness(plan))),
         *(f"beware   {config.model.name}: {notice}" for notice in plan.pretrained.notices),
     ]
 
@@ -86,6 +88,19 @@ def ungrouped(plan: Plan) -> list[str]:
         f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing"
         for key, group_P in group_of.items()
         if group_P is not None and not group_P.any()
+    ]
+
+
+def too_many_for_hubness(plan: Plan) -> list[str]:
+    """The splits in which the residual pair classifier has to do without the hubness of the candidates."""
+    config = plan.config
+    if config.model.classifier != "residual" or not config.loss.classification_weight:
+        return []
+    many = [name for name, split in plan.dataset.splits.items() if len(np.unique(split.candidate_text_C)) > MOST_TEXTS]
+    return [
+        f"the {name} split has over {MOST_TEXTS:,} candidates, so their hubness counts as 0 there: probabilities are "
+        "shifted against those of smaller splits"
+        for name in many
     ]
 
 

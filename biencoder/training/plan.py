@@ -57,8 +57,7 @@ class Plan:
     def truncation(self) -> Truncation:
         """The sizes of embeddings that are trained and measured beside the full one."""
         model = self.config.model
-        full = model.embedding_dim or self.pretrained.encoder.config.hidden_size
-        return Truncation(self.config.truncations(full), model.normalize)
+        return Truncation(self.config.truncations(model.embedding_dim), model.normalize)
 
     @property
     def epoch_steps(self) -> int:
@@ -96,7 +95,7 @@ def make_plan(config: Config, world: World) -> Plan:
     check_same(world, input_facts(dataset, pretrained, settings))
     config, requested = (replace(given, model=pretrained.settled(given.model)) for given in (config, requested))
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
-    world.together(lambda: config.truncations(config.model.embedding_dim or hidden))
+    world.together(lambda: config.truncations(config.model.embedding_dim))
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
     return Plan(config, requested, folder, settings, fastest, dataset, pretrained, mining)
 

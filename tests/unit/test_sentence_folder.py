@@ -171,7 +171,7 @@ def test_dense_layers_are_taken_over(
     theirs.save(str(tmp_path / "theirs"), safe_serialization=pooling == "cls")
     config = ModelConfig(name=str(tmp_path / "theirs"), max_length=16, normalize=unit, **{"embedding_dim": 0, **settings})
     ours = TrainedModel.pretrained(config)
-    assert ours.config.embedding_dim == (0 if layers[-1][1] else width)
+    assert ours.config.embedding_dim == width
     for side in ("query", "candidate"):
         found = ours.encode(texts, side=side)
         np.testing.assert_allclose(found, theirs.encode(texts), rtol=0, atol=1e-5)

@@ -29,7 +29,7 @@ from biencoder.tracking.guards import Alert
 from biencoder.tracking.terminal import Terminal, duration
 from biencoder.training.evaluation_table import evaluation_table
 from biencoder.training.metrics import step_note
-from biencoder.training.opening import checks_table, closing_line, findings_table, run_line, ungrouped
+from biencoder.training.opening import checks_table, closing_line, findings_table, run_line, too_many_for_hubness, ungrouped
 from biencoder.training.preflight.judgements import CheckResult
 from biencoder.training.sweep import Trial, ranking_table
 from launcher.search import arguments_of, lines_of, parse
@@ -280,3 +280,16 @@ def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warne
     plan: Any = SimpleNamespace(config=config, dataset=dataset)
     expected = "train.batches is debates, but no two training pairs differ in it, so it divides nothing"
     assert ungrouped(plan) == [expected] * warned
+
+
+@pytest.mark.parametrize(
+    ("classifier", "weight", "warned"), [("residual", 1, True), ("residual", 0, False), ("linear", 1, False)]
+)
+def test_a_split_of_more_candidates_than_hubness_is_measured_among_is_said(
+    monkeypatch: pytest.MonkeyPatch, classifier: str, weight: int, *, warned: bool
+) -> None:
+    monkeypatch.setattr("biencoder.training.opening.MOST_TEXTS", 100)
+    config = load_config(overrides={"model.classifier": classifier, "loss.classification_weight": str(weight)})
+    plan: Any = SimpleNamespace(config=config, dataset=load_dataset("examples/debates", clean=True))
+    said = too_many_for_hubness(plan)
+    assert [line.split(" candidates")[0] for line in said] == ["the training split has over 100"] * warned

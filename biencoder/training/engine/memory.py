@@ -30,7 +30,7 @@ def available_bytes() -> int:
 def mining_bytes(config: Config, *, num_texts: int, hidden: int, world_size: int) -> int:
     """Most that the training split's embeddings and their index take on one rank that holds them."""
     N = -(-num_texts // world_size) if config.mining.sharded else num_texts
-    D = config.model.embedding_dim or hidden
+    D = config.model.embedding_dim
     sides = 1 if config.model.sides_agree else 2
     vectors = 4 * (D + hidden) * sides * N
     # Each index copies the vectors. The ball tree keeps them in float64, and with leaves of 2 about as many centroids.

@@ -221,7 +221,7 @@ def _check_inputs(checks: _Checks, config: Config, world: World, job: _Job) -> b
         pretrained = read_model(config, job.texts, Findings())
         job.notices = "".join(f"; {notice}" for notice in pretrained.notices)
         job.hidden, job.model = pretrained.encoder.config.hidden_size, pretrained.settled(config.model)
-        config.truncations(job.model.embedding_dim or job.hidden)
+        config.truncations(job.model.embedding_dim)
         parameters = build_model(job.model, pretrained, seed=config.run.seed).parameters()
         job.num_parameters = sum(parameter.numel() for parameter in parameters)
         digests = {"tokenizer": tokenizer_digest(pretrained.tokenizer), "weights": weights_digest(pretrained.weights)}
