@@ -1,7 +1,7 @@
 # Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
 #   make check   what CI and a commit have to pass: format, lint, types, imports and all tests
 #   make train   train on the embedded corpus            make test       all tests
-#   make lint    format, lint, types and imports         make test-fast  those without several processes
+#   make lint    format, lint, types and imports         make test-fast  those of moments, in one process
 #   make hooks   run the fast part before every commit   make coverage   what the unit tests do not reach
 #   make docs    the site of the documents, in site/
 #   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"
@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 3
+WORKERS ?= 4
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 # PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -21,12 +21,12 @@ check: lint docs test
 train: .venv/run-ready
 	$(BIN)/python launcher/train.py --config configs/quickstart.toml $(ARGS)
 
-# One worker more than cores: one of them waits for Slurm most of the time.
+# More workers than cores: tests of launchers, nodes and Slurm wait most of the time.
 test: .venv/dev-ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=10 $(ARGS)
 
 test-fast: .venv/dev-ready
-	$(BIN)/python -m pytest -n 2 --dist loadscope tests/unit $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" tests/unit $(ARGS)
 
 lint: .venv/dev-ready
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ The exit codes stand in `biencoder/errors.py`.
 
 import argparse
 import atexit
+import gc
 import io
 import os
 import shlex
@@ -12,8 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -189,6 +190,18 @@ def _at_least_1(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"{name} is {text}, expected an integer >= 1")
     return int(text)
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Imports a tenth faster: they make a million objects that stay, and the garbage collector would look at them over and
+    over again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def leave(exit_code: int) -> NoReturn:

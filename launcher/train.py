@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from biencoder.distributed.launcher_watch import end_with_launcher
 from biencoder.errors import OutOfMemory, tell
-from launcher.entry import parse_run
+from launcher.entry import heavy_imports, parse_run
 from launcher.entry import run as run_command
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
         example="--config configs/quickstart.toml",
     )
     # Heavy imports come after the arguments: `--help` and a misspelt key answer at once.
-    from biencoder.distributed.join import join
+    with heavy_imports():
+        from biencoder.distributed.join import join
 
     with join(arguments.config.distributed) as world:
         if arguments.preflight:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
 
 def train(config: "Config", world: "World") -> None:
     """See `biencoder.training.run.train`. A process without other ranks starts again by itself if it ran out of memory."""
-    from biencoder.training.run import train
+    with heavy_imports():
+        from biencoder.training.run import train
 
     try:
         train(config, world)

@@ -76,7 +76,7 @@ def wait_for(true: Callable[[], object], *, timeout_s: float = 120) -> None:
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def workers_of(process: Forked | subprocess.Popen[str]) -> dict[int, int]:

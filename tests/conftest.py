@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny BERT with a tokenizer of its own, and small corpora in the ArguAna layout."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ if os.environ.get("TEST_ON_GPU") != "1":  # tests/gpu wants it; everything else 
     os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cores, and one thread makes one order of sums
 
+gc.disable()  # imports make a million objects that stay: collections would go over them again and again
+
 WriteCorpus = Callable[..., Path]
 
 
@@ -22,6 +25,11 @@ _RINGS = ("cluster", "e2e", "ranks", "gpu", "unit")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What mostly waits begins first, so that other tests run meanwhile; the shortest tests fill up the end."""
     items.sort(key=lambda item: _RINGS.index(item.path.relative_to(Path(__file__).parent).parts[0]))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

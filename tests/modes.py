@@ -11,6 +11,9 @@ MODES = (
     *("zero2_offload bf16", "zero2_offload fp16", "zero3 fp32", "zero3 bf16", "zero3 fp16", "zero3_offload bf16"),
 )
 
+EACH_FILE = ("zero0 fp32", "zero1 fp16", "zero2 bf16", "zero2_offload fp16", "zero3 fp32", "zero3_offload bf16")
+"""Every DeepSpeed file and every precision at least once, for what differs little between them."""
+
 
 def settings_of(mode: str) -> tuple[str, Precision]:
     """Values of deepspeed_config and train.precision; the file may also be a path of its own."""

@@ -81,17 +81,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(tiny_bert: Path, corpus: Path, run_dir: Path) -> list[str]:
+def arguments(one_layer_bert: Path, corpus: Path, run_dir: Path) -> list[str]:
     """Enough steps to interrupt them: 48 an epoch."""
-    enough = {"train__epochs": 4, "train__global_batch_size": 2, "checkpoint__every_steps": 5}
-    return small_run(tiny_bert, corpus, run_dir, **enough)
+    enough = {"train__epochs": 3, "train__global_batch_size": 2, "checkpoint__every_steps": 5}
+    return small_run(one_layer_bert, corpus, run_dir, **enough)
 
 
 @pytest.fixture(scope="module")
-def straight(tiny_bert: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(one_layer_bert: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run on two ranks: their sums have only one order, so numbers can be equal."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    done = train(*arguments(tiny_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
+    done = train(*arguments(one_layer_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -117,16 +117,16 @@ def resumed(run_dir: Path) -> list[int]:
     ids=["torchrun", "deepspeed"],
 )
 def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_has_died(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, back: tuple[str, ...]
+    slurm: Slurm, one_layer_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, back: tuple[str, ...]
 ) -> None:
     """Slurm itself notices a dead node after its SlurmdTimeout, and never one that is back before."""
     run_dir, settings = tmp_path / "a run", tmp_path / "own.toml"
-    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 4 epochs, wins
+    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 3, wins
     job = slurm.submit(
         script,
         "--config",
         str(settings),
-        *arguments(tiny_bert, corpus, run_dir),
+        *arguments(one_layer_bert, corpus, run_dir),
         options=["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"],
         env=ENVIRONMENT,
     )
@@ -146,7 +146,7 @@ def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_h
     assert story(run_dir) == story(straight)
     assert "2 ranks x 1 x 1 = 2 triplets" in slurm.output(job)
     assert "clip_norm = 0.5" in (run_dir / "config.toml").read_text()
-    assert len(records(run_dir, "step")) == 4 * 48
+    assert len(records(run_dir, "step")) == 3 * 48
     assert (run_dir / "model/best/model.safetensors").is_file()
     assert not (ROOT / f"slurm-{job}.hosts").exists()
 

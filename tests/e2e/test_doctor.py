@@ -16,7 +16,7 @@ def test_before_a_run_it_looks_at_machine_and_data(tiny_bert: Path, write_corpus
     arguments = numbered_corpus(training=16)
     arguments["training", "theme", "debate-0", "pro", 90, "point"] = "a point that nobody answers"
     corpus = write_corpus(arguments)
-    told = run([*DOCTOR, *small_run(tiny_bert, corpus, tmp_path / "run")], fork=False)
+    told = run([*DOCTOR, *small_run(tiny_bert, corpus, tmp_path / "run")])
     assert told.returncode == 0, told.stderr
     for name in ("versions", "data", "memory", "disk", "launchers", "GPUs", "slurm", "W&B"):
         assert f"\n{name} " in told.stdout

@@ -26,7 +26,7 @@ def test_models_and_baselines_stand_in_one_table_and_one_file(
     out = tmp_path / "results.json"
     options = ["--baselines", "--leak-free", "--tasks", "epa,sda,beir", "--out", str(out)]
     models = [part for name in ("ours", "theirs") for part in ("--model", str(tmp_path / name))]
-    done = run([sys.executable, "launcher/evaluate.py", *models, "--data.root", str(corpus), *options], fork=False)
+    done = run([sys.executable, "launcher/evaluate.py", *models, "--data.root", str(corpus), *options])
     assert (done.returncode, done.stderr) == (0, "")
     assert "leak-free: 7 of 13 validation queries stay; 1 of 3 debates" in done.stdout
 

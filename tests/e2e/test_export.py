@@ -20,7 +20,7 @@ def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corp
     export(one_layer_bert, model, sides="heads", pooling="mean", normalize=True)
     command = ["launcher/export.py", "--model", str(model), "--out", str(folder), "--int8"]
     command += ["--dim", "4", "--data.root", str(corpus)]
-    done = run([sys.executable, *command], fork=False)
+    done = run([sys.executable, *command])
     assert (done.returncode, done.stderr) == (0, "")
     assert "comparing PyTorch, ONNX, ONNX int8 on 26 texts" in done.stdout
     assert {path.name for path in folder.iterdir()} == {

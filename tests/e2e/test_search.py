@@ -26,12 +26,12 @@ def test_an_index_answers_without_the_corpus_as_a_search_of_the_corpus_does(
     export(tiny_bert, model, sides="heads", pooling="mean")
     anew = ["launcher/search.py", "--model", str(model), "--data.root", str(corpus), "--top-k", "4", QUERY]
     make = ["launcher/index.py", "--model", str(model), "--data.root", str(corpus), "--out", str(folder), "--kind", "ivf"]
-    expected, made = run([sys.executable, *anew]), run([sys.executable, *make], fork=False)
+    expected, made = run([sys.executable, *anew]), run([sys.executable, *make])
     assert (made.returncode, made.stderr) == (0, "")
     again = shlex.join([*typed("search"), "--index", str(folder), "your argument"])
     assert made.stdout.endswith(f" is in {folder}: 0.0 MiB, finds 100.0 % of the 10 nearest.\nSearch it: {again}\n")
     shutil.rmtree(corpus)
-    found = run([sys.executable, "launcher/search.py", "--index", str(folder), "--top-k", "4", QUERY], fork=False)
+    found = run([sys.executable, "launcher/search.py", "--index", str(folder), "--top-k", "4", QUERY])
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.count("%") == 4
     assert found.stdout == expected.stdout

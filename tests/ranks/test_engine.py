@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ranks
 
 
 def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]:
-    """The same 20 steps on one process: no engine, no batch, no loss of ours; losses, gradient norms, embeddings."""
+    """The same steps on one process: no engine, no batch, no loss of ours; losses, gradient norms, embeddings."""
     model, tokens, split, negatives = steps.training_setup(str(tiny_bert))
     tower: Any = model.towers[0]
     bert, W, linear = tower.encoder, tower.projection.weight, model.classifier.layers[-1]
@@ -66,7 +66,7 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_ber
     assert len(found) == len(MODES) >= 14
     for file, run in found.items():
         if "fp32" in file:
-            # Sums in another order: 2e-7 relative was seen over the 20 steps, and a wrong sample or scale makes 1e-2.
+            # Sums in another order: 2e-7 relative was seen over 20 steps, and a wrong sample or scale makes 1e-2.
             assert run["losses"] == pytest.approx(losses, rel=2e-6), file
             assert run["norms"] == pytest.approx(norms, rel=5e-6), file
             torch.testing.assert_close(torch.tensor(run["embeddings"]), embeddings, rtol=1e-3, atol=1e-4)
@@ -78,7 +78,7 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_ber
             assert run["losses"][:10] == pytest.approx(losses[:10], rel=early), file
             assert run["losses"] == pytest.approx(losses, rel=late), file
             assert run["norms"][0] == pytest.approx(norms[0], rel=early), file  # the one step from equal weights
-        assert run["losses"][-1] < 0.6 * run["losses"][0], file
+        assert run["losses"][-1] < 0.7 * run["losses"][0], file
         assert run["skipped"] == 0, file
         assert run["scale"] == (1024.0 if "fp16" in file else 1.0), file
 

@@ -437,6 +437,7 @@ def test_looking_up_members_takes_no_time_for_the_whole_table() -> None:
     assert found.tolist() == np.eye(50, dtype=bool).tolist()
 
 
+@pytest.mark.slow
 def test_recall_is_measured_without_a_second_copy_of_the_vectors() -> None:
     vectors_ND = np.random.default_rng(0).standard_normal((100_000, 128), dtype=np.float32)
     split = split_of(list(range(500)), list(range(500, 1000)))

@@ -1,5 +1,6 @@
 """Exported graphs compute what the model does, without PyTorch; what they lose is measured rightly."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,12 @@ from tests.models import export
 
 TEXTS = ["the quick fox", "taxes rise and fall with votes against a lazy dog " * 3, "a", "the dog argues against the fox"]
 EVERY = np.arange(len(TEXTS))
+PROMPTS: dict[str, Any] = {"query_prompt": "point ", "document_prompt": "counter "}
+KINDS: dict[str, dict[str, Any]] = {
+    "shared": {"pooling": "mean", "normalize": True},
+    "heads": {"pooling": "pooler", **PROMPTS},
+    "encoders": {"pooling": "cls", "normalize": True, **PROMPTS},
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,8 @@ class Exported:
 @pytest.fixture(
     scope="module",
     params=[
-        {"sides": "shared", "pooling": "mean", "normalize": True},
-        {"sides": "heads", "pooling": "pooler"},
-        {"sides": "encoders", "pooling": "cls", "normalize": True},
+        pytest.param({"sides": sides, **settings}, id=sides, marks=pytest.mark.slow) for sides, settings in KINDS.items()
     ],
-    ids=lambda settings: settings["sides"],
 )
 def exported(request: pytest.FixtureRequest, one_layer_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     place = tmp_path_factory.mktemp("onnx")
@@ -51,6 +55,11 @@ def exported(request: pytest.FixtureRequest, one_layer_bert: Path, tmp_path_fact
     (place / "onnx").mkdir()
     write_onnx(place / "onnx", place / "model", int8=True)
     return Exported(TrainedModel.load(str(place / "model")), place / "onnx", request.param["sides"])
+
+
+def test_prompts_are_kept_with_the_graphs(exported: Exported) -> None:
+    facts = json.loads((exported.folder / "onnx.json").read_text())
+    assert tuple(facts[side].get("prompt", "") for side in ("query", "candidate")) == exported.model.config.prompts
 
 
 def test_graphs_equal_the_model_on_both_sides(exported: Exported) -> None:
@@ -78,7 +87,10 @@ def test_the_readme_works_without_this_program(exported: Exported, monkeypatch: 
     code = re.findall(r"```python\n(.*?)```", (exported.folder / "README.md").read_text(), re.DOTALL)[0]
     assert "biencoder" not in code
     assert "torch" not in code
-    code = code.replace('["an argument"]', "TEXTS").replace('["a text", "another text"]', "TEXTS")
+    query, document = exported.model.config.prompts
+    assert f'["{query}an argument"]' in code
+    code = code.replace(f'["{query}an argument"]', f"[{query!r} + text for text in TEXTS]")
+    code = code.replace(f'["{document}a text", "{document}another text"]', f"[{document!r} + text for text in TEXTS]")
     monkeypatch.chdir(exported.folder)
     names: dict[str, Any] = {"TEXTS": TEXTS}
     exec(code, names)

@@ -20,7 +20,6 @@ from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import Scores, Sides, build_model
 from biencoder.model.folder import load_model
 from biencoder.model.pretrained import Pretrained, load_pretrained
-from biencoder.retrieval.onnx_model import OnnxModel, write_onnx
 from biencoder.retrieval.trained_model import TrainedModel
 from biencoder.training.engine.memory import mining_bytes
 from tests.models import export
@@ -85,16 +84,12 @@ def test_an_empty_prompt_can_be_given_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("sides", ["shared", "heads", "encoders"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_every_way_to_vectors_puts_them_before_the_texts(tiny_bert: Path, tmp_path: Path, sides: str) -> None:
     from sentence_transformers import SentenceTransformer
 
     export(tiny_bert, tmp_path / "model", sides=sides, pooling="mean", **PROMPTS)
     model, theirs = TrainedModel.load(tmp_path / "model"), SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert model.config.prompts == (QUERY, DOCUMENT)
-    (tmp_path / "onnx").mkdir()
-    write_onnx(tmp_path / "onnx", tmp_path / "model", int8=False)
-    onnx = OnnxModel.load(tmp_path / "onnx", model.tokenizer, model.config, int8=False).embed_texts(TEXTS, EVERY)
     embedded = model.embed_texts(TEXTS, EVERY)
     for side, prompt, own in (("query", QUERY, theirs.encode_query), ("candidate", DOCUMENT, theirs.encode_document)):
         expected = torch.from_numpy(np.asarray(theirs.encode([prompt + text for text in TEXTS], task=None)))
@@ -105,13 +100,9 @@ def test_every_way_to_vectors_puts_them_before_the_texts(tiny_bert: Path, tmp_pa
             getattr(embedded, side).embedding,
             model.embed_side(TEXTS, side).embedding,  # type: ignore[arg-type]
             torch.from_numpy(model.encode(TEXTS, side=side)),  # type: ignore[arg-type]
-            getattr(onnx, side).embedding,
         ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(embedded.query.embedding, embedded.candidate.embedding, atol=1e-3)
-    facts = json.loads((tmp_path / "onnx" / "onnx.json").read_text())
-    assert [facts[side]["prompt"] for side in ("query", "candidate")] == [QUERY, DOCUMENT]
-    assert '["point an argument"]' in (tmp_path / "onnx" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("sides", ["shared", "heads", "encoders"])

@@ -118,6 +118,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_sweep(tmp_path / "bad.yaml")
 
 
+@pytest.mark.slow
 def test_the_command_that_wandb_makes_of_the_definition_is_understood() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 

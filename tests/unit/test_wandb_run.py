@@ -99,6 +99,7 @@ def finish(run: WandbRun, run_dir: Path) -> None:
     time.sleep(1)  # folders of W&B are named by the second
 
 
+@pytest.mark.slow
 def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     """The second start repeats steps, the third fills in what was lost, the fourth trains otherwise from step 2 on."""
     table = {"kind": "table", "step": 2, "epoch": 0, "name": "mine/closest", "columns": ["text"], "rows": [["a [b]"]]}
@@ -149,6 +150,7 @@ def test_starts_of_one_run_give_each_record_once(tmp_path: Path) -> None:
     assert [line["train/loss"] for line in history(tmp_path) if line["step"] == 1] == [0.5, 0.2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "status", "delay_s"),
     [
@@ -189,6 +191,7 @@ def test_a_server_that_fails_makes_the_run_an_offline_one_with_one_line(
     assert [(line["step"], line["train/loss"]) for line in history(tmp_path)] == [(1, 0.5)]
 
 
+@pytest.mark.slow
 def test_online_without_a_login_is_offline_and_asks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,7 @@ from tests.ranks.cases.steps import (
 
 
 def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
-    """Train the same 20 steps under each DeepSpeed file; rank 0 writes losses, norms and corpus embeddings."""
+    """Train the same steps under each DeepSpeed file; rank 0 writes losses, norms and corpus embeddings."""
 
     def work(ranks: World) -> None:
         let_any_cpu_compute_fp16()

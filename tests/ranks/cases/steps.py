@@ -30,7 +30,7 @@ def let_any_cpu_compute_fp16() -> None:
         accelerator.is_fp16_supported = lambda: True
 
 
-STEPS, BATCH, TEXTS_IN_USE = 20, 8, 24
+STEPS, BATCH, TEXTS_IN_USE = 10, 8, 24
 
 
 OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
