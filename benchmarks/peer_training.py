@@ -18,6 +18,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sentence_transformers.sentence_transformer.losses import (
     TripletLoss,
 )
 from sentence_transformers.util import mine_hard_negatives
+from transformers import TrainerCallback
 
 from biencoder.config.load import load_config
 from biencoder.data import load_dataset
@@ -68,6 +70,7 @@ class Peer:
     def __init__(self, loss: str, lr: float, seed: int) -> None:
         config = load_config(file=Path("configs/arguana.toml"))
         self.loss, self.lr, self.seed = loss, lr, seed
+        self.precision = fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch, self._max_length = config.train.global_batch_size, config.model.max_length
 
     def samples(self, root: str) -> Dataset:
@@ -83,9 +86,9 @@ class Peer:
             pairs, model, num_negatives=1, relative_margin=margin, use_faiss=True, output_format="triplet", verbose=False
         )
 
-    def train(self, samples: Dataset, steps: int) -> SentenceTransformer:
+    def train(self, samples: Dataset, steps: int, callbacks: Sequence[TrainerCallback] = ()) -> SentenceTransformer:
         """A new model after so many steps."""
-        model, precision = self._fresh_model(), fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        model, precision = self._fresh_model(), self.precision
         loss: Any = MultipleNegativesRankingLoss(model)
         if self.loss == "triplet":
             loss = TripletLoss(model, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=0.25)
@@ -106,7 +109,9 @@ class Peer:
                 logging_strategy="no",
                 disable_tqdm=True,
             )
-            SentenceTransformerTrainer(model=model, args=arguments, train_dataset=samples, loss=loss).train()
+            SentenceTransformerTrainer(
+                model=model, args=arguments, train_dataset=samples, loss=loss, callbacks=[*callbacks]
+            ).train()
         return model
 
     def _fresh_model(self) -> SentenceTransformer:
