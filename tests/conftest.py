@@ -2,10 +2,13 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.processes import SHARED, Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -19,6 +22,7 @@ gc.disable()  # imports make a million objects that stay: collections would go o
 WriteCorpus = Callable[..., Path]
 
 
+_SHARED: list[Server] = []
 _RINGS = ("cluster", "e2e", "ranks", "gpu", "unit")
 
 
@@ -30,6 +34,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[SHARED] = str(Path(tempfile.mkdtemp()) / "server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """One fork server for all workers, where their tests need one."""
+    if not _SHARED and any(not item.startswith("tests/unit/") for item in ids):
+        _SHARED.append(Server(shared=True))
+
+
+def pytest_unconfigure() -> None:
+    for shared in _SHARED:
+        shared.close()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,9 @@ while they are imported (`tests/processes.py` starts a new interpreter where tha
 
 A process must have one thread when it forks: locks that other threads hold would stay locked in the child for ever.
 
-    python -m tests.fork_server FD      FD: a socket on which `tests.processes` sends requests
+    python -m tests.fork_server SOCKET      a path, to which `tests.processes` connects: several test processes may
+
+It ends once its last client is gone, and what a client has started ends with that client.
 """
 
 import array
@@ -25,7 +27,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # What training runs and the other commands have imported at their end, as far as it is slow. Not wandb: it makes a folder
 # while it is imported, which the first child to end would remove.
@@ -66,7 +68,9 @@ class Request:
 
 
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(sys.argv[1])
+    listener.listen()
     for name in MODULES:
         importlib.import_module(name)
     from transformers import conversion_mapping
@@ -80,44 +84,66 @@ def main() -> None:
         raise RuntimeError(f"a process of several threads must not fork: {threads}")
     gc.collect()
     gc.freeze()  # the children's collections do not touch, and so do not copy, what all share
-    control.send(b"ready")
-    become(serve(control))
+    become(serve(listener))
 
 
-def serve(control: socket.socket) -> Request:
-    """Fork until the client is gone, then end what is left. Returns in each child, with what it has to do."""
+@dataclass(frozen=True)
+class Child:
+    pid: int
+    teller: socket.socket
+    client: int
+    """The descriptor of the connection that asked for it."""
+
+
+def serve(listener: socket.socket) -> Request:
+    """Fork until all clients are gone. Returns in each child, with what it has to do."""
     selector = selectors.DefaultSelector()
-    selector.register(control, selectors.EVENT_READ)
-    children: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor that shows the child's end
+    selector.register(listener, selectors.EVENT_READ)
+    clients: dict[int, socket.socket] = {}
+    children: dict[int, Child] = {}  # by the descriptor that shows the child's end
     while True:
         for key, _ in selector.select():
             if key.fd in children:
                 selector.unregister(key.fd)
                 os.close(key.fd)
-                pid, teller = children.pop(key.fd)
-                tell(teller, status=os.waitpid(pid, 0)[1])
-                teller.close()
-                continue
-            request = receive(control) or end([pid for pid, _ in children.values()])
-            pid = os.fork()
-            if pid == 0:
-                selector.close()
-                for descriptor, (_, teller) in children.items():
-                    os.close(descriptor)
-                    teller.close()
-                control.close()
-                return as_child(request)
-            *others, told = request.files
-            for file in others:
-                os.close(file)
-            descriptor = os.pidfd_open(pid)
-            children[descriptor] = (pid, socket.socket(fileno=told))
-            selector.register(descriptor, selectors.EVENT_READ)
+                child = children.pop(key.fd)
+                tell(child.teller, status=os.waitpid(child.pid, 0)[1])
+                child.teller.close()
+            elif key.fd == listener.fileno():
+                client, _ = listener.accept()
+                clients[client.fileno()] = client
+                selector.register(client, selectors.EVENT_READ)
+                client.send(b"ready")
+            elif request := receive(clients[key.fd]):
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    for descriptor, child in children.items():
+                        os.close(descriptor)
+                        child.teller.close()
+                    for connection in (listener, *clients.values()):
+                        connection.close()
+                    return as_child(request)
+                *others, told = request.files
+                for file in others:
+                    os.close(file)
+                descriptor = os.pidfd_open(pid)
+                children[descriptor] = Child(pid, socket.socket(fileno=told), key.fd)
+                selector.register(descriptor, selectors.EVENT_READ)
+            else:
+                selector.unregister(key.fd)
+                kill([child.pid for child in children.values() if child.client == key.fd])
+                clients.pop(key.fd).close()
+                if not clients:
+                    os._exit(0)
 
 
 def receive(control: socket.socket) -> Request | None:
     files = array.array("i")
-    message, ancillary, *_ = control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * files.itemsize))
+    try:
+        message, ancillary, *_ = control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(4 * files.itemsize))
+    except ConnectionResetError:  # it has left without reading that the server is ready
+        return None
     for _, _, content in ancillary:
         files.frombytes(content)
     return Request(**json.loads(message), files=list(files)) if message else None
@@ -128,12 +154,11 @@ def tell(teller: socket.socket, **what: Any) -> None:
         teller.send(json.dumps(what).encode())
 
 
-def end(pids: list[int]) -> NoReturn:
-    """Kill these process groups and leave."""
+def kill(pids: list[int]) -> None:
+    """Kill these process groups."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-    os._exit(0)
 
 
 def as_child(request: Request) -> Request:

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SHARED = "TESTS_FORK_SERVER"
+"""Names the socket of a server that the workers of one run of pytest share."""
 READ_BY_IMPORTS = ("PYTHON", "LC_", "LANG", "LD_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DS_", "CUDA_")
 """How the names of variables begin that an interpreter or a library reads once, while it starts."""
 
@@ -71,26 +74,43 @@ def _as_file(text: str) -> IO[str]:
 
 
 class Server:
-    """The client's side of a fork server."""
+    """The client's side of a fork server: of the one at SHARED, if it is there, else of one of its own."""
 
-    def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, *, shared: bool = False) -> None:
+        """Args: shared: start the one at SHARED."""
         self._lock = threading.Lock()
         without_threads = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         self.environment = {**os.environ, **without_threads}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
-                cwd=ROOT,
-                env=self.environment,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C at a terminal is for the tests
-            )
+        self._process: subprocess.Popen[bytes] | None = None
+        place = Path(os.environ.get(SHARED, ""))
+        if shared:
+            self._control = self._started(place)
+        elif place.is_socket():
+            self._control = _connected(place)
+        else:
+            self._control = self._started(Path(tempfile.mkdtemp()) / "server")
         atexit.register(self.close)
+
+    def _started(self, place: Path) -> socket.socket:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server", str(place)],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C at a terminal is for the tests
+        )
+        self._place = place
+        while self._process.poll() is None:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # it does not listen yet
+                return _connected(place)
+            time.sleep(0.02)
+        raise RuntimeError(f"the fork server ended with {self._process.returncode}; its stderr says why")
+
+    def wait(self) -> None:
+        """Until it has its imports behind it."""
         if self._control.recv(16) != b"ready":
-            raise RuntimeError(f"the fork server ended with {self._process.wait()}; its stderr says why")
+            raise RuntimeError("the fork server has ended; its stderr says why")
 
     def request(self, files: Sequence[int], **what: object) -> None:
         """Have a process forked that gets these files, see `fork_server.Request`."""
@@ -99,15 +119,29 @@ class Server:
             self._control.sendmsg([json.dumps(what).encode()], [rights])
 
     def close(self) -> None:
-        """End the server and everything that it has started."""
+        """End everything that the server has started for this process, and the server, if no other uses it."""
         self._control.close()
-        self._process.wait()
+        if self._process and self._process.poll() is None:
+            self._process.wait()
+            shutil.rmtree(self._place.parent)
+
+
+def _connected(place: Path) -> socket.socket:
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        control.connect(str(place))
+    except OSError:
+        control.close()
+        raise
+    return control
 
 
 @cache
 def server() -> Server:
-    """The one server of these tests, started when it is first needed."""
-    return Server()
+    """The server of these tests, started when it is first needed."""
+    found = Server()
+    found.wait()
+    return found
 
 
 class Forked:
