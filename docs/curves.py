@@ -22,7 +22,7 @@ NAMES = {
 def draw(measured: Path, picture: Path) -> None:
     """Write the picture of all runs in a folder."""
     mpl.rcParams.update({"svg.hashsalt": "curves", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11})
-    figure, axes = plt.subplots(figsize=(7.2, 3.9), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
     for what, (name, colour, style) in NAMES.items():
         points = json.loads((measured / f"{what}.json").read_text())["points"]
         minutes, accuracy = [p["seconds"] / 60 for p in points], [100 * p["strict"] for p in points]
@@ -33,8 +33,8 @@ def draw(measured: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlim(left=0)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
-    figure.savefig(picture, metadata={"Date": None})
+    figure.legend(frameon=False, loc="outside lower center", fontsize=10)
+    figure.savefig(picture, metadata={"Date": None}, facecolor="white")
     plt.close(figure)
 
 
