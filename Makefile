@@ -1,7 +1,7 @@
 # Everything a checkout needs: each target makes .venv if it is missing, and reuses it otherwise.
 #   make check   what CI and a commit have to pass: format, lint, types, imports and all tests
 #   make train   train on the embedded corpus            make test       all tests
-#   make lint    format, lint, types and imports         make test-fast  those of moments, in one process
+#   make lint    format, lint, types and imports         make test-fast  unit tests of a moment each
 #   make hooks   run the fast part before every commit   make coverage   what the unit tests do not reach
 #   make docs    the site of the documents, in site/
 #   make bench   the benchmarks as one table, a quarter of an hour; all of them: make bench ARGS="--data DIR"

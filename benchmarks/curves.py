@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--every", type=int, default=32, help="steps between two measurements")
-    parser.add_argument("--seconds", type=float, help="processor time of a peer")
+    parser.add_argument("--seconds", type=float, default=2400, help="processor time of a peer [default: 2400]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -129,8 +129,8 @@ def peer(loss: str, root: str, folder: Path, every: int, limit_s: float) -> tupl
     samples = own.samples(root)
     mined = time.process_time()
     own.train(samples, _TIMED_STEPS)
-    spent, seconds, away = time.process_time() - mined, dict[int, float](), [0.0]
-    away[0] = spent  # neither these steps nor what is measured counts
+    spent, seconds = time.process_time() - mined, dict[int, float]()
+    away = [spent]  # neither these steps nor the saving of weights counts
     steps = int((limit_s - mined) / (spent / _TIMED_STEPS))
 
     class Keep(TrainerCallback):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,14 +49,16 @@ def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
         _SHARED.append(Server(shared=True))
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     for shared in _SHARED:
         shared.close()
+    if SHARED in os.environ and not hasattr(config, "workerinput"):
+        shutil.rmtree(Path(os.environ[SHARED]).parent, ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With several workers (`pytest -n 3 --dist loadscope`): files whose tests share nodes or fixtures are not divided."""
+    """With several workers (`pytest -n 4 --dist loadscope`): files whose tests share nodes or fixtures are not divided."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):

@@ -121,9 +121,9 @@ class Server:
     def close(self) -> None:
         """End everything that the server has started for this process, and the server, if no other uses it."""
         self._control.close()
-        if self._process and self._process.poll() is None:
+        if self._process:
             self._process.wait()
-            shutil.rmtree(self._place.parent)
+            shutil.rmtree(self._place.parent, ignore_errors=True)
 
 
 def _connected(place: Path) -> socket.socket:

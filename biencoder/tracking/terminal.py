@@ -17,6 +17,8 @@ _EVERY_S = 30.0
 """Between two lines of progress."""
 _SPEED_OVER_S = 300.0
 """The speed that the time left follows from is that of so many seconds."""
+_PATIENCE_S = 1.0
+"""For a line that is being written: an output that nobody reads must not hold up the end."""
 _WIDE = 80
 """Columns that have room for a bar."""
 
@@ -93,7 +95,7 @@ class Terminal:
         if self._progress:
             self._ended.set()
             if self._speaker:
-                self._speaker.join()  # a line that it has begun stands before what comes next
+                self._speaker.join(_PATIENCE_S)  # a line that it has begun stands before what comes next
             self._progress.stop()
             self._progress = None
             atexit.unregister(self.end)

@@ -73,6 +73,16 @@ def test_graphs_equal_the_model_on_both_sides(exported: Exported) -> None:
         assert torch.equal(theirs.query.embedding, theirs.candidate.embedding) == (exported.sides == "shared")
 
 
+def test_a_graph_for_both_sides_gets_each_sides_prompt(exported: Exported) -> None:
+    config = replace(exported.model.config, query_prompt="dog ", document_prompt="fox ")
+    model = replace(exported.model, config=config)
+    onnx = OnnxModel.load(exported.folder, model.tokenizer, config, int8=False)
+    theirs, ours = onnx.embed_texts(TEXTS, EVERY), model.embed_texts(TEXTS, EVERY)
+    torch.testing.assert_close(theirs.query.embedding, ours.query.embedding, rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs.candidate.embedding, ours.candidate.embedding, rtol=0, atol=1e-5)
+    assert not torch.allclose(theirs.query.embedding, theirs.candidate.embedding, atol=1e-3)
+
+
 def test_weights_of_8_bits_are_smaller_and_nearly_agree(exported: Exported) -> None:
     for file in exported.folder.glob("*.int8.onnx"):
         assert file.stat().st_size < file.with_name(file.name.replace(".int8", "")).stat().st_size
