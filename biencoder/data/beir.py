@@ -7,29 +7,23 @@ qrels/*.tsv      train, dev and test, or other names of these splits: a judgemen
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from biencoder.data.columns import ColumnNames, listed
+from biencoder.data.passages import Entry, Passages, read_passages, read_queries
 from biencoder.data.readers import SPLIT_OF, read_text, sources_of_splits
 from biencoder.data.records import Findings, Reading
 from biencoder.data.tables import read_table
+from biencoder.data.texts import Pile
 from biencoder.errors import DataError
 
 _CORPUS, _QUERIES, _QRELS = "corpus.jsonl", "queries.jsonl", "qrels"
 _NAMES = ColumnNames({"id": "_id", "topic": "title"})
 _HEADER = ["query-id", "corpus-id", "score"]
 _ROLES = ["query", "answer", "grade"]
-
-
-class Entry(NamedTuple):
-    """A passage or a query."""
-
-    text: str
-    source: str
-    """`file:line`."""
 
 
 class Judgement(NamedTuple):
@@ -45,9 +39,9 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Beir:
-    passages: dict[str, Entry]
+    passages: Passages
     queries: dict[str, Entry]
-    """By id, in the order of their files, with cleaned texts."""
+    """By id, in the order of their file, with cleaned texts."""
     judgements: dict[str, list[Judgement]]
     """Split → its answers, in the order of the file."""
     negatives: dict[str, dict[tuple[str, str], list[Entry]]] = field(default_factory=dict)
@@ -60,11 +54,12 @@ def is_beir(path: Path) -> bool:
     return os.path.isfile(corpus) and any(map(os.path.exists, others))  # these return False for impossible names
 
 
-def read_beir(root: Path, tidy: Callable[[str], str], findings: Findings) -> Beir:
+def read_beir(root: Path, tidy: Callable[[str], str], pile: Pile, findings: Findings) -> Beir:
     """Read such a folder.
 
     Args:
         tidy: cleans a text.
+        pile: takes the passages.
 
     Raises:
         DataError: a file is missing or broken, an id is missing, stands twice or is judged without being there.
@@ -75,10 +70,11 @@ def read_beir(root: Path, tidy: Callable[[str], str], findings: Findings) -> Bei
                 f"data.root {root} holds both {_CORPUS} and folders or tables of splits; keep one layout there, and "
                 "move the other away"
             )
-        passages = _entries(root / _CORPUS, tidy, findings)
-        queries = _queries(root / _QUERIES, tidy, findings)
+        rows = _rows(root / _CORPUS, findings)
+        passages = read_passages(rows, _judged(root / _QRELS), tidy, pile, findings, name="_id")
+        queries = read_queries(_rows(root / _QUERIES, findings), tidy, name="_id", judged="judgements")
         judgements = {
-            split: _judgements(file, passages, queries, findings) for split, file in _files(root / _QRELS).items()
+            split: _judgements(file, passages.judged, queries, findings) for split, file in _files(root / _QRELS).items()
         }
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
@@ -87,37 +83,33 @@ def read_beir(root: Path, tidy: Callable[[str], str], findings: Findings) -> Bei
 
 def finished(beir: Beir, findings: Findings) -> Beir:
     """What was read, without empty passages, and with all that the data check shows of it counted."""
-    _drop_empty(beir.passages, beir.judgements, findings)
+    _drop_empty(beir.passages.judged, beir.judgements, findings)
     _count(beir.passages, beir.queries, beir.judgements, findings)
     return beir
 
 
-def _queries(path: Path, tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
-    queries = _entries(path, tidy, findings)
-    for query in queries.values():
-        if not query.text:
-            raise DataError(f"{query.source}: the query is empty; write its text or remove it and its judgements")
-    return queries
-
-
-def _entries(path: Path, tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
+def _rows(path: Path, findings: Findings) -> Iterator[tuple[str, str, str]]:
+    """The id, the text and the source of each line."""
     if not path.exists():
         raise DataError(f"{path} is missing: a BEIR folder holds {_CORPUS}, {_QUERIES} and {_QRELS}/")
-    entries: dict[str, Entry] = {}
-    table = read_table(path, _NAMES)
+    table, count = read_table(path, _NAMES), 0
     for row in table.rows:
+        count += 1
         identity = row.name("_id")
         if not identity:
             raise DataError(f"{row.source} has no _id")
-        if identity in entries:
-            raise DataError(f"{row.source}: the _id {identity!r} stands in {entries[identity].source} already")
         if "text" not in row.cells:
             raise DataError(f"{row.source} has no text")
-        entries[identity] = Entry(tidy(f"{row.text('title')} {row.text('text')}"), row.source)
+        yield identity, f"{row.text('title')} {row.text('text')}", row.source
     text = " + ".join(column for column in ("title", "text") if column in table.columns)
     left_out = tuple(column for column in table.columns if column not in ("_id", "title", "text"))
-    findings.readings.append(Reading(str(path), len(entries), {"id": "_id", "text": text}, left_out))
-    return entries
+    findings.readings.append(Reading(str(path), count, {"id": "_id", "text": text}, left_out))
+
+
+def _judged(folder: Path) -> set[str]:
+    """The ids of passages in all files of judgements, right or wrong."""
+    lines = (line for path in sorted(folder.glob("*.tsv")) for line in read_text(path).split("\n"))
+    return {line.split("\t")[1].strip() for line in lines if "\t" in line}
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -175,10 +167,10 @@ def _judgement(fields: list[str], source: str) -> Judgement:
         raise DataError(f"{source}: the score is {score[:40]!r}; {hint}") from None
 
 
-def _drop_empty(passages: dict[str, Entry], judgements: dict[str, list[Judgement]], findings: Findings) -> None:
-    empty = {identity for identity, passage in passages.items() if not passage.text}
+def _drop_empty(judged: dict[str, Entry], judgements: dict[str, list[Judgement]], findings: Findings) -> None:
+    empty = {identity for identity, passage in judged.items() if not passage.text}
     for identity in empty:
-        findings.add("empty passage (dropped)", passages.pop(identity).source)
+        del judged[identity]
     for split, answers in judgements.items() if empty else ():
         for answer in answers:
             if answer.passage in empty:
@@ -187,7 +179,7 @@ def _drop_empty(passages: dict[str, Entry], judgements: dict[str, list[Judgement
 
 
 def _count(
-    passages: dict[str, Entry], queries: dict[str, Entry], judgements: dict[str, list[Judgement]], findings: Findings
+    passages: Passages, queries: dict[str, Entry], judgements: dict[str, list[Judgement]], findings: Findings
 ) -> None:
     """What the data check shows of the folder."""
     splits_of: dict[str, set[str]] = {}
@@ -195,9 +187,9 @@ def _count(
         for answer in answers:
             splits_of.setdefault(answer.query, set()).add(split)
     answering = {answer.passage for answers in judgements.values() for answer in answers}
-    for identity, passage in passages.items():
-        if identity not in answering:
-            findings.add("passage that answers no query (a candidate only)", passage.source)
+    if alone := len(passages.place_C) - len(answering):
+        judged = [passage.source for identity, passage in passages.judged.items() if identity not in answering]
+        findings.add("passage that answers no query (a candidate only)", *passages.others, *judged, count=alone)
     for identity, query in queries.items():
         count = len(splits_of.get(identity, ()))
         if count == 0:

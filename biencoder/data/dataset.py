@@ -21,6 +21,7 @@ from biencoder.data.given import Given
 from biencoder.data.ids import Ids
 from biencoder.data.readers import Records, read_records, read_texts
 from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives
+from biencoder.data.texts import Pile, Sources, Texts
 from biencoder.data.triples import by_id, is_triples, read_id_triples, read_triples
 from biencoder.errors import DataError
 
@@ -103,9 +104,9 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A corpus in memory."""
+    """A corpus: its pairs in memory, and its texts in memory or in a mapped file."""
 
-    texts: tuple[str, ...]
+    texts: Texts
     """Each distinct text once; a text id is a position here."""
     splits: dict[str, Split]
     """By name; splits without pairs are missing."""
@@ -134,13 +135,14 @@ def load_dataset(
         ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing, broken or too small.
     """
-    findings = Findings()
-    path = find_file(root)
-    names, further = _names_and_further(columns, corpus, clean=clean, findings=findings)
+    findings, pile, names = Findings(), Pile(), ColumnNames.parse(columns)
+    path, tidy = find_file(root), tidier(clean)
+    further = read_further(corpus, names, tidy, pile, findings) if corpus else None
+    names = _without_text(names) if corpus else names
     if names.given and (is_beir(path) or is_triples(path)):
         form = "is a BEIR folder" if is_beir(path) else "holds triples"
         raise DataError(f"data.columns is set, but data.root {root} {form} and no table; leave it out")
-    beir = _queries_over_corpus(path, tidier(clean), findings)
+    beir = _queries_over_corpus(path, tidy, pile, findings)
     if beir:
         pairs = {split: _answers(beir, split, findings, given=given and split == "training") for split in SPLITS}
     else:
@@ -148,31 +150,49 @@ def load_dataset(
         records = _cleaned(records, clean=clean, findings=findings)
         pairs = {split: pair_up(records.get(split, []), findings, given=given and split == "training") for split in SPLITS}
     _check(pairs, root, findings, needs_training=needs_training)
-    text_id: dict[str, int] = {}
-    passage_text_C = _text_ids((passage.text for passage in beir.passages.values()), text_id) if beir else _nothing()
-    place_of = {identity: place for place, identity in enumerate(beir.passages)} if beir else {}
-    splits = {
-        split: Split(
-            split,
-            tuple(pairs[split]),
-            _text_ids((pair.point.text for pair in pairs[split]), text_id),
-            _text_ids((pair.counter.text for pair in pairs[split]), text_id),
-            passage_text_C,
-            _judgements(pairs[split], place_of) if beir else None,
-        )
-        for split in SPLITS
-        if pairs[split]
-    }
-    further_text_C = _text_ids(further, text_id)
+    texts, splits, others = _numbered(pile, beir, pairs, further, findings)
+    _count_duplicates(splits, findings)
+    return Dataset(texts, splits, findings, _fingerprint(splits, (texts[text] for text in others)))
+
+
+def _numbered(
+    pile: Pile, beir: Beir | None, pairs: dict[str, list[Pair]], further: tuple[range, Sources] | None, findings: Findings
+) -> tuple[Texts, dict[str, Split], Ids]:
+    """The distinct texts: those of passages, then of pairs, then further ones, and last of given negatives; the splits; and
+    the text ids of passages, with copies, and of further texts."""
+    blocks = [beir.passages.place_C if beir else range(0)]
+    there = [split for split in SPLITS if pairs[split]]
+    for split in there:
+        blocks.append(pile.add_all(pair.point.text for pair in pairs[split]))
+        blocks.append(pile.add_all(pair.counter.text for pair in pairs[split]))
+    blocks.append(further[0] if further else range(0))
+    blocks.append(pile.add_all(text for pair in pairs["training"] for text in pair.negatives))
+    texts, text_id_O = pile.distinct(np.concatenate([np.arange(block.start, block.stop) for block in blocks]))
+    passage_text_C, *of_pairs, further_text_C, given_text_X = np.split(text_id_O, np.cumsum([*map(len, blocks)])[:-1])
+    splits = {}
+    for split in there:
+        point_text_P, counter_text_P, *of_pairs = of_pairs
+        judgements = _judgements(pairs[split], beir.passages.position) if beir else None
+        splits[split] = Split(split, tuple(pairs[split]), point_text_P, counter_text_P, passage_text_C, judgements)
     if further:
+        further_text_C = _each_once(further_text_C, further[1], "repeated text in data.corpus (dropped)", findings)
         splits = {name: _with_further(split, further_text_C) for name, split in splits.items()}
         _count_further(splits, further_text_C, findings)
-    if "training" in splits:
-        splits["training"] = _with_given(splits["training"], text_id)
-    _count_duplicates(splits, findings)
-    texts = tuple(text_id)
-    others = [texts[text] for text in (*passage_text_C, *further_text_C)]
-    return Dataset(texts, splits, findings, _fingerprint(splits, others))
+    if len(given_text_X):
+        ends_P = np.cumsum([len(pair.negatives) for pair in pairs["training"]])
+        given = Given.of(np.split(given_text_X, ends_P[:-1]))
+        splits["training"] = replace(splits["training"], given=given)
+    return texts, splits, np.concatenate([passage_text_C, further_text_C])
+
+
+def _each_once(text_M: Ids, sources: Sources, kind: str, findings: Findings) -> Ids:
+    """These texts without copies, which are counted."""
+    is_first_M = np.zeros(len(text_M), dtype=np.bool_)
+    is_first_M[np.unique(text_M, return_index=True)[1]] = True
+    copies = np.flatnonzero(~is_first_M)
+    if len(copies):
+        findings.add(kind, *(sources[place] for place in copies[:3].tolist()), count=len(copies))
+    return text_M[is_first_M]
 
 
 def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs_training: bool) -> None:
@@ -186,21 +206,9 @@ def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs
             findings.add("split without pairs (skipped)", f"{split}: `Splits` in docs/data.md says how to give one")
 
 
-def _text_ids(texts: Iterable[str], text_id: dict[str, int]) -> Ids:
-    """The ids of these texts; those that are new get the next ones."""
-    return np.array([text_id.setdefault(text, len(text_id)) for text in texts], dtype=np.int64)
-
-
-def _names_and_further(columns: str, corpus: str, *, clean: bool, findings: Findings) -> tuple[ColumnNames, list[str]]:
-    """The names of columns in data.root, and the further texts of data.corpus.
-
-    With data.corpus the role `text` is about its tables.
-    """
-    names = ColumnNames.parse(columns)
-    if not corpus:
-        return names, []
-    further = read_further(corpus, names, tidier(clean), findings)
-    return ColumnNames({role: column for role, column in names.given.items() if role != "text"}), further
+def _without_text(names: ColumnNames) -> ColumnNames:
+    """The names of columns in data.root: with data.corpus the role `text` is about its tables."""
+    return ColumnNames({role: column for role, column in names.given.items() if role != "text"})
 
 
 def _with_further(split: Split, further_text_C: Ids) -> Split:
@@ -220,18 +228,11 @@ def _count_further(splits: dict[str, Split], further_text_C: Ids, findings: Find
         findings.add("text of data.corpus that stands in a pair", "data.corpus", count=among_pairs)
 
 
-def _with_given(split: Split, text_id: dict[str, int]) -> Split:
-    """The split with the given negatives of its pairs. Texts that are new get the ids after all others."""
-    if not any(pair.negatives for pair in split.pairs):
-        return split
-    return replace(split, given=Given.of([_text_ids(pair.negatives, text_id) for pair in split.pairs]))
-
-
-def _queries_over_corpus(path: Path, tidy: Callable[[str], str], findings: Findings) -> Beir | None:
+def _queries_over_corpus(path: Path, tidy: Callable[[str], str], pile: Pile, findings: Findings) -> Beir | None:
     """Passages, queries and judgements, where this is a form that has them."""
     if is_beir(path):
-        return read_beir(path, tidy, findings)
-    return read_id_triples(path, tidy, findings) if is_triples(path) and by_id(path) else None
+        return read_beir(path, tidy, pile, findings)
+    return read_id_triples(path, tidy, pile, findings) if is_triples(path) and by_id(path) else None
 
 
 def _answers(beir: Beir, split: str, findings: Findings, *, given: bool) -> list[Pair]:
@@ -239,7 +240,7 @@ def _answers(beir: Beir, split: str, findings: Findings, *, given: bool) -> list
     pairs, given_P = [], []
     negatives = beir.negatives.get(split, {})
     for row, answer in enumerate(beir.judgements.get(split, []), start=1):
-        query, passage = beir.queries[answer.query], beir.passages[answer.passage]
+        query, passage = beir.queries[answer.query], beir.passages.judged[answer.passage]
         if query.text == passage.text:
             findings.add("query and answer are the same text (pair dropped)", answer.source)
             continue
@@ -263,7 +264,7 @@ def _judgements(pairs: list[Pair], place_of: dict[str, int]) -> Judgements:
     )
 
 
-def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -> tuple[tuple[str, ...], Findings]:
+def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -> tuple[Texts, Findings]:
     """The distinct texts of a corpus to search: the texts of all its pairs, the passages of a BEIR folder, or the
     rows of a table that has texts alone; and the further texts of data.corpus.
 
@@ -271,39 +272,23 @@ def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -
         ConfigError: `columns` is not written as data.columns must be.
         DataError: the corpus is missing or broken, or holds nothing.
     """
-    path, findings = find_file(root), Findings()
-    rows: Iterable[tuple[str, str]] | None
-    beir = _queries_over_corpus(path, str.strip, findings)
-    rows = beir.passages.values() if beir else read_texts(path, findings, ColumnNames.parse(columns))
-    if rows is None:
-        dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
-        return dataset.texts, dataset.findings
-    texts, findings = _distinct(rows, root, clean=clean, findings=findings)
-    _, further = _names_and_further(columns, corpus, clean=clean, findings=findings)
-    return tuple(dict.fromkeys([*texts, *further])), findings
-
-
-def _distinct(
-    rows: Iterable[tuple[str, str]], root: str, *, clean: bool, findings: Findings
-) -> tuple[tuple[str, ...], Findings]:
-    """The distinct cleaned texts of (text, source) pairs.
-
-    Raises:
-        DataError: there is none.
-    """
-    tidy = tidier(clean)
-    texts: dict[str, None] = {}
-    for raw, source in rows:
-        text = tidy(raw)
-        if text in texts:
-            findings.add("repeated text (dropped)", source)
-        elif text:
-            texts[text] = None
-        else:
-            findings.add("empty text (dropped)", source)
-    if not texts:
+    path, findings, pile, tidy = find_file(root), Findings(), Pile(), tidier(clean)
+    names, sources = ColumnNames.parse(columns), None
+    beir = _queries_over_corpus(path, tidy, pile, findings)
+    if not beir:
+        sources = read_texts(path, names, tidy, pile, findings)
+        if sources is None:
+            dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
+            return dataset.texts, dataset.findings
+    if not len(pile):
         raise DataError(f"data.root {root} holds no text")
-    return tuple(texts), findings
+    further = read_further(corpus, names, tidy, pile, findings) if corpus else None
+    texts, text_id_M = pile.distinct()
+    if sources:
+        _each_once(text_id_M[: further[0].start if further else None], sources, "repeated text (dropped)", findings)
+    if further:
+        _each_once(text_id_M[further[0].start :], further[1], "repeated text in data.corpus (dropped)", findings)
+    return texts, findings
 
 
 def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
@@ -349,7 +334,7 @@ def terminated(text: str) -> bytes:
     return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
 
 
-def _fingerprint(splits: dict[str, Split], others: list[str]) -> str:
+def _fingerprint(splits: dict[str, Split], others: Iterable[str]) -> str:
     """
     Args:
         others: passages and further texts, with copies.

@@ -14,35 +14,39 @@ from biencoder.data.readers import table_at
 from biencoder.data.records import Findings, Reading
 from biencoder.data.saved_folders import is_saved
 from biencoder.data.tables import SUFFIXES, Table, table_suffix
+from biencoder.data.texts import Pile, Sources
 from biencoder.errors import DataError
 
 _TITLE = "title"
 
 
-def read_further(paths: str, names: ColumnNames, tidy: Callable[[str], str], findings: Findings) -> list[str]:
-    """The distinct texts of these tables, cleaned.
+def read_further(
+    paths: str, names: ColumnNames, tidy: Callable[[str], str], pile: Pile, findings: Findings
+) -> tuple[range, Sources]:
+    """Put the texts of these tables on a pile, cleaned.
 
     Args:
         paths: the value of data.corpus: files, or folders of files, separated by commas.
         names: of the columns; only that of `text` counts.
         tidy: cleans a text.
 
+    Returns:
+        Their places, and where each was read.
+
     Raises:
         DataError: a table is missing or broken, or there is no text in all of them.
     """
-    texts: dict[str, None] = {}
+    start, sources = len(pile), Sources()
     for path, read in _tables(paths):
         for raw, source in _rows(path, read, names.given.get("text", "text"), findings):
-            text = tidy(raw)
-            if not text:
-                findings.add("empty text in data.corpus (dropped)", source)
-            elif text in texts:
-                findings.add("repeated text in data.corpus (dropped)", source)
+            if text := tidy(raw):
+                pile.add(text)
+                sources.add(source)
             else:
-                texts[text] = None
-    if not texts:
+                findings.add("empty text in data.corpus (dropped)", source)
+    if len(pile) == start:
         raise DataError(f"data.corpus {paths} holds no text")
-    return list(texts)
+    return range(start, len(pile)), sources
 
 
 def _tables(paths: str) -> Iterator[tuple[Path, Callable[[Path, ColumnNames], Table]]]:
@@ -67,23 +71,20 @@ def _rows(
     path: Path, read: Callable[[Path, ColumnNames], Table], column: str, findings: Findings
 ) -> Iterator[tuple[str, str]]:
     """(text, source) of every row of a table."""
+    parts, count = [column] if column == _TITLE else [_TITLE, column], 0
     try:
         table = read(path, ColumnNames({"text": column} | ({} if column == _TITLE else {"topic": _TITLE})))
+        for row in table.rows:
+            count += 1
+            yield " ".join(map(row.text, parts)), row.source
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
-    columns = _columns(table, column)
-    left_out = tuple(other for other in table.columns if other not in columns)
-    findings.readings.append(Reading(str(path), len(table.rows), {"text": " + ".join(columns)}, left_out))
-    for row in table.rows:
-        yield " ".join(row.text(part) for part in columns), row.source
-
-
-def _columns(table: Table, column: str) -> list[str]:
-    """The columns that make a text, in their order."""
     if column not in table.columns:
         has = listed(table.columns) or "nothing"
         raise DataError(
-            f"{table.path} lacks the column {column}; it has {has}; say which column holds the texts of data.corpus with "
+            f"{path} lacks the column {column}; it has {has}; say which column holds the texts of data.corpus with "
             "data.columns, such as text=body"
         )
-    return [_TITLE, column] if _TITLE in table.columns and column != _TITLE else [column]
+    columns = [part for part in parts if part in table.columns]
+    left_out = tuple(other for other in table.columns if other not in columns)
+    findings.readings.append(Reading(str(path), count, {"text": " + ".join(columns)}, left_out))

@@ -14,6 +14,8 @@ from biencoder.errors import DataError
 
 _PREFIX = "hf:"
 _NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+_BATCH = 4096
+"""Rows that are read at once."""
 _NO_NETWORK = (OSError, ConnectionError)
 
 
@@ -68,7 +70,8 @@ def _reader(shown: str, part: Any) -> Callable[[Path, ColumnNames], Table]:
     def read(_: Path, names: ColumnNames) -> Table:
         columns, path = list(part.column_names), Path(shown)
         refuse_repeats(columns, shown, names)
-        whole = part.with_format("arrow")[:].select([*filter(names.knows, columns)])
-        return Table(path, columns, rows_of_batches(path, whole.to_batches()))
+        known = part.select_columns([*filter(names.knows, columns)]).with_format("arrow")
+        tables = known.iter(batch_size=_BATCH)
+        return Table(path, columns, rows_of_batches(path, (batch for table in tables for batch in table.to_batches())))
 
     return read

@@ -17,6 +17,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from biencoder.data.columns import ColumnNames, Roles
@@ -24,6 +25,7 @@ from biencoder.data.hub import hub_splits, on_hub
 from biencoder.data.records import Findings, Reading, Record, Role
 from biencoder.data.saved_folders import is_saved, read_saved, saved_splits
 from biencoder.data.tables import SUFFIXES, Row, Table, encodable, read_table, regular_file, table_suffix
+from biencoder.data.texts import Pile, Sources
 from biencoder.errors import DataError
 
 SPLIT_OF = {
@@ -86,8 +88,13 @@ def _is_folder(root: Path) -> bool:
         raise DataError(f"data.root {root} does not exist") from None
 
 
-def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple[str, str]] | None:
-    """(text, source) of every row of a table of texts alone; None for any other corpus.
+def read_texts(
+    path: Path, names: ColumnNames, tidy: Callable[[str], str], pile: Pile, findings: Findings
+) -> Sources | None:
+    """Put the texts of a table of texts alone on an empty pile, cleaned.
+
+    Returns:
+        Where each was read; None for any other corpus.
 
     Raises:
         DataError: the table cannot be read.
@@ -95,13 +102,24 @@ def read_texts(path: Path, findings: Findings, names: ColumnNames) -> list[tuple
     if not os.path.isfile(path) and not is_saved(path):
         return None
     table = table_at(path, names)
+    rows = iter(table.rows)
+    first = next(rows, None)
     roles = names.texts_alone(table.columns, path)
-    if roles is None:
+    if roles is None or first is None:
         return None
-    text = {"text": roles.of["text"]}
-    left_out = tuple(column for column in table.columns if column not in text.values())
-    findings.readings.append(Reading(str(path), len(table.rows), text, left_out))
-    return [(row.text(text["text"]), row.source) for row in table.rows]
+    sources, column, count = Sources(), roles.of["text"], 0
+    for row in chain([first], rows):
+        count += 1
+        if text := tidy(row.text(column)):
+            pile.add(text)
+            sources.add(row.source)
+        else:
+            findings.add("empty text (dropped)", row.source)
+    if names.texts_alone(table.columns, path) is None:  # later lines of a .jsonl hold pairs
+        return None
+    left_out = tuple(other for other in table.columns if other != column)
+    findings.readings.append(Reading(str(path), count, {"text": column}, left_out))
+    return sources
 
 
 def _read_hub(root: Path, findings: Findings, names: ColumnNames) -> Records:
@@ -259,9 +277,10 @@ def _read_source(split: str, source: _Source, findings: Findings, names: ColumnN
     readings: dict[Path, Roles] = {}
     for path in source.paths:
         table = source.read(path, names)
+        rows = list(table.rows)
         roles = readings[path] = names.roles(table.columns, path)
         _refuse_other_columns(readings)
-        for row in table.rows:
+        for row in rows:
             num_rows += 1
             name = _split_of(row, split, table.split, roles)
             for record in _records_of(row, roles, num_rows, num_pairs):

@@ -66,10 +66,9 @@ class Findings:
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     readings: list[Reading] = field(default_factory=list)
 
-    def add(self, kind: str, source: str, *, count: int = 1) -> None:
+    def add(self, kind: str, *sources: str, count: int = 1) -> None:
         self.counts[kind] += count
-        if len(self.examples[kind]) < 3:
-            self.examples[kind].append(source)
+        self.examples[kind] += sources[: 3 - len(self.examples[kind])]
 
     def rows(self) -> list[tuple[str, int, list[str]]]:
         """(kind, count, up to three sources), in the order in which the kinds were first seen."""

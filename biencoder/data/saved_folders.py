@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,15 @@ def saved_splits(folder: Path) -> list[str] | None:
 
 
 def read_saved(folder: Path, names: ColumnNames) -> Table:
-    """Read one saved dataset.
+    """One saved dataset, which is read as far as its rows are.
 
     Raises:
-        DataError: it cannot be read, or a file of it is missing or damaged.
+        DataError: here or with a row: it cannot be read, or a file of it is missing or damaged.
     """
-    state = _read_json(folder / _STATE)
+    state, columns = _read_json(folder / _STATE), list[str]()
     if state.get("_indices_data_files"):
         raise DataError(f"{folder} was saved with indices by an old version of datasets; load it and save it again")
-    columns: list[str] = []
-    rows: list[Row] = []
-    for file in _data_files(folder, state):
-        more, table = _read_arrow(file, names)
-        columns = columns or more
-        if more != columns:
-            raise DataError(f"{file} has other columns than the files before it; save the data again with save_to_disk")
-        rows += table
+    rows = _rows(_data_files(folder, state), names, columns)
     return Table(folder, columns, rows, split=str(state.get("_split") or ""))
 
 
@@ -79,20 +73,24 @@ def _data_files(folder: Path, state: dict[str, Any]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_arrow(file: Path, names: ColumnNames) -> tuple[list[str], list[Row]]:
-    """The columns of an Arrow stream, and its rows."""
+def _rows(files: list[Path], names: ColumnNames, columns: list[str]) -> Iterator[Row]:
+    """The rows of Arrow streams with the same columns, which are filled in."""
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
-            columns = list(reader.schema.names)
-            refuse_repeats(columns, str(file), names)
-            known = [*filter(names.knows, columns)]
-            rows = rows_of_batches(file, (batch.select(known) for batch in reader))
-            source.seek(source.size() - len(_END_OF_STREAM))
-            whole = source.read() == _END_OF_STREAM  # pyarrow takes a stream that is cut between two batches as whole
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{file} is not a valid Arrow file: {' '.join(str(error).split())[:300]}") from None
-    if not whole:
-        raise DataError(f"{file} is cut off: its end is missing; copy it again")
-    return columns, rows
+    for file in files:
+        try:
+            with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
+                columns += [] if columns else reader.schema.names
+                if reader.schema.names != columns:
+                    raise DataError(
+                        f"{file} has other columns than the files before it; save the data again with save_to_disk"
+                    )
+                refuse_repeats(columns, str(file), names)
+                known = [*filter(names.knows, columns)]
+                yield from rows_of_batches(file, (batch.select(known) for batch in reader))
+                source.seek(source.size() - len(_END_OF_STREAM))
+                whole = source.read() == _END_OF_STREAM  # pyarrow takes a stream that is cut between two batches as whole
+        except (pyarrow.ArrowException, ValueError, OSError) as error:
+            raise DataError(f"{file} is not a valid Arrow file: {' '.join(str(error).split())[:300]}") from None
+        if not whole:
+            raise DataError(f"{file} is cut off: its end is missing; copy it again")

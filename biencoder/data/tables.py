@@ -95,27 +95,33 @@ class Row:
 class Table:
     path: Path
     columns: list[str]
-    """All columns of the file, in its order."""
-    rows: list[Row]
+    """All columns of the file, in its order. They are complete when all rows have been read."""
+    rows: Iterable[Row]
+    """To be read once; what is wrong with the file is raised meanwhile."""
     split: str = ""
     """The split that the table itself names for all its rows, if any."""
 
 
 def read_table(path: Path, names: ColumnNames | None = None) -> Table:
-    """Read one file.
+    """One file, which is read as far as its rows are.
 
     Args:
         names: of the columns whose cells are wanted; None: the names in use.
 
     Raises:
-        DataError: it cannot be read, or its content does not fit its suffix.
+        DataError: here or with a row: it cannot be read, or its content does not fit its suffix.
     """
     suffix = table_suffix(path)
     if suffix is None:
         raise DataError(f"data.root {path} is a file of unknown type; expected one of {SUFFIXES}")
+    columns: list[str] = []
+    return Table(path, columns, _rows(path, names or ColumnNames(), columns, _READERS["." + suffix.split(".")[1]]))
+
+
+def _rows(path: Path, names: ColumnNames, columns: list[str], read: "_Reader") -> Iterator[Row]:
     try:
         regular_file(path)
-        return _READERS["." + suffix.split(".")[1]](path, names or ColumnNames())
+        yield from read(path, names, columns)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or ' '.join(str(error).split())}") from None
 
@@ -165,15 +171,17 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)))
 
 
-def _read_jsonl(path: Path, names: ColumnNames) -> Table:
-    columns: dict[str, None] = {}
-    rows = []
+def _read_jsonl(path: Path, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
+    known: dict[str, bool] = {}
     for number, line in enumerate(lines_of(path), start=1):
-        if line.strip():
-            cells = _parse(line, f"{path}:{number}")
-            columns |= dict.fromkeys(cells)
-            rows.append(Row(f"{path}:{number}", {column: cells[column] for column in cells if names.knows(column)}))
-    return Table(path, list(columns), rows)
+        if not line.strip():
+            continue
+        cells = _parse(line, f"{path}:{number}")
+        for column in cells:
+            if column not in known:
+                known[column] = names.knows(column)
+                columns.append(column)
+        yield Row(f"{path}:{number}", {column: cell for column, cell in cells.items() if known[column]})
 
 
 def lines_of(path: Path) -> Iterator[str]:
@@ -216,15 +224,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return cells
 
 
-def _read_csv(path: Path, names: ColumnNames) -> Table:
-    return _read_separated(path, names, _DELIMITERS)
+def _read_csv(path: Path, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
+    return _read_separated(path, names, columns, _DELIMITERS)
 
 
-def _read_tsv(path: Path, names: ColumnNames) -> Table:
-    return _read_separated(path, names, "\t")
+def _read_tsv(path: Path, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
+    return _read_separated(path, names, columns, "\t")
 
 
-def _read_separated(path: Path, names: ColumnNames, delimiters: str) -> Table:
+def _read_separated(path: Path, names: ColumnNames, columns: list[str], delimiters: str) -> Iterator[Row]:
     """Read fields that one of these delimiters separates: the one that fits the header."""
     csv.field_size_limit(sys.maxsize)  # a text may have any length
     try:
@@ -232,7 +240,7 @@ def _read_separated(path: Path, names: ColumnNames, delimiters: str) -> Table:
             header = file.readline()
         with _open_text(path) as file:
             delimiter = _delimiter(header, delimiters, names)
-            return _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True), names)
+            yield from _read_fields(path, csv.reader(file, delimiter=delimiter, strict=True), names, columns)
     except UnicodeDecodeError as error:
         for _ in lines_of(path):  # raises at the wrong bytes, and names the line
             pass
@@ -253,17 +261,16 @@ def _delimiter(header: str, delimiters: str, names: ColumnNames) -> str:
     return max(delimiters, key=fitness)
 
 
-def _read_fields(path: Path, reader: Any, names: ColumnNames) -> Table:
+def _read_fields(path: Path, reader: Any, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
     """The rows that a reader of the csv module gives."""
-    columns: list[str] = []
-    rows, line = [], 1
+    line = 1
     try:
         for fields in reader:
             source, line = f"{path}:{line}", reader.line_num + 1
             if not fields:
                 continue
             if not columns:
-                columns = [name.strip() for name in fields]
+                columns += [name.strip() for name in fields]
                 refuse_repeats(columns, source, names)
                 known = [(column, place) for place, column in enumerate(columns) if names.knows(column)]
             elif len(fields) != len(columns):
@@ -272,10 +279,9 @@ def _read_fields(path: Path, reader: Any, names: ColumnNames) -> Table:
                     f"{listed(columns)}); put texts that hold the separator, or a quotation mark, in quotation marks"
                 )
             else:
-                rows.append(Row(source, {column: fields[place] for column, place in known}))
+                yield Row(source, {column: fields[place] for column, place in known})
     except csv.Error as error:
         raise DataError(f"{path}:{line} is not valid CSV: {error}; the row starts in this line") from None
-    return Table(path, columns, rows)
 
 
 def refuse_repeats(columns: list[str], source: str, names: ColumnNames) -> None:
@@ -285,30 +291,27 @@ def refuse_repeats(columns: list[str], source: str, names: ColumnNames) -> None:
             raise DataError(f"{source} has the column {column} {columns.count(column)} times")
 
 
-def _read_parquet(path: Path, names: ColumnNames) -> Table:
+def _read_parquet(path: Path, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            columns = list(file.schema_arrow.names)
+            columns += file.schema_arrow.names
             refuse_repeats(columns, str(path), names)
-            return Table(path, columns, rows_of_batches(path, file.iter_batches(columns=[*filter(names.knows, columns)])))
+            yield from rows_of_batches(path, file.iter_batches(columns=[*filter(names.knows, columns)]))
     except (pyarrow.ArrowException, ValueError) as error:
         raise DataError(f"{path} is not a valid Parquet file: {' '.join(str(error).split())[:300]}") from None
 
 
-def rows_of_batches(path: Path, batches: Iterable[Any]) -> list[Row]:
+def rows_of_batches(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
     """The rows of pyarrow's record batches."""
-    rows: list[Row] = []
+    start = 1
     for batch in batches:
-        start = len(rows) + 1
         cells = {name: _values(batch.column(name), path, name, start) for name in batch.schema.names}
-        rows += [
-            Row(f"{path}:{start + place}", {name: values[place] for name, values in cells.items()})
-            for place in range(batch.num_rows)
-        ]
-    return rows
+        for place in range(batch.num_rows):
+            yield Row(f"{path}:{start + place}", {name: values[place] for name, values in cells.items()})
+        start += batch.num_rows
 
 
 def _values(column: Any, path: Path, name: str, start: int) -> list[Any]:
@@ -325,7 +328,9 @@ def _values(column: Any, path: Path, name: str, start: int) -> list[Any]:
     return values
 
 
-_READERS: dict[str, Callable[[Path, ColumnNames], Table]] = {
+_Reader = Callable[[Path, ColumnNames, list[str]], Iterator[Row]]
+"""Reads the rows of a file, and fills the list of its columns."""
+_READERS: dict[str, _Reader] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_tsv,

@@ -8,16 +8,20 @@ N: texts, T: their tokens.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
-from biencoder.data.tokens import TokenizedTexts, both_sides, tokenize
+from biencoder.data.ids import Ids
+from biencoder.data.tokens import TokenizedTexts, both_sides, offsets, pad_id_of, token_chunks, tokenize
 from biencoder.distributed.world import World
+
+_FLAT, _OFFSETS = "flat.int32", "offsets.npy"
 
 
 def cached_tokens(
@@ -51,18 +55,17 @@ def _cached(
     A cache that cannot be read or written is skipped. A complete entry is never replaced: other processes have it mapped.
     """
     folder = cache_folder() / _name(texts, tokenizer, max_length, prompt)
-    pad_id = int(tokenizer.pad_token_id or 0)
-    tokens = None
+    pad_id = pad_id_of(tokenizer)
 
-    def fresh() -> TokenizedTexts:
-        return tokenize(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance)
+    def entry(folder: Path) -> TokenizedTexts | None:
+        return _read(folder, len(texts), pad_id, max_length)
 
-    if world.local_rank == 0 and _read(folder, len(texts), pad_id, max_length) is None:
-        tokens = fresh()
+    if world.local_rank == 0 and entry(folder) is None:
+        chunks = token_chunks(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance)
         with suppress(OSError):
-            _write(folder, tokens)
+            _write(folder, chunks, lambda place: entry(place) is not None)
     world.together(lambda: None)
-    return tokens or _read(folder, len(texts), pad_id, max_length) or fresh()
+    return entry(folder) or tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
 
 
 def cache_folder() -> Path:
@@ -83,9 +86,8 @@ def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: 
 def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> TokenizedTexts | None:
     """The entry in this folder; None if it is missing or incomplete."""
     try:
-        flat_T, offsets_N1 = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("flat", "offsets")
-        )
+        flat_T: npt.NDArray[np.int32] = np.memmap(folder / _FLAT, np.int32, "r")
+        offsets_N1 = np.load(folder / _OFFSETS, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if len(offsets_N1) != num_texts + 1 or offsets_N1[-1] != len(flat_T):
@@ -93,36 +95,42 @@ def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> Tokeniz
     return TokenizedTexts(flat_T, offsets_N1, pad_id, max_length)
 
 
-def _write(folder: Path, tokens: TokenizedTexts) -> None:
+def _write(folder: Path, chunks: Iterable[tuple[npt.NDArray[np.int32], Ids]], there: Callable[[Path], bool]) -> None:
     """Write beside `folder`, then rename, so that no process reads half of it.
+
+    Args:
+        chunks: token ids of some texts at a time, and the number of each text's.
+        there: whether a folder holds a complete entry.
 
     Raises:
         OSError: a complete entry is there already, and stays; or nothing can be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        whole = Path(beside) / "tokens"
+        whole, lengths = Path(beside) / "tokens", []
         whole.mkdir()
-        np.save(whole / "flat.npy", tokens.flat_T)
-        np.save(whole / "offsets.npy", tokens.offsets_N1)
+        with (whole / _FLAT).open("wb") as file:
+            for flat_T, lengths_N in chunks:
+                file.write(flat_T.data)
+                lengths.append(lengths_N)
+        np.save(whole / _OFFSETS, offsets(lengths))
         for _ in range(2):
             try:
                 whole.rename(folder)  # fails if a folder with files is there already
                 return
             except OSError:
-                _make_way(folder, tokens, Path(beside) / "taken")
+                _make_way(folder, there, Path(beside) / "taken")
 
 
-def _make_way(folder: Path, tokens: TokenizedTexts, aside: Path) -> None:
+def _make_way(folder: Path, there: Callable[[Path], bool], aside: Path) -> None:
     """Move an incomplete entry aside. A complete one stays, because other processes have it mapped.
 
     Raises:
         OSError: the entry is complete, or cannot be moved.
     """
-    num_texts = len(tokens.offsets_N1) - 1
-    if _read(folder, num_texts, tokens.pad_id, tokens.max_length) is None:
+    if not there(folder):
         folder.rename(aside)
-        if _read(aside, num_texts, tokens.pad_id, tokens.max_length) is None:
+        if not there(aside):
             return
         aside.rename(folder)  # in between, another process has completed it
     raise FileExistsError(folder)

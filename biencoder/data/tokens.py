@@ -3,8 +3,9 @@
 N: texts, T: their tokens, or those of a batch; U: texts of a batch, L: its padded width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +193,20 @@ def tokenize(
     Args:
         advance: called again and again with the number of texts that have got their ids since.
     """
-    pieces: list[npt.NDArray[np.int32]] = []
+    chunks = list(token_chunks(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance))
+    flat_T = np.concatenate([flat for flat, _ in chunks])
+    return TokenizedTexts(flat_T, offsets([lengths for _, lengths in chunks]), pad_id_of(tokenizer), max_length)
+
+
+def token_chunks(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    prompt: str,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[npt.NDArray[np.int32], Ids]]:
+    """The token ids of some texts at a time, one text after the other, and the number of each text's."""
     for start in range(0, len(texts), _CHUNK_TEXTS):
         chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
         encoded = tokenizer(
@@ -202,8 +216,17 @@ def tokenize(
             return_attention_mask=False,
             return_token_type_ids=False,
         )
-        pieces += [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+        ids = encoded["input_ids"]
+        lengths = np.array([len(piece) for piece in ids], dtype=np.int64)
+        yield np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=lengths.sum()), lengths
         advance(len(chunk))
-    offsets_N1 = np.zeros(len(texts) + 1, dtype=np.int64)
-    np.cumsum([len(piece) for piece in pieces], out=offsets_N1[1:])
-    return TokenizedTexts(np.concatenate(pieces), offsets_N1, int(tokenizer.pad_token_id or 0), max_length)
+
+
+def offsets(lengths: Sequence[Ids]) -> Ids:
+    """Where each text begins, and the end of the last (N + 1,), by the numbers of tokens of some texts at a time."""
+    offsets_N1: Ids = np.cumsum(np.concatenate([np.zeros(1, dtype=np.int64), *lengths]))
+    return offsets_N1
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id or 0)

@@ -14,11 +14,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from biencoder.data.beir import Beir, Entry, Judgement, finished
+from biencoder.data.beir import Beir, Judgement, finished
 from biencoder.data.columns import ColumnNames
+from biencoder.data.passages import Entry, read_passages, read_queries
 from biencoder.data.readers import SPLIT_OF
 from biencoder.data.records import Findings, Reading, Record, Role
 from biencoder.data.tables import lines_of, regular_file
+from biencoder.data.texts import Pile
 from biencoder.errors import DataError
 
 _TRIPLES = re.compile(r"(qidpid)?triples(\..+)?\.tsv(\.gz|\.zst)?")
@@ -48,31 +50,30 @@ def read_triples(path: Path, findings: Findings) -> dict[str, list[Record]]:
     return {split: list(_records(file, findings)) for split, file in _files(path).items()}
 
 
-def read_id_triples(path: Path, tidy: Callable[[str], str], findings: Findings) -> Beir:
+def read_id_triples(path: Path, tidy: Callable[[str], str], pile: Pile, findings: Findings) -> Beir:
     """The passages, queries and answers of triples by id, with the negatives of each answer.
 
     Args:
         tidy: cleans a text.
+        pile: takes the passages.
 
     Raises:
         DataError: a file is missing or broken, or an id stands twice or is not there.
     """
-    passages = _entries(_beside(path, _COLLECTION), tidy, findings)
-    queries = _entries(_beside(path, _QUERIES), tidy, findings)
+    rows = _rows(_beside(path, _COLLECTION), findings)
+    passages = read_passages(rows, _judged(path), tidy, pile, findings, name="id")
+    queries = read_queries(_rows(_beside(path, _QUERIES), findings), tidy, name="id", judged="triples")
     if not queries:
         raise DataError(f"{_folder(path)} holds collection.tsv, but no queries.tsv with the queries of the triples")
-    for entry in queries.values():
-        if not entry.text:
-            raise DataError(f"{entry.source}: the query is empty; write its text or remove it and its triples")
     judgements: dict[str, list[Judgement]] = {}
     negatives: dict[str, dict[tuple[str, str], list[Entry]]] = {}
     for split, file in _files(path).items():
         answers: dict[tuple[str, str], Judgement] = {}
         others = negatives[split] = {}
         for source, (query, answer, other) in _lines(file, findings):
-            _check_ids(source, query, (answer, other), queries, passages)
+            _check_ids(source, query, (answer, other), queries, passages.judged)
             answers.setdefault((query, answer), Judgement(query, answer, 1, source))
-            others.setdefault((query, answer), []).append(Entry(passages[other].text, source))
+            others.setdefault((query, answer), []).append(Entry(passages.judged[other].text, source))
         judgements[split] = list(answers.values())
     return finished(Beir(passages, queries, judgements, negatives), findings)
 
@@ -154,18 +155,21 @@ def _records(file: Path, findings: Findings) -> Iterator[Record]:
             yield Record("", "", "", f"{row:09d}", kind, text, source, row)
 
 
-def _entries(files: list[Path], tidy: Callable[[str], str], findings: Findings) -> dict[str, Entry]:
-    """The texts in these files by their ids."""
-    entries: dict[str, Entry] = {}
+def _rows(files: list[Path], findings: Findings) -> Iterator[tuple[str, str, str]]:
+    """The id, the text and the source of each line in these files."""
     for file in files:
-        before = len(entries)
+        count = 0
         for number, line in _numbered(file):
             identity, tab, text = line.partition("\t")
             source, identity = f"{file}:{number}", identity.strip()
             if not tab or not identity:
                 raise DataError(f"{source} is no id and text, separated by a tab")
-            if identity in entries:
-                raise DataError(f"{source}: the id {identity[:40]!r} stands in {entries[identity].source} already")
-            entries[identity] = Entry(tidy(text), source)
-        findings.readings.append(Reading(str(file), len(entries) - before, {"id": "1", "text": "2"}, ()))
-    return entries
+            yield identity, text, source
+            count += 1
+        findings.readings.append(Reading(str(file), count, {"id": "1", "text": "2"}, ()))
+
+
+def _judged(path: Path) -> set[str]:
+    """The ids of passages in all files of triples, right or wrong."""
+    lines = (line for file in _files(path).values() for _, line in _numbered(file))
+    return {field.strip() for line in lines for field in line.split("\t")[1:]}

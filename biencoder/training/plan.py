@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def make_plan(config: Config, world: World) -> Plan:
     dataset = world.together(lambda: read_data(config))
     pretrained = world.together(lambda: read_model(config, dataset.texts, dataset.findings))
     check_same(world, input_facts(dataset, pretrained, settings))
+    dataset.texts.share(world)
     config, requested = (replace(given, model=pretrained.settled(given.model)) for given in (config, requested))
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
     world.together(lambda: config.truncations(config.model.embedding_dim))
@@ -126,7 +128,7 @@ def read_data(config: Config) -> Dataset:
     return dataset
 
 
-def read_model(config: Config, texts: tuple[str, ...], findings: Findings) -> Pretrained:
+def read_model(config: Config, texts: Sequence[str], findings: Findings) -> Pretrained:
     """
     Args:
         texts: of the corpus.

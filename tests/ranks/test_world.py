@@ -4,6 +4,7 @@ import ast
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_collectives(size: int) -> None:
             "kept": "by 0" if rank == 0 else None,
             "gathered": [float(r) for r in range(size)] if rank == 0 else None,
         }
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_ranks_of_a_machine_share_one_file_of_texts(tmp_path: Path, other: bool) -> None:
+    ends, _ = run_ranks("world.texts_shared", 3, cache=str(tmp_path), other=other)
+    assert [end.code for end in ends] == [0, 0, 0], ends
+    before, after, texts = zip(*(ast.literal_eval(end.stdout) for end in ends), strict=True)
+    assert len(set(before)) == 3
+    assert after == (before[0], before[0], before[2] if other else before[0])
+    assert texts == (["a", "b", "d"], ["a", "b", "d"], ["a", "b", "c" if other else "d"])
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -12,6 +12,7 @@ from biencoder.config.schema import Config, DataConfig, EvalConfig, LossConfig, 
 from biencoder.data import Dataset, Split
 from biencoder.data.given import Given
 from biencoder.data.records import Findings
+from biencoder.data.texts import Pile
 from biencoder.training.model_card import model_card
 
 METRICS = {
@@ -28,7 +29,7 @@ def dataset_of(**num_pairs: int) -> Dataset:
         name: Split(name, (None,) * size, np.arange(size), np.arange(size))  # type: ignore[arg-type]
         for name, size in num_pairs.items()
     }
-    return Dataset((), splits, Findings(), "f" * 64)
+    return Dataset(Pile().distinct()[0], splits, Findings(), "f" * 64)
 
 
 def card_of(

@@ -10,13 +10,14 @@ from biencoder.config.load import load_config
 from biencoder.config.schema import Config, RunConfig, TrainConfig
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
+from biencoder.data.texts import Pile
 from biencoder.errors import ConfigError
 from biencoder.tracking.record import read_record
 from biencoder.tracking.report.summary import data_check
 from biencoder.training.preflight.machine import diagnose
 from biencoder.training.recovery.run_folder import finished_at, record_end, record_start, record_stop, run_folder
 
-EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
+EMPTY = Dataset(texts=Pile().distinct()[0], splits={}, findings=Findings(), fingerprint="f" * 64)
 
 
 def start(folder: Path, from_step: int) -> None:

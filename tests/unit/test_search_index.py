@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ QUERIES = ["taxes rise", TEXTS[17], "a lazy   dog argues"]
 
 
 def write(
-    folder: Path, model_folder: Path, texts: tuple[str, ...] = TEXTS, kind: IndexKind = "flat", *, clean: bool = True
+    folder: Path, model_folder: Path, texts: Sequence[str] = TEXTS, kind: IndexKind = "flat", *, clean: bool = True
 ) -> Facts:
     model = TrainedModel.load(str(model_folder))
     return search_index.write_index(

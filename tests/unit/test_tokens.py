@@ -45,7 +45,7 @@ def test_the_second_run_reads_what_the_first_has_made(
     tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tokens_of(tiny_bert)
-    monkeypatch.setattr(token_cache, "tokenize", None)  # calling it would fail
+    monkeypatch.setattr(token_cache, "token_chunks", None)  # calling it would fail
     second = tokens_of(tiny_bert)
     assert isinstance(second.flat_T, np.memmap)
     np.testing.assert_array_equal(first.flat_T, second.flat_T)
@@ -65,10 +65,14 @@ def test_other_texts_or_another_cut_are_another_entry(tiny_bert: Path, cache: Pa
 def test_a_damaged_entry_is_made_again(tiny_bert: Path, cache: Path) -> None:
     first = tokens_of(tiny_bert)
     (entry,) = cache.iterdir()
-    for damage in (b"", (entry / "flat.npy").read_bytes()[:-4]):
-        (entry / "flat.npy").write_bytes(damage)
-        np.testing.assert_array_equal(tokens_of(tiny_bert).flat_T, first.flat_T)
-        assert np.load(entry / "flat.npy").shape == first.flat_T.shape
+    whole = {file.name: file.read_bytes() for file in entry.iterdir()}
+    assert whole.keys() == {"flat.int32", "offsets.npy"}
+    for name, content in whole.items():
+        for damage in (b"", content[:-4]):
+            (entry / name).unlink()  # `first` has it mapped
+            (entry / name).write_bytes(damage)
+            np.testing.assert_array_equal(tokens_of(tiny_bert).flat_T, first.flat_T)
+            assert {file.name: file.read_bytes() for file in entry.iterdir()} == whole
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tiny_bert: Path, cache: Path) -> None:
@@ -109,22 +113,22 @@ def test_a_slower_starter_leaves_the_whole_cache_that_others_have_mapped(
     tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped: list[Any] = []
-    real = cast(Any, token_cache).tokenize
+    real = cast(Any, token_cache).token_chunks
 
-    def overtaken(*args: Any, **options: Any) -> TokenizedTexts:
+    def overtaken(*args: Any, **options: Any) -> Iterator[Any]:
         """Another process starts, finishes and goes on to train while this one still works."""
-        made: TokenizedTexts = real(*args, **options)
-        monkeypatch.setattr(token_cache, "tokenize", real)
+        yield from real(*args, **options)
+        monkeypatch.setattr(token_cache, "token_chunks", real)
+        (own,) = cache.iterdir()
         tokens_of(tiny_bert)
-        (entry,) = cache.iterdir()
-        mapped.append((tokens_of(tiny_bert), (entry / "flat.npy").stat().st_ino, entry))
-        return made
+        (entry,) = {*cache.iterdir()} - {own}
+        mapped.append((tokens_of(tiny_bert), (entry / "flat.int32").stat().st_ino, entry))
 
-    monkeypatch.setattr(token_cache, "tokenize", overtaken)
+    monkeypatch.setattr(token_cache, "token_chunks", overtaken)
     slower = tokens_of(tiny_bert)
     (quicker, inode, entry) = mapped[0]
     assert isinstance(quicker.flat_T, np.memmap)
-    assert (entry / "flat.npy").stat().st_ino == inode, "the mapped file was replaced"
+    assert (entry / "flat.int32").stat().st_ino == inode, "the mapped file was replaced"
     np.testing.assert_array_equal(slower.flat_T, quicker.flat_T)
     assert list(cache.iterdir()) == [entry]
 
@@ -134,7 +138,7 @@ def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
 ) -> None:
     tokens_of(tiny_bert)
     (entry,) = cache.iterdir()
-    (entry / "flat.npy").write_bytes(b"")
+    (entry / "flat.int32").write_bytes(b"")
     real, inodes = Path.rename, list[int]()
 
     def overtaken(path: Path, target: Path) -> Path:
@@ -142,10 +146,10 @@ def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
         if path == entry and not inodes:
             inodes.append(0)
             tokens_of(tiny_bert)
-            inodes[0] = (entry / "flat.npy").stat().st_ino
+            inodes[0] = (entry / "flat.int32").stat().st_ino
         return real(path, target)
 
     monkeypatch.setattr(Path, "rename", overtaken)
     tokens_of(tiny_bert)
-    assert [(entry / "flat.npy").stat().st_ino] == inodes
+    assert [(entry / "flat.int32").stat().st_ino] == inodes
     assert list(cache.iterdir()) == [entry]

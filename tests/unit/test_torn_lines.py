@@ -9,13 +9,14 @@ import pytest
 from biencoder.config.schema import Config, TrackingConfig
 from biencoder.data import Dataset
 from biencoder.data.records import Findings
+from biencoder.data.texts import Pile
 from biencoder.tracking.record import read_record
 from biencoder.tracking.tracker import Tracker, open_tracker
 from biencoder.training.recovery import run_folder
 from biencoder.training.recovery.out_of_memory import record_bound, within_bound
 from biencoder.training.recovery.run_folder import read_lines, record_start, record_stop
 
-EMPTY = Dataset(texts=(), splits={}, findings=Findings(), fingerprint="f" * 64)
+EMPTY = Dataset(texts=Pile().distinct()[0], splits={}, findings=Findings(), fingerprint="f" * 64)
 
 
 def tracker(folder: Path) -> Tracker:

@@ -79,7 +79,7 @@ class _Job:
     num_texts: int = 0
     hidden: int = 0
     num_parameters: int = 0
-    texts: tuple[str, ...] = ()
+    texts: Sequence[str] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     """With the model's prompts."""
     notices: str = ""

@@ -1,12 +1,16 @@
 """Collectives, failures and silences of ranks."""
 
+import gc
 import os
 import signal
 import time
 
 import numpy as np
+import pytest
 import torch
 
+from biencoder.data import texts
+from biencoder.data.texts import Pile, Texts
 from biencoder.distributed.world import World
 from biencoder.errors import DataError
 from tests.ranks.cases import in_world
@@ -28,6 +32,33 @@ def collectives() -> None:
             "gathered": [rows[0, 0].item() for rows in gathered] if gathered else None,
         }
         print(found)
+
+    in_world(work)
+
+
+def texts_shared(cache: str, other: bool) -> None:
+    """Every rank reads texts into a file; which file it has mapped afterwards, and what it holds.
+
+    Args:
+        other: whether the last rank reads another text.
+    """
+
+    def work(ranks: World) -> None:
+        monkeypatch = pytest.MonkeyPatch()
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        monkeypatch.setattr(texts, "IN_MEMORY", 0)
+        pile = Pile()
+        pile.add_all(["a", "b", "a", "c" if other and ranks.rank == ranks.size - 1 else "d"])
+        found, _ = pile.distinct()
+        before = inode(found)
+        found.share(ranks)
+        gc.collect()
+        ranks.together(lambda: None)
+        print([before, inode(found), list(found)])
+
+    def inode(found: Texts) -> int:
+        assert found._file
+        return os.fstat(found._file.fileno()).st_ino
 
     in_world(work)
 
