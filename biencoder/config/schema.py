@@ -148,6 +148,9 @@ class MiningConfig:
     every_epochs: Annotated[int, FIXED, Field(ge=1)] = 1
     """Mine before every so many epochs; those between keep their negatives, and the training texts are not embedded for
     them."""
+    queries: Annotated[float, FIXED, Field(gt=0, le=1)] = 1.0
+    """Share of the samples that get new negatives at a time; the others keep theirs, and it is their turn later. The first
+    time all get some."""
     random_rate: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.8
     """Share of negatives drawn at random in epoch 0; the rest are nearest."""
     random_rate_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.02

@@ -35,6 +35,7 @@ from biencoder.mining.selection import (
     no_negative,
     random_negatives,
     recall,
+    resting,
 )
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval.build import build_index
@@ -49,7 +50,7 @@ class Search:
     """The metrics of a search for near negatives."""
 
     nearest_share: float = 0.0
-    """Share of all negatives that the search found; the others are random."""
+    """Share of all negatives that the search found; the others are random, or were kept."""
     nearest_distance: float = math.nan
     """Mean distance from a point to such a negative; NaN if all are random."""
     recall: float = math.nan
@@ -152,7 +153,7 @@ class Miner:
             if stale and ahead and ahead[1]:
                 return ahead[1].result()
             assert embedded is not None
-            return self._select(epoch, embedded, holders)
+            return self._select(epoch, embedded, holders, self._newest)
 
         negative_text_PK, search, figures = self._world.on_holders(select, sharded=self._config.sharded)
         before, self._newest, self._in_use = self._newest, negative_text_PK, True
@@ -178,7 +179,7 @@ class Miner:
         """
         future = None
         if embedded and epoch < self._num_epochs:
-            future = self._thread.submit(self._select, epoch, embedded, World.alone())
+            future = self._thread.submit(self._select, epoch, embedded, World.alone(), self._newest)
         self._ahead, self._searched = (epoch, future), embedded
 
     def state_dict(self) -> dict[str, Any]:
@@ -213,12 +214,22 @@ class Miner:
         if future and future.done() and (error := future.exception()):
             raise BiencoderError(f"mining in the background: {error}") from None
 
-    def _select(self, epoch: int, embedded: EmbeddedTexts, holders: World) -> tuple[Ids, Search, Audit]:
-        """The negatives (P, K) of an epoch, with metrics and audit. Every rank of `holders` takes part and gets them."""
+    def _select(
+        self, epoch: int, embedded: EmbeddedTexts, holders: World, before_PK: Ids | None
+    ) -> tuple[Ids, Search, Audit]:
+        """The negatives (P, K) of an epoch, with metrics and audit. Every rank of `holders` takes part and gets them.
+
+        Args:
+            before_PK: those of the epoch before.
+        """
         split, seed, K = self._split, self._seed, self._config.negatives
         rate = self._config.random_rate_at(epoch)
         is_random_PK = draws_random(seed=seed, epoch=epoch, num_samples=len(split), count=K, random_rate=rate)
         negative_text_PK, search = self._given_text_PK(epoch), Search()
+        if before_PK is not None and self._config.queries < 1:
+            turn = epoch // self._config.every_epochs
+            rests_P = resting(seed=seed, turn=turn, num_samples=len(split), share=self._config.queries)
+            negative_text_PK[rests_P] = before_PK[rests_P]
         is_near_PK = (negative_text_PK < 0) & ~is_random_PK
         samples_Q = np.flatnonzero(is_near_PK.any(1))
         if len(samples_Q):

@@ -4,6 +4,7 @@ P: samples (pairs of the training split), Q: a block of them, K: negatives of a 
 held here, D: dimension, U: distinct points, n: allowed texts of each.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from biencoder.errors import DataError
 from biencoder.retrieval.build import reference_index
 from biencoder.retrieval.embedding import EmbeddedTexts
 from biencoder.retrieval.nearest import Distances, NegativeIndex, nearest_allowed, nearest_of_ranks
-from biencoder.rng import uniforms
+from biencoder.rng import permutation, uniforms
 
 _MAX_DRAWS = 64
 
@@ -48,6 +49,18 @@ def draws_random(*, seed: int, epoch: int, num_samples: int, count: int, random_
         for number in range(count)
     ]
     return np.stack(drawn, axis=1) if drawn else np.empty((num_samples, 0), dtype=bool)
+
+
+def resting(*, seed: int, turn: int, num_samples: int, share: float) -> npt.NDArray[np.bool_]:
+    """Which samples (P,) are not among the share that gets new negatives in this turn.
+
+    The turns go round in one random order of the samples, so that each has its own after 1 / share turns at the latest.
+    """
+    count = math.ceil(share * num_samples)
+    is_resting_P = np.ones(num_samples, dtype=np.bool_)
+    order_P = permutation(seed=seed, purpose="turns of the samples", epoch=0, size=num_samples)
+    is_resting_P[order_P[(turn * count + np.arange(count)) % num_samples]] = False
+    return is_resting_P
 
 
 def random_negatives(

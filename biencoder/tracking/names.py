@@ -38,7 +38,7 @@ MINE = {
     "mine/wait_s": "seconds that training stood still for mining after embedding",
     "mine/staleness": "age, in epochs, of the embeddings that were searched",
     "mine/random_rate": "probability of a random negative in this epoch",
-    "mine/nearest_share": "share of negatives that are near texts rather than random ones",
+    "mine/nearest_share": "share of negatives that this search found; the others are random or were kept",
     "mine/nearest_distance": "mean distance from a point to its near negatives",
     "mine/given_share": "share of negatives that the data gives; there only if it gives some",
     "mine/recall": "share of the truly nearest texts that were found; 1 for exact indexes",

@@ -1,5 +1,6 @@
 """Both indexes mine the same negatives, ties included; negatives are never the point, its counter, or a copy of them."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, DataError
 from biencoder.mining import Miner
 from biencoder.mining.audit import churn
-from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall
+from biencoder.mining.selection import Limits, draws_random, nearest_negatives, random_negatives, recall, resting
 from biencoder.model.bi_encoder import Vectors
 from biencoder.retrieval import nearest
 from biencoder.retrieval.build import build_index
@@ -255,6 +256,29 @@ def test_epochs_between_keep_their_negatives_also_where_a_run_goes_on(overlap: b
             assert one.current.tolist() == expected.tolist()
         whole.leave_epoch()
         assert whole.current is None
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_share_of_the_samples_takes_turns_and_the_others_keep_theirs(overlap: bool) -> None:
+    whole = miner(num_epochs=7, overlap=overlap, queries=0.3)
+    plain = miner(num_epochs=7)
+    first = before = whole.mine(0, moving(0)).negative_text_PK
+    assert first.tolist() == plain.mine(0, moving(0)).negative_text_PK.tolist(), "the first time all get some"
+    turns = np.zeros(len(first), dtype=np.int64)
+    for epoch in range(1, 7):
+        resumed = miner(num_epochs=7, overlap=overlap, queries=0.3)
+        resumed.load_state_dict(whole.state_dict())
+        found = whole.mine(epoch, moving(epoch)).negative_text_PK
+        assert resumed.mine(epoch, moving(epoch)).negative_text_PK.tolist() == found.tolist()
+        rests = resting(seed=1, turn=epoch, num_samples=len(first), share=0.3)
+        assert rests.sum() == len(first) - math.ceil(0.3 * len(first))
+        expected = plain.mine(epoch, moving(epoch - 1 if overlap else epoch)).negative_text_PK
+        assert found.tolist() == np.where(rests[:, None], before, expected).tolist()
+        turns += ~rests
+        before = found
+        if epoch == 4:
+            assert turns.min() == 1
+    assert turns.max() <= 2
 
 
 def test_a_failure_in_the_background_is_raised_while_training_goes_on() -> None:
