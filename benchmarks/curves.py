@@ -105,7 +105,7 @@ def without_evaluations(*, mines: bool) -> None:
     Evaluator.measure = lambda *_, **__: Metrics()  # type: ignore[method-assign]
     BestModel.consider = BestModel.write = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     if not mines:
-        Evaluator.embed = lambda *_: (None, 0.0)  # type: ignore[method-assign]
+        Evaluator.embed = lambda *_, **__: (None, 0.0)  # type: ignore[method-assign]
 
 
 def checkpoint_encoder(config: Config, place: Path) -> Embed:

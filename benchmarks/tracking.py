@@ -31,7 +31,7 @@ OUT = Path(__file__).parent / "results" / "tracking.json"
 def windows(trainer: Trainer, pairs: int) -> dict[str, list[float]]:
     """Seconds of each window, by what was going on."""
     step, window, config = trainer.step, trainer.window, trainer.plan.config
-    embedded, _ = trainer.evaluator.embed(step.split)
+    embedded, _ = trainer.evaluator.embed(step.split, pooled=False)
     negatives = trainer.miner.mine(0, embedded).negative_text_PK
     batch_size = config.train.global_batch_size
     batches = global_batches(num_samples=len(step.split), global_batch_size=batch_size, seed=0, epoch=0)

@@ -8,6 +8,7 @@ N: texts held by this rank, M: all texts, Q: queries, X: pairs of texts, B: text
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 
 from biencoder.data.codes import contains
 from biencoder.data.ids import Ids
+from biencoder.data.prefetch import prefetched
 from biencoder.data.tokens import Batch, Packing, TokenizedTexts, padded_width
 from biencoder.distributed.world import World
 from biencoder.model.bi_encoder import Side, Sides, Vectors
@@ -141,6 +143,7 @@ def embed_texts(
     batch_tokens: int,
     sharded: bool = False,
     packing: Packing | None = None,
+    pooled: bool = True,
     advance: Callable[[int], None] = lambda count: None,
 ) -> EmbeddedTexts | None:
     """The vectors of these texts (ascending ids). Every rank takes part.
@@ -149,6 +152,7 @@ def embed_texts(
         encode: makes both sides' vectors of a batch, without graph; collective under ZeRO-3.
         sharded: leave the vectors on the ranks that make them.
         packing: how texts are packed; None: they are padded.
+        pooled: whether to keep the pooled vectors; otherwise they are empty.
         advance: called after each round with the number of texts that all ranks have embedded in it.
 
     Returns:
@@ -163,14 +167,19 @@ def embed_texts(
             holder_M[batch] = rank
     positions_N = np.flatnonzero(holder_M == world.rank)
     table = VectorTable(positions_N)
-    for round_ in rounds:
-        mine = round_[min(world.rank, len(round_) - 1)]  # in the last round ranks without a batch repeat one
-        parts = encode(tokens.laid_out(text_ids_M[mine], packing)).parts()
-        if sharded:
-            table.put(mine if world.rank < len(round_) else mine[:0], parts)
-        else:
-            gather(parts, round_, table, world)
-        advance(sum(len(batch) for batch in round_))
+    # In the last round ranks without a batch repeat one.
+    mine = [round_[min(world.rank, len(round_) - 1)] for round_ in rounds]
+    made = prefetched(tokens.laid_out(text_ids_M[positions], packing) for positions in mine)
+    with closing(made):
+        for round_, positions, laid_out in zip(rounds, mine, made, strict=True):
+            parts = encode(laid_out).parts()
+            if not pooled:
+                parts[1::2] = [part[:, :0] for part in parts[1::2]]
+            if sharded:
+                table.put(positions if world.rank < len(round_) else positions[:0], parts)
+            else:
+                gather(parts, round_, table, world)
+            advance(sum(map(len, round_)))
     if not sharded and not world.is_main:
         return None
     return EmbeddedTexts(text_ids_M[positions_N], *Sides.of(table.parts), text_ids_M, holder_M)

@@ -5,7 +5,7 @@
     plan        what a job will do, checked before anything is built; train, preflight and doctor share it
     build       puts the parts of a run together
     loop        fit → run_epoch → step.train
-    step, objective, loss, contrastive, sampler, prefetch      one optimizer step
+    step, objective, loss, contrastive, sampler                one optimizer step
     evaluator, best_model, model_folders, model_card           what is measured and written between epochs
     window, metrics, tables, opening                           what is recorded and shown
     engine      DeepSpeed behind four verbs, precision, memory

@@ -42,9 +42,17 @@ class Evaluator:
     rows: list[tuple[str, Metrics]] = field(default_factory=list)
     """Name and metrics of every evaluation since this start, oldest first."""
 
-    def embed(self, split: Split) -> tuple[EmbeddedTexts | None, float]:
+    def needs_pooled(self, *, zero_shot: bool) -> bool:
+        """Whether a measurement looks at pooled vectors: for the classifier, or as the pretrained model's own."""
+        return not self.has_projection if zero_shot else self.has_classifier
+
+    def embed(self, split: Split, *, pooled: bool) -> tuple[EmbeddedTexts | None, float]:
         """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank
-        takes part."""
+        takes part.
+
+        Args:
+            pooled: whether pooled vectors are wanted; else they are empty.
+        """
         start = time.perf_counter()
         with self.terminal.work(f"embedding the {split.name} split", len(split.text_ids)) as advance:
             embedded = embed_texts(
@@ -55,6 +63,7 @@ class Evaluator:
                 batch_tokens=self.config.batch_tokens_on(self.world.device.type),
                 sharded=self.sharded,
                 packing=self.engine.packing,
+                pooled=pooled,
                 advance=advance,
             )
         return embedded, time.perf_counter() - start
@@ -72,8 +81,9 @@ class Evaluator:
         classifier = self.engine.classifier_copy() if self.has_classifier and not zero_shot else None
         splits, decides = self.dataset.splits, self.dataset.deciding_split
         found, calibration = {}, None
+        pooled = self.needs_pooled(zero_shot=zero_shot)
         for split in sorted(splits.values(), key=lambda split: split.name != decides):
-            embedded = training if split.name == "training" else self.embed(split)[0]
+            embedded = training if split.name == "training" else self.embed(split, pooled=pooled)[0]
             self.world.doing(f"evaluating the {split.name} split")
             found[split.name] = self._rank(split, embedded, classifier, zero_shot=zero_shot)
             if split.name == decides and classifier is not None and (calibration := found[decides].calibration):

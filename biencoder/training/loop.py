@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from biencoder.data.prefetch import prefetched
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import Diverged
@@ -27,7 +28,6 @@ from biencoder.training.evaluator import Evaluator
 from biencoder.training.metrics import mine_metrics, step_note
 from biencoder.training.model_folders import ModelFolders
 from biencoder.training.plan import Plan
-from biencoder.training.prefetch import prefetched
 from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import Checkpoint
 from biencoder.training.recovery.divergence import Divergence
@@ -71,7 +71,8 @@ class Trainer:
             done = progress.step >= self.plan.last_step
             measured = done or progress.epoch % config.eval.every_epochs == 0
             needed = measured or (config.mining.negatives and self.miner.due(progress.epoch))
-            embedded, encode_s = self.evaluator.embed(self.step.split) if needed else (None, 0.0)
+            pooled = measured and self.evaluator.needs_pooled(zero_shot=progress.step == 0)
+            embedded, encode_s = self.evaluator.embed(self.step.split, pooled=pooled) if needed else (None, 0.0)
             if measured:
                 metrics = self._evaluate(embedded)
             if done or (config.eval.patience and self.best.evaluations_since >= config.eval.patience):

@@ -10,11 +10,11 @@ import pytest
 
 from biencoder.config.schema import ModelConfig
 from biencoder.data import token_cache
+from biencoder.data.prefetch import prefetched
 from biencoder.data.token_cache import cache_folder, cached_tokens
 from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.world import World
 from biencoder.model.pretrained import load_pretrained
-from biencoder.training.prefetch import prefetched
 
 TEXTS = ["the quick fox", "a lazy dog argues against taxes", "votes", "brown dogs rise"]
 

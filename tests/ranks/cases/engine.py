@@ -57,11 +57,17 @@ def stages_and_precisions(tiny_bert: str, files: list[str], out: str) -> None:
             for step in range(STEPS):
                 losses.append(one_step(engine, ranks, tokens, split, negatives, step))
                 reports.append(engine.report())
-            embedded = embed_texts(engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64)
+            embedded, alone = (
+                embed_texts(engine.encode, tokens, np.arange(TEXTS_IN_USE), ranks, batch_tokens=64, pooled=pooled)
+                for pooled in (True, False)
+            )
             weights = engine.weights()
             classifier = engine.classifier_copy()
             if ranks.is_main:
                 assert embedded is not None
+                assert alone is not None
+                assert torch.equal(alone.query.embedding, embedded.query.embedding)
+                assert (embedded.query.pooled.numel(), alone.query.pooled.numel()) == (TEXTS_IN_USE * 32, 0)
                 assert weights is not None
                 assert torch.equal(cast(Any, classifier.layers[-1]).weight, weights["classifier.layers.0.weight"])
                 found[file] = {
