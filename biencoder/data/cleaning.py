@@ -20,7 +20,10 @@ def clean(text: str) -> str:
 
     The time is proportional to the length of the text, for any text.
     """
-    lines = _without_entities(text).replace("\u00a0", " ").strip().splitlines()
+    plain = _without_entities(text).replace("\u00a0", " ").strip()
+    lines = plain.splitlines()
+    if "[" not in plain:  # no mark, and so no references
+        return normalise("\n".join(lines))
     return normalise(_without_marks("\n".join(_without_references(lines))))
 
 
@@ -36,7 +39,7 @@ def normalise(text: str) -> str:
 
 def _without_entities(text: str) -> str:
     # A number of eight digits is beyond Unicode already. Python refuses to read one of thousands of digits.
-    return html.unescape(_NUMBER.sub(r"&#\1", text))
+    return html.unescape(_NUMBER.sub(r"&#\1", text)) if "&" in text else text
 
 
 def _without_marks(text: str) -> str:

@@ -200,9 +200,7 @@ def lines_of(path: Path) -> Iterator[str]:
 
 def _parse(line: str, source: str) -> dict[str, Any]:
     try:
-        cells = json.loads(
-            line, parse_int=_Number, parse_float=_Number, parse_constant=_constant, object_pairs_hook=_without_repeats
-        )
+        cells = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{source} is not valid JSON: {error.msg} at character {error.colno}") from None
     except (ValueError, RecursionError) as error:
@@ -222,6 +220,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
     return cells
+
+
+_DECODER = json.JSONDecoder(
+    parse_int=_Number, parse_float=_Number, parse_constant=_constant, object_pairs_hook=_without_repeats
+)
 
 
 def _read_csv(path: Path, names: ColumnNames, columns: list[str]) -> Iterator[Row]:
