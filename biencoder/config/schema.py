@@ -396,10 +396,10 @@ class Config:
         problems += [
             problem for problem in (self._gradient_problem, self.mining.range_problem, loss.sizes_problem) if problem
         ]
-        if self.eval.metric.startswith("rerank") and not loss.classification_weight:
+        if self.eval.metric.startswith("rerank") and not self.has_classifier:
             problems.append(
                 f"eval.metric {self.eval.metric} needs a pair classifier, but loss.classification_weight is 0; choose an "
-                "embedding/ metric"
+                "embedding/ metric, or set model.classifier to residual"
             )
         if self.mining.positive_share and not self.model.normalize:
             problems.append("mining.positive_share compares cosines, but model.normalize is false; set it to true")
@@ -408,6 +408,12 @@ class Config:
         if problems:
             raise ConfigError("; ".join(problems))
         self.truncations(self.model.embedding_dim)
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there is a pair classifier to re-rank with. A loss trains it; the residual form also tells something
+        without one, as its distances and hubness are fitted on validation."""
+        return self.loss.classification_weight > 0 or self.model.classifier == "residual"
 
     def truncations(self, full: int) -> tuple[int, ...]:
         """The sizes of embeddings beside the full one, the largest first.

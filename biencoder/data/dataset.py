@@ -4,7 +4,7 @@ P: pairs of a split, C: passages of a corpus.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from biencoder.data.columns import ColumnNames
 from biencoder.data.further import read_further
 from biencoder.data.given import Given
 from biencoder.data.ids import Ids
-from biencoder.data.readers import Records, read_records, read_texts
-from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives
+from biencoder.data.pairs import PairColumns, labels_of
+from biencoder.data.readers import read_records, read_texts
+from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives, without_negatives
 from biencoder.data.texts import Pile, Sources, Texts
 from biencoder.data.triples import by_id, is_triples, read_id_triples, read_triples
 from biencoder.errors import DataError
@@ -46,7 +47,7 @@ class Split:
     """The pairs of one split; `*_text_*` hold text ids."""
 
     name: str
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
     point_text_P: Ids
     counter_text_P: Ids
     corpus_text_C: Ids = field(default_factory=_nothing)
@@ -57,7 +58,7 @@ class Split:
     """The negatives that the data gives, of which none is a right answer of its pair's point; None if there are none."""
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.point_text_P)
 
     @property
     def text_ids(self) -> Ids:
@@ -96,10 +97,12 @@ class Split:
         """
         if kind not in ("debates", "themes"):
             return None
-        points = [pair.point for pair in self.pairs]
-        names = [(point.domain,) if kind == "themes" else (point.domain, point.topic) for point in points]
-        number_of = {name: number for number, name in enumerate(sorted(set(names)))}
-        return np.array([number_of[name] for name in names], dtype=np.int64)
+        _, theme_P = labels_of(self.pairs, "domain")
+        if kind == "themes":
+            return theme_P
+        names, topic_P = labels_of(self.pairs, "topic")
+        debate_P: Ids = np.unique(theme_P * len(names) + topic_P, return_inverse=True)[1]
+        return debate_P
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,45 +146,60 @@ def load_dataset(
         form = "is a BEIR folder" if is_beir(path) else "holds triples"
         raise DataError(f"data.columns is set, but data.root {root} {form} and no table; leave it out")
     beir = _queries_over_corpus(path, tidy, pile, findings)
-    if beir:
-        pairs = {split: _answers(beir, split, findings, given=given and split == "training") for split in SPLITS}
-    else:
-        records = read_triples(path, findings) if is_triples(path) else read_records(path, findings, names)
-        records = _cleaned(records, clean=clean, findings=findings)
-        pairs = {split: pair_up(records.get(split, []), findings, given=given and split == "training") for split in SPLITS}
+    pairs = {split: PairColumns(pile) for split in SPLITS}
+    for split, pair in _pairs(beir, path, names, tidy, findings, given=given):
+        pairs[split].add(pair)
     _check(pairs, root, findings, needs_training=needs_training)
     texts, splits, others = _numbered(pile, beir, pairs, further, findings)
     _count_duplicates(splits, findings)
     return Dataset(texts, splits, findings, _fingerprint(splits, (texts[text] for text in others)))
 
 
+def _pairs(
+    beir: Beir | None, path: Path, names: ColumnNames, tidy: Callable[[str], str], findings: Findings, *, given: bool
+) -> Iterator[tuple[str, Pair]]:
+    """Every pair, in the order of its split.
+
+    Args:
+        given: whether training pairs keep the negatives that they are given, for which all of them have to be there.
+    """
+    found: Iterable[tuple[str, list[tuple[Pair, list[tuple[str, str]]]]]]
+    if beir:
+        found = ((split, _answers(beir, split, findings)) for split in SPLITS)
+    else:
+        records = read_triples(path, findings) if is_triples(path) else read_records(path, findings, names)
+        found = ((split, pair_up(_cleaned(group, tidy, findings), findings)) for split, group in records)
+    kept = []
+    for split, pairs in found:
+        if given and split == "training":
+            kept += pairs
+        else:
+            yield from ((split, pair) for pair in without_negatives(pairs, findings))
+    yield from (("training", pair) for pair in with_negatives(kept, findings))
+
+
 def _numbered(
-    pile: Pile, beir: Beir | None, pairs: dict[str, list[Pair]], further: tuple[range, Sources] | None, findings: Findings
+    pile: Pile, beir: Beir | None, pairs: dict[str, PairColumns], further: tuple[range, Sources] | None, findings: Findings
 ) -> tuple[Texts, dict[str, Split], Ids]:
     """The distinct texts: those of passages, then of pairs, then further ones, and last of given negatives; the splits; and
     the text ids of passages, with copies, and of further texts."""
-    blocks = [beir.passages.place_C if beir else range(0)]
-    there = [split for split in SPLITS if pairs[split]]
-    for split in there:
-        blocks.append(pile.add_all(pair.point.text for pair in pairs[split]))
-        blocks.append(pile.add_all(pair.counter.text for pair in pairs[split]))
-    blocks.append(further[0] if further else range(0))
-    blocks.append(pile.add_all(text for pair in pairs["training"] for text in pair.negatives))
-    texts, text_id_O = pile.distinct(np.concatenate([np.arange(block.start, block.stop) for block in blocks]))
+    there = {split: columns for split, columns in pairs.items() if len(columns)}
+    point_and_counter = [places for columns in there.values() for places in columns.places[:2]]
+    corpora = (np.asarray(beir.passages.place_C if beir else range(0)), np.asarray(further[0] if further else range(0)))
+    blocks = [corpora[0], *point_and_counter, corpora[1], pairs["training"].places[2]]
+    texts, text_id_O = pile.distinct(np.concatenate(blocks).astype(np.int64))
     passage_text_C, *of_pairs, further_text_C, given_text_X = np.split(text_id_O, np.cumsum([*map(len, blocks)])[:-1])
     splits = {}
-    for split in there:
-        point_text_P, counter_text_P, *of_pairs = of_pairs
-        judgements = _judgements(pairs[split], beir.passages.position) if beir else None
-        splits[split] = Split(split, tuple(pairs[split]), point_text_P, counter_text_P, passage_text_C, judgements)
+    for name, columns in there.items():
+        (point_text_P, counter_text_P), of_pairs = of_pairs[:2], of_pairs[2:]
+        given = columns.given(given_text_X) if name == "training" else None
+        rows = columns.pairs(texts, point_text_P, counter_text_P, given)
+        judgements = _judgements(rows, beir.passages.position) if beir else None
+        splits[name] = Split(name, rows, point_text_P, counter_text_P, passage_text_C, judgements, given)
     if further:
         further_text_C = _each_once(further_text_C, further[1], "repeated text in data.corpus (dropped)", findings)
         splits = {name: _with_further(split, further_text_C) for name, split in splits.items()}
         _count_further(splits, further_text_C, findings)
-    if len(given_text_X):
-        ends_P = np.cumsum([len(pair.negatives) for pair in pairs["training"]])
-        given = Given.of(np.split(given_text_X, ends_P[:-1]))
-        splits["training"] = replace(splits["training"], given=given)
     return texts, splits, np.concatenate([passage_text_C, further_text_C])
 
 
@@ -195,14 +213,14 @@ def _each_once(text_M: Ids, sources: Sources, kind: str, findings: Findings) -> 
     return text_M[is_first_M]
 
 
-def _check(pairs: dict[str, list[Pair]], root: str, findings: Findings, *, needs_training: bool) -> None:
+def _check(pairs: dict[str, PairColumns], root: str, findings: Findings, *, needs_training: bool) -> None:
     """Raise a DataError where there are too few pairs, and count the splits that have none."""
-    if not any(pairs.values()):
+    if not any(map(len, pairs.values())):
         raise DataError(f"data.root {root} holds no pair of a point and its counter in any split")
     if needs_training and len(pairs["training"]) < 2:
         raise DataError(f"data.root {root} holds {len(pairs['training'])} training pairs; at least 2 are needed")
     for split in SPLITS:
-        if not pairs[split]:
+        if not len(pairs[split]):
             findings.add("split without pairs (skipped)", f"{split}: `Splits` in docs/data.md says how to give one")
 
 
@@ -235,9 +253,9 @@ def _queries_over_corpus(path: Path, tidy: Callable[[str], str], pile: Pile, fin
     return read_id_triples(path, tidy, pile, findings) if is_triples(path) and by_id(path) else None
 
 
-def _answers(beir: Beir, split: str, findings: Findings, *, given: bool) -> list[Pair]:
-    """A pair of each query and each of its answers, in the order of the judgements."""
-    pairs, given_P = [], []
+def _answers(beir: Beir, split: str, findings: Findings) -> list[tuple[Pair, list[tuple[str, str]]]]:
+    """A pair of each query and each of its answers, in the order of the judgements, with the negatives that it is given."""
+    pairs = []
     negatives = beir.negatives.get(split, {})
     for row, answer in enumerate(beir.judgements.get(split, []), start=1):
         query, passage = beir.queries[answer.query], beir.passages.judged[answer.passage]
@@ -246,12 +264,12 @@ def _answers(beir: Beir, split: str, findings: Findings, *, given: bool) -> list
             continue
         point = Record("", "", "", answer.query, "point", query.text, answer.source, row)
         counter = Record("", "", "", answer.passage, "counter", passage.text, answer.source, row)
-        pairs.append(Pair(point, counter, answer.grade))
-        given_P.append([entry for entry in negatives.get((answer.query, answer.passage), []) if entry.text])
-    return with_negatives(pairs, given_P, findings, given=given)
+        others = [(text, source) for text, source in negatives.get((answer.query, answer.passage), []) if text]
+        pairs.append((Pair(point, counter, answer.grade), others))
+    return pairs
 
 
-def _judgements(pairs: list[Pair], place_of: dict[str, int]) -> Judgements:
+def _judgements(pairs: Sequence[Pair], place_of: dict[str, int]) -> Judgements:
     """
     Args:
         place_of: the position of each passage in the corpus, by its id.
@@ -291,18 +309,12 @@ def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -
     return texts, findings
 
 
-def _cleaned(records: Records, *, clean: bool, findings: Findings) -> Records:
-    tidy = tidier(clean)
-    cleaned: Records = {}
-    for split, split_records in records.items():
-        cleaned[split] = []
-        for record in split_records:
-            text = tidy(record.text)
-            if text:
-                cleaned[split].append(replace(record, text=text))
-            else:
-                findings.add(f"empty {record.kind} (dropped)", record.source)
-    return cleaned
+def _cleaned(records: Iterable[Record], tidy: Callable[[str], str], findings: Findings) -> Iterator[Record]:
+    for record in records:
+        if text := tidy(record.text):
+            yield replace(record, text=text)
+        else:
+            findings.add(f"empty {record.kind} (dropped)", record.source)
 
 
 def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:

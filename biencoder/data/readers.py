@@ -15,9 +15,9 @@ Texts alone      one table with a column `text` and without pairs: it can be sea
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from biencoder.data.columns import ColumnNames, Roles
@@ -40,8 +40,8 @@ _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{1
 _DEPTH = 3
 """Folders below that of a split: theme, debate, stance."""
 
-Records = dict[str, list[Record]]
-"""Split name (`training`, `validation`, `test`) → its records in the order of their sources."""
+Records = Iterator[tuple[str, Iterable[Record]]]
+"""Split name (`training`, `validation`, `test`) and records, group by group: those of one pair, or all of a split."""
 
 
 def table_at(path: Path, names: ColumnNames) -> Table:
@@ -73,10 +73,11 @@ def read_records(root: Path, findings: Findings, names: ColumnNames | None = Non
     names = names or ColumnNames()
     try:
         if on_hub(root):
-            return _read_hub(root, findings, names)
-        if _is_folder(root) and not is_saved(root):
-            return _read_folder(root, findings, names)
-        return _read_tables({"": _Source(str(root), (root,))}, findings, names)
+            yield from _read_hub(root, findings, names)
+        elif _is_folder(root) and not is_saved(root):
+            yield from _read_folder(root, findings, names)
+        else:
+            yield from _read_tables({"": _Source(str(root), (root,))}, findings, names)
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
 
@@ -153,7 +154,7 @@ def _read_folder(root: Path, findings: Findings, names: ColumnNames) -> Records:
     if debates and names.given:
         raise DataError(f"data.columns is set, but data.root {root} holds folders of debates and no table; leave it out")
     if debates:
-        return {split: list(_read_debates(source.paths[0], findings)) for split, (source,) in debates.items()}
+        return ((split, list(_read_debates(source.paths[0], findings))) for split, (source,) in debates.items())
     if tables:
         return _read_tables({split: source for split, (source,) in tables.items()}, findings, names)
     raise DataError(
@@ -261,31 +262,33 @@ def read_text(path: Path) -> str:
 
 
 def _read_tables(tables: dict[str, _Source], findings: Findings, names: ColumnNames) -> Records:
-    records: Records = {}
     for split, source in tables.items():
-        for name, record in _read_source(split, source, findings, names):
-            if record.text:
-                records.setdefault(name, []).append(record)
-            else:
-                findings.add(f"empty {record.kind} (dropped)", record.source)
-    return records
+        for name, records in _read_source(split, source, findings, names):
+            for record in records:
+                if not record.text:
+                    findings.add(f"empty {record.kind} (dropped)", record.source)
+            yield name, [record for record in records if record.text]
 
 
-def _read_source(split: str, source: _Source, findings: Findings, names: ColumnNames) -> Iterator[tuple[str, Record]]:
-    """(split, record) of every text that should be an argument; `split` is empty if the table names it."""
+def _read_source(split: str, source: _Source, findings: Findings, names: ColumnNames) -> Iterator[tuple[str, list[Record]]]:
+    """(split, records) of every pair; `split` is empty if the table names it."""
     num_rows, num_pairs = 0, 0
     readings: dict[Path, Roles] = {}
     for path in source.paths:
         table = source.read(path, names)
-        rows = list(table.rows)
+        if table.ragged:
+            for _ in table.rows:  # then all columns are known
+                pass
+        rows = iter(source.read(path, names).rows if table.ragged else table.rows)
+        first = list(islice(rows, 1))
         roles = readings[path] = names.roles(table.columns, path)
         _refuse_other_columns(readings)
-        for row in rows:
+        for row in chain(first, rows):
             num_rows += 1
             name = _split_of(row, split, table.split, roles)
-            for record in _records_of(row, roles, num_rows, num_pairs):
-                num_pairs = record.row
-                yield name, record
+            for records in _records_of(row, roles, num_rows, num_pairs):
+                num_pairs += 1
+                yield name, records
     left_out = dict.fromkeys(column for roles in readings.values() for column in roles.left_out)
     columns = dict(pair for roles in readings.values() for pair in roles.of.items())
     if negatives := dict.fromkeys(column for roles in readings.values() for column in roles.negatives):
@@ -318,7 +321,7 @@ def _split_of(row: Row, split: str, of_table: str, roles: Roles) -> str:
     return SPLIT_OF[label.lower()]
 
 
-def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator[Record]:
+def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator[list[Record]]:
     """The point, the counter and the given negatives of each pair of a row.
 
     Args:
@@ -331,5 +334,7 @@ def _records_of(row: Row, roles: Roles, number: int, num_pairs: int) -> Iterator
     negatives = [text for column in roles.negatives for text in row.texts(column) if text.strip()]
     for pair, counter in enumerate(row.texts(roles.of["counter"]) or [""], start=num_pairs + 1):
         texts: list[tuple[Role, str]] = [("point", point), ("counter", counter)]
-        for kind, text in [*texts, *(("negative", text) for text in negatives)]:
-            yield Record(**labels, utterance_id=name, kind=kind, text=text, source=row.source, row=pair)
+        yield [
+            Record(**labels, utterance_id=name, kind=kind, text=text, source=row.source, row=pair)
+            for kind, text in [*texts, *(("negative", text) for text in negatives)]
+        ]

@@ -75,27 +75,25 @@ class Findings:
         return [(kind, count, self.examples[kind]) for kind, count in self.counts.items()]
 
 
-def pair_up(records: Iterable[Record], findings: Findings, *, given: bool = False) -> list[Pair]:
-    """The pairs of points and counters, in the order of rows or sorted by name.
+def pair_up(records: Iterable[Record], findings: Findings) -> list[tuple[Pair, list[tuple[str, str]]]]:
+    """The pairs of points and counters, in the order of rows or sorted by name, and (text, source) of the negatives that
+    each is given.
 
     A record without a partner is dropped and counted.
-
-    Args:
-        given: whether pairs keep their given negatives; else these are counted.
     """
     points: dict[_Place, Record] = {}
     counters: dict[_Place, Record] = {}
-    negatives: dict[_Place, list[Record]] = defaultdict(list)
+    negatives: dict[_Place, list[tuple[str, str]]] = defaultdict(list)
     for record in records:
         if record.kind == "negative":
-            negatives[record.place].append(record)
+            negatives[record.place].append((record.text, record.source))
             continue
         side = points if record.kind == "point" else counters
         if record.place in side:
             findings.add(f"second {record.kind} of the same argument (dropped)", record.source)
         else:
             side[record.place] = record
-    pairs = {}
+    pairs = []
     for key in sorted(points.keys() | counters.keys()):
         point, counter = points.get(key), counters.get(key)
         if point is None or counter is None:
@@ -106,30 +104,31 @@ def pair_up(records: Iterable[Record], findings: Findings, *, given: bool = Fals
         elif point.text == counter.text:
             findings.add("point and counter are the same text (pair dropped)", point.source)
         else:
-            pairs[key] = Pair(point, counter)
-    given_P = [[(record.text, record.source) for record in negatives.get(place, [])] for place in pairs]
-    return with_negatives(list(pairs.values()), given_P, findings, given=given)
+            pairs.append((Pair(point, counter), negatives[key]))
+    return pairs
 
 
-def with_negatives(
-    pairs: list[Pair], given_P: Sequence[Sequence[tuple[str, str]]], findings: Findings, *, given: bool
-) -> list[Pair]:
-    """The pairs with their given negatives, but for those that are right answers.
+def without_negatives(given: Sequence[tuple[Pair, Sequence[tuple[str, str]]]], findings: Findings) -> list[Pair]:
+    """The pairs alone; the negatives that they are given are counted."""
+    for _, several in given:
+        if several:
+            findings.add("given negative (left out)", several[0][1], count=len(several))
+    return [pair for pair, _ in given]
+
+
+def with_negatives(given: Sequence[tuple[Pair, Sequence[tuple[str, str]]]], findings: Findings) -> list[Pair]:
+    """All pairs of a split with their given negatives, but for those that are right answers.
 
     Args:
-        given_P: (text, source) of the negatives of each pair.
-        given: whether pairs are to keep them; else they are counted.
+        given: the pairs, and (text, source) of each one's negatives.
     """
-    if not given:
-        for several in filter(None, given_P):
-            findings.add("given negative (left out)", several[0][1], count=len(several))
-    if not given or not any(given_P):
-        return pairs
+    if not any(several for _, several in given):
+        return [pair for pair, _ in given]
     answers: dict[str, set[str]] = defaultdict(set)
-    for pair in pairs:
+    for pair, _ in given:
         answers[pair.point.text] |= {pair.point.text, pair.counter.text}
     kept = []
-    for pair, several in zip(pairs, given_P, strict=True):
+    for pair, several in given:
         texts = _wrong_answers(several, answers[pair.point.text], findings)
         findings.add("pair with given negatives" if texts else "pair without given negatives", pair.point.source)
         kept.append(replace(pair, negatives=texts))

@@ -95,11 +95,13 @@ class Row:
 class Table:
     path: Path
     columns: list[str]
-    """All columns of the file, in its order. They are complete when all rows have been read."""
+    """All columns of the file, in its order. They are complete with the first row, or with the last, if `ragged`."""
     rows: Iterable[Row]
     """To be read once; what is wrong with the file is raised meanwhile."""
     split: str = ""
     """The split that the table itself names for all its rows, if any."""
+    ragged: bool = False
+    """Whether a later row may have other columns than the first."""
 
 
 def read_table(path: Path, names: ColumnNames | None = None) -> Table:
@@ -115,7 +117,8 @@ def read_table(path: Path, names: ColumnNames | None = None) -> Table:
     if suffix is None:
         raise DataError(f"data.root {path} is a file of unknown type; expected one of {SUFFIXES}")
     columns: list[str] = []
-    return Table(path, columns, _rows(path, names or ColumnNames(), columns, _READERS["." + suffix.split(".")[1]]))
+    read = _READERS["." + suffix.split(".")[1]]
+    return Table(path, columns, _rows(path, names or ColumnNames(), columns, read), ragged=read is _read_jsonl)
 
 
 def _rows(path: Path, names: ColumnNames, columns: list[str], read: "_Reader") -> Iterator[Row]:

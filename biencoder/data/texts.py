@@ -161,7 +161,7 @@ class Pile:
 
 
 class Sources:
-    """Where texts were read: `file:line` each, in eight bytes of memory."""
+    """Where texts were read: `file:line` each, in eight bytes of memory; or the path of a file of one text."""
 
     def __init__(self) -> None:
         self._line_M = array("q")
@@ -171,13 +171,16 @@ class Sources:
 
     def add(self, source: str) -> None:
         file, _, line = source.rpartition(":")
+        if not line.isdecimal() or str(int(line)) != line:
+            file, line = source, "-1"
         if self._file[-1:] != [file]:
             self._file.append(file)
             self._first.append(len(self._line_M))
         self._line_M.append(int(line))
 
     def __getitem__(self, place: int) -> str:
-        return f"{self._file[bisect_right(self._first, place) - 1]}:{self._line_M[place]}"
+        file, line = self._file[bisect_right(self._first, place) - 1], self._line_M[place]
+        return f"{file}:{line}" if line >= 0 else file
 
 
 def copies(number_M: Ids) -> Ids:

@@ -17,7 +17,7 @@ from pathlib import Path
 from biencoder.data.beir import Beir, Judgement, finished
 from biencoder.data.columns import ColumnNames
 from biencoder.data.passages import Entry, read_passages, read_queries
-from biencoder.data.readers import SPLIT_OF
+from biencoder.data.readers import SPLIT_OF, Records
 from biencoder.data.records import Findings, Reading, Record, Role
 from biencoder.data.tables import lines_of, regular_file
 from biencoder.data.texts import Pile
@@ -41,13 +41,13 @@ def by_id(path: Path) -> bool:
     return bool(_beside(path, _COLLECTION))
 
 
-def read_triples(path: Path, findings: Findings) -> dict[str, list[Record]]:
+def read_triples(path: Path, findings: Findings) -> Records:
     """The records of each split, of triples by text.
 
     Raises:
         DataError: a file is broken, or holds ids without their texts.
     """
-    return {split: list(_records(file, findings)) for split, file in _files(path).items()}
+    return ((split, _records(file, findings)) for split, file in _files(path).items())
 
 
 def read_id_triples(path: Path, tidy: Callable[[str], str], pile: Pile, findings: Findings) -> Beir:

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from biencoder.data import Dataset, Split
 from biencoder.data.ids import Ids
 from biencoder.data.near_duplicates import near_duplicates
+from biencoder.data.pairs import labels_of
 from biencoder.errors import DataError
 
 
@@ -96,5 +97,5 @@ def debate_groups(splits: Sequence[Split], same_N: Ids) -> list[Ids]:
 
 def _debates(split: Split) -> Ids:
     """The number (P,) of each pair's debate; if no pair has a topic, each pair is a debate of its own."""
-    numbers = split.groups("debates") if any(pair.point.topic for pair in split.pairs) else None
+    numbers = split.groups("debates") if any(labels_of(split.pairs, "topic")[0]) else None
     return np.arange(len(split)) if numbers is None else numbers

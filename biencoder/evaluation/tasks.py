@@ -28,6 +28,7 @@ import numpy as np
 
 from biencoder.data import Split
 from biencoder.data.ids import Ids
+from biencoder.data.pairs import Label, labels_of
 from biencoder.errors import ConfigError, DataError
 
 
@@ -101,7 +102,7 @@ def pools(task: Task, split: Split, num_texts: int) -> Iterator[Pool]:
         numbers = split.groups({"debate": "debates", "theme": "themes"}[task.scope])
         assert numbers is not None
         scope_P = numbers
-    stance_P = np.unique([pair.point.stance for pair in split.pairs], return_inverse=True)[1]
+    _, stance_P = labels_of(split.pairs, "stance")
     side_P = stance_P if task.opposing else np.zeros_like(every_P)
     for in_scope, side in _scopes_and_sides(scope_P, side_P):
         pair_Q = in_scope[side_P[in_scope] == side]
@@ -154,8 +155,8 @@ def choose_tasks(text: str, split: Split) -> list[Task]:
 
 def _lacking(task: Task, split: Split) -> str:
     """The field that a task needs and no pair of the split has; empty if there is none."""
-    needed = {"topic": task.scope == "debate", "domain": task.scope == "theme", "stance": task.opposing}
+    needed: dict[Label, bool] = {"topic": task.scope == "debate", "domain": task.scope == "theme", "stance": task.opposing}
     for field, is_needed in needed.items():
-        if is_needed and not any(getattr(pair.point, field) for pair in split.pairs):
+        if is_needed and not any(labels_of(split.pairs, field)[0]):
             return field
     return ""

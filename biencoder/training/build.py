@@ -112,7 +112,7 @@ def make_evaluator(
         tracker,
         terminal,
         sharded=config.mining.sharded,
-        has_classifier=config.loss.classification_weight > 0,
+        has_classifier=config.has_classifier,
         truncation=plan.truncation,
         has_projection=plan.pretrained.projection_DH is not None,
     )
@@ -123,7 +123,7 @@ def model_writer(plan: Plan, model: BiEncoder) -> Callable[[Path, Weights, Metri
     config, dataset = plan.config, plan.dataset
 
     def write(place: Path, weights: Weights, metrics: Metrics, step: int) -> None:
-        if not config.loss.classification_weight:  # what no loss has trained is no classifier
+        if not config.has_classifier:
             weights = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
         else:
             weights = {**weights, **calibrated_classifier(model, weights, metrics)}

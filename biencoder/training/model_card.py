@@ -222,7 +222,7 @@ def _protocol(config: Config, dataset: Dataset) -> str:
         f"Each point is ranked against {candidates}. Copies of a text are rivals of each other, except where the table "
         'says "copies as one".'
     ]
-    if config.loss.classification_weight:
+    if config.has_classifier:
         said.append(f"Re-ranked: the nearest {config.eval.top_k} in the order of the pair classifier's probability.")
     if dataset.deciding_split == "validation":
         chosen_by = next(label for _, label, name in _quoted_metrics("validation") if name.endswith(config.eval.metric))
@@ -244,7 +244,7 @@ def _candidates(split: Split) -> str:
 def _usage(config: Config) -> str:
     alike = config.model.sides == "shared" and not any(config.model.prompts)
     for_queries, for_texts = ("encode", "encode") if alike else ("encode_query", "encode_document")
-    if config.loss.classification_weight:
+    if config.has_classifier:
         classifier = "`classifier.safetensors` is the pair classifier, for biencoder's own search."
     else:
         classifier = "No pair classifier was trained."

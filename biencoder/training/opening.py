@@ -94,7 +94,7 @@ def ungrouped(plan: Plan) -> list[str]:
 def too_many_for_hubness(plan: Plan) -> list[str]:
     """The splits in which the residual pair classifier has to do without the hubness of the candidates."""
     config = plan.config
-    if config.model.classifier != "residual" or not config.loss.classification_weight:
+    if config.model.classifier != "residual":
         return []
     many = [name for name, split in plan.dataset.splits.items() if len(np.unique(split.candidate_text_C)) > MOST_TEXTS]
     return [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from biencoder.config.load import load_config
+from biencoder.model.folder import has_classifier
 from tests.launch import run_ranks
 
 RECIPES = sorted(Path("configs").glob("*.toml"))
@@ -37,4 +38,6 @@ def test_each_recipe_trains_and_evaluates(tiny_bert: Path, tmp_path: Path) -> No
         assert len(losses) == 2, recipe
         assert all(loss > 0 for loss in losses), recipe
         assert any(record["kind"] == "eval" and record["step"] == 2 for record in records), recipe
-        assert (tmp_path / recipe.stem / "model" / "best").is_dir(), recipe
+        best = tmp_path / recipe.stem / "model" / "best"
+        assert best.is_dir(), recipe
+        assert has_classifier(best) == load_config(file=recipe).has_classifier, recipe

@@ -283,7 +283,7 @@ def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warne
 
 
 @pytest.mark.parametrize(
-    ("classifier", "weight", "warned"), [("residual", 1, True), ("residual", 0, False), ("linear", 1, False)]
+    ("classifier", "weight", "warned"), [("residual", 1, True), ("residual", 0, True), ("linear", 1, False)]
 )
 def test_a_split_of_more_candidates_than_hubness_is_measured_among_is_said(
     monkeypatch: pytest.MonkeyPatch, classifier: str, weight: int, *, warned: bool
