@@ -263,8 +263,9 @@ class TrainConfig:
     """Triplets in one forward on one rank; 0: global_batch_size / ranks. The contrastive loss sees the whole global batch
     all the same (GradCache), for one more forward where it takes several. Without dropout the losses do not depend on
     it."""
-    batches: Annotated[Literal["shuffled", "debates", "themes"], FIXED] = "shuffled"
-    """What a global batch is made of: any samples, or as far as possible whole debates or themes."""
+    batches: Annotated[Literal["shuffled", "debates", "themes", "clusters"], FIXED] = "shuffled"
+    """What a global batch is made of: any samples, or as far as possible whole debates, whole themes, or whole clusters of
+    some 16 near pairs. Clusters need no labels: the pretrained encoder finds them, once."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], FREE] = "auto"
     """What weights and activations are computed in. auto: what the DeepSpeed file enables, else what this machine computes
     fastest of bf16, fp16 (on GPUs) and fp32. A resume keeps the precision of its checkpoint, or is refused."""

@@ -55,6 +55,15 @@ class FlatIndex:
         return rows_Qk
 
 
+def nearest_centroids(vectors_ND: Embeddings, count: int, *, seed: int) -> Rows:
+    """The centroid (N,) nearest to each vector of length 1, of `count` that k-means finds by cosine."""
+    means = faiss.Kmeans(vectors_ND.shape[1], count, niter=20, spherical=True, seed=seed % 2**31, min_points_per_centroid=1)
+    means.train(np.ascontiguousarray(vectors_ND))
+    _, nearest_N1 = means.index.search(vectors_ND, 1)
+    numbers_N: Rows = nearest_N1[:, 0]
+    return numbers_N
+
+
 def num_cells(num_vectors: int) -> int:
     """Cells of an ivf index: 4 sqrt(N), but at least 39 vectors for each, as k-means in FAISS requires."""
     return max(1, min(round(4 * math.sqrt(num_vectors)), num_vectors // 39))

@@ -94,6 +94,10 @@ CHECKPOINT = {
 
 PROVENANCE = ("negatives", "mined from")
 """Events: hashes of an epoch's negatives, and of the embeddings and the corpus that they were searched in."""
+CLUSTERS = "clusters"
+"""Event: how many clusters of near pairs batches are made of, and their hash."""
+ORDINARY = (*PROVENANCE, CLUSTERS)
+"""Events that tell of no incident."""
 HARDNESS = "mine/hardness"
 """Histogram: distance from the point to its counter less that to its negative; above 0 the negative is the nearer one."""
 CLOSEST = "mine/closest"

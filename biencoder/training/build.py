@@ -10,7 +10,7 @@ from biencoder.data.token_cache import cached_tokens
 from biencoder.data.tokens import TokenizedTexts
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
-from biencoder.mining import Miner
+from biencoder.mining import Clusters, Miner
 from biencoder.model.bi_encoder import BiEncoder, build_model
 from biencoder.model.folder import save_model
 from biencoder.tracking.channel import Channel
@@ -61,6 +61,9 @@ def build(
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None
     forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
     miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
+    clusters = None
+    if config.train.batches == "clusters":
+        clusters = Clusters(training, world, sharded=config.mining.sharded, seed=config.run.seed)
     if miner.given_left_out:
         terminal.say(f"{miner.given_left_out} given negatives are near copies of right answers, and are left out")
     tracker = world.together(
@@ -78,10 +81,24 @@ def build(
     models = ModelFolders(plan.folder, world, engine, model_writer(plan, model))
     best = BestModel(models, tracker, metric=f"eval/{dataset.deciding_split}/{config.eval.metric}")
     progress, window, divergence = Progress(), Window(world), Divergence(engine, training, config.train)
-    owners: list[Stateful] = [divergence, window, miner]
+    owners: list[Stateful] = [divergence, window, miner, *([clusters] if clusters else [])]
     recovery = Recovery(checkpoints, config, plan.identity, world, engine, progress, best, owners, tracker, stop)
     return Trainer(
-        plan, world, step, miner, evaluator, best, models, window, divergence, recovery, progress, stop, tracker, terminal
+        plan,
+        world,
+        step,
+        miner,
+        clusters,
+        evaluator,
+        best,
+        models,
+        window,
+        divergence,
+        recovery,
+        progress,
+        stop,
+        tracker,
+        terminal,
     )
 
 

@@ -18,9 +18,9 @@ from biencoder.data.prefetch import prefetched
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import Diverged
-from biencoder.mining import Mined, Miner
+from biencoder.mining import Clusters, Mined, Miner
 from biencoder.retrieval.embedding import EmbeddedTexts
-from biencoder.tracking.names import CLOSEST, HARDNESS, Metrics
+from biencoder.tracking.names import CLOSEST, CLUSTERS, HARDNESS, Metrics
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.best_model import BestModel
@@ -47,6 +47,8 @@ class Trainer:
     world: World
     step: Step
     miner: Miner
+    clusters: Clusters | None
+    """If batches are made of them."""
     evaluator: Evaluator
     best: BestModel
     models: ModelFolders
@@ -70,8 +72,9 @@ class Trainer:
                     continue
             done = progress.step >= self.plan.last_step
             measured = done or progress.epoch % config.eval.every_epochs == 0
-            needed = measured or (config.mining.negatives and self.miner.due(progress.epoch))
-            pooled = measured and self.evaluator.needs_pooled(zero_shot=progress.step == 0)
+            clusters = self._lacks_clusters
+            needed = measured or (config.mining.negatives and self.miner.due(progress.epoch)) or clusters
+            pooled = clusters or (measured and self.evaluator.needs_pooled(zero_shot=progress.step == 0))
             embedded, encode_s = self.evaluator.embed(self.step.split, pooled=pooled) if needed else (None, 0.0)
             if measured:
                 metrics = self._evaluate(embedded)
@@ -93,7 +96,7 @@ class Trainer:
             global_batch_size=train.global_batch_size,
             seed=self.plan.config.run.seed,
             epoch=progress.epoch,
-            group_N=self.step.split.groups(train.batches),
+            group_N=self.clusters.number_P if self.clusters else self.step.split.groups(train.batches),
         )[progress.step - start : max(0, self.plan.last_step - start)]
         window.restart_clock()
         made = prefetched(self.step.batch(batch_G, negative_text_PK) for batch_G in batches_SG)
@@ -155,8 +158,16 @@ class Trainer:
         self.best.consider(metrics, **progress.at, regular=regular)
         return metrics
 
+    @property
+    def _lacks_clusters(self) -> bool:
+        return self.clusters is not None and self.clusters.number_P is None
+
     def _mine(self, embedded: EmbeddedTexts | None, encode_s: float) -> None:
-        """Find the negatives of the epoch that begins."""
+        """Find the negatives of the epoch that begins, and before the first one the clusters."""
+        if self.clusters and self._lacks_clusters:
+            with self.terminal.work("clustering the training pairs"):
+                self.clusters.find(embedded)
+            self.tracker.event(CLUSTERS, **self.progress.at, detail=self.clusters.described)
         if not self.plan.config.mining.negatives:
             self.miner.mine_nothing()
         elif not self.miner.due(self.progress.epoch):

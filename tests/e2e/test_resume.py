@@ -46,7 +46,7 @@ CONTRASTIVE = {
     "mining__negatives": 2,
     "mining__overlap": "true",
     "model__sides": "heads",
-    "train__batches": "debates",
+    "train__batches": "clusters",
     "train__micro_batch_size": 4,
     "deepspeed_config": "ds_configs/zero3.json",
 }

@@ -98,7 +98,7 @@ def row_of(output: str, name: str) -> list[str]:
 
 
 def comparable(run_dir: Path) -> tuple[list[str], list[list[float]], list[dict[str, Any]]]:
-    negatives = [r["detail"] for r in records(run_dir, "event") if r["event"] == "negatives"]
+    negatives = [r["detail"] for r in records(run_dir, "event") if r["event"] in ("negatives", "clusters")]
     losses = [[r[name] for name in (*LOSS_PARTS, "train/grad_norm")] for r in records(run_dir, "step")]
     evaluations = [
         {k: v for k, v in r.items() if k.startswith("eval/") and "seconds" not in k} for r in records(run_dir, "eval")
@@ -117,7 +117,7 @@ def test_number_of_ranks_and_micro_batches_change_nothing(
     corpus = write_corpus(numbered_corpus(training=101, validation=13))
 
     def arguments(name: str, **settings: Any) -> list[str]:
-        shared = {"loss__contrastive_weight": 0.5, "mining__negatives": 2}
+        shared = {"loss__contrastive_weight": 0.5, "mining__negatives": 2, "train__batches": "clusters"}
         return small_run(tiny_bert, corpus, tmp_path / name, **shared, **settings)
 
     runs = {

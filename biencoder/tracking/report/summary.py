@@ -9,7 +9,7 @@ from biencoder.config.keys import describe
 from biencoder.config.schema import SPLITS, Config
 from biencoder.tracking.formats import clock, duration, number, percent, setting_text
 from biencoder.tracking.json_lines import Line
-from biencoder.tracking.names import CLOSEST, PROVENANCE, accuracy, examples, sizes
+from biencoder.tracking.names import CLOSEST, ORDINARY, PROVENANCE, accuracy, examples, sizes
 from biencoder.tracking.record import RunRecord, best_first, differing_keys
 from biencoder.tracking.report.figures import names
 from biencoder.tracking.report.series import phases
@@ -59,7 +59,7 @@ def alerts(record: RunRecord) -> list[Line]:
 
 def events(record: RunRecord) -> PageTable:
     """What happened, without the alerts and the digests of the negatives."""
-    told = [line for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert")]
+    told = [line for line in record.of("event") if line["event"] not in (*ORDINARY, "alert")]
     return PageTable(
         ["when", "step", "event", ""],
         [[clock(line["time"]), f"{line['step']:,}", line["event"], line.get("detail", "")] for line in told],

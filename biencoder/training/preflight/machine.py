@@ -16,7 +16,7 @@ import torch
 
 from biencoder.tracking.formats import duration
 from biencoder.tracking.guards import Alert, Guards
-from biencoder.tracking.names import PROVENANCE, accuracy
+from biencoder.tracking.names import ORDINARY, accuracy
 from biencoder.tracking.numbers import from_json
 from biencoder.tracking.record import RunRecord
 from biencoder.training.preflight.judgements import CheckResult
@@ -90,7 +90,7 @@ def diagnose(record: RunRecord) -> Diagnosis:
     """What the guards see in a record, whether they watched the run or not."""
     guards = Guards(record.config, precision=record.precision)
     alerts = [(line["step"], alert) for line in record.lines for alert in guards.observe(line)]
-    counts = Counter(line["event"] for line in record.of("event") if line["event"] not in (*PROVENANCE, "alert"))
+    counts = Counter(line["event"] for line in record.of("event") if line["event"] not in (*ORDINARY, "alert"))
     starts, stops = (sum(key in line for line in record.starts) for key in ("from_step", "stopped"))
     events = [f"{starts} starts, {stops} of them asked to stop"] if starts > 1 else []
     events += [f"{count} x {name}" for name, count in counts.items() if name != "resumed"]
