@@ -69,7 +69,7 @@ class Machine:
     checkpoint_bytes_per_s: float
     """Into rank 0's memory; writing goes on in the background."""
     held_bytes: float
-    """Of a text in the memory of every rank: itself, and what the data check knows of it."""
+    """Of a text in the memory of every rank: where it stands in the mapped file, and its part of a pair."""
     token_bytes: float
     """Of a text's tokens on each machine's disk."""
     start_s: float
