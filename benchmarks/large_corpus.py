@@ -9,7 +9,8 @@ the code that a training run uses: on one rank, on two with rank 0 searching, an
 
 read, tokens    seconds of reading the tables, and of tokenizing on the first of the ranks
 embed, mine     seconds of embedding all texts, and of building, searching and auditing
-texts           memory that the slowest rank's texts and token ids take before anything is embedded, MiB
+texts           memory that a rank takes for texts and token ids before anything is embedded, MiB, on the rank where it is
+                highest; without the files that are mapped, which the ranks share
 peak            most memory above that while texts were embedded and mined, MiB, on the rank where it is highest
 foretold        what a run says of this before it starts, MiB (see biencoder/training/engine/memory.py)
 
@@ -86,18 +87,24 @@ class Clock:
         return self._start - start
 
 
+def own_bytes(process: psutil.Process) -> int:
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
 def measure(ranks: World, config: Config) -> dict[str, Any]:
     """One row, on every rank."""
     process = psutil.Process()
     pretrained = load_pretrained(config.model)
     model = build_model(config.model, pretrained, seed=0).eval()
     build_index(np.eye(8, dtype=np.float32), MiningConfig())  # loads the library
-    empty, clock = process.memory_info().rss, Clock()
+    empty, clock = own_bytes(process), Clock()
     dataset = load_dataset(config.data.root, clean=config.data.clean, corpus=config.data.corpus)
     split, read_s = dataset.splits["training"], clock()
     tokens = cached_tokens(dataset.texts, pretrained.tokenizer, max_length=config.model.max_length, world=ranks)
     forbidden = Forbidden.of(split, len(dataset.texts))
-    tokens_s, before = clock(), process.memory_info().rss
+    dataset.texts.share(ranks)
+    tokens_s, before, held = clock(), process.memory_info().rss, own_bytes(process)
 
     def encode(batch: Batch) -> Sides:
         with torch.no_grad():
@@ -116,7 +123,7 @@ def measure(ranks: World, config: Config) -> dict[str, Any]:
         hidden=pretrained.encoder.config.hidden_size,
         world_size=ranks.size,
     )
-    memory = ranks.all_gather_object(((before - empty) / MIB, (peak - before) / MIB))
+    memory = ranks.all_gather_object(((held - empty) / MIB, (peak - before) / MIB))
     return {
         "texts": len(dataset.texts),
         "pairs": len(split),
