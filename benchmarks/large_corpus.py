@@ -144,7 +144,7 @@ def worker(case: str, folder: Path) -> None:
     _, mining = CASES[case]
     config = Config(
         data=DataConfig(root=str(folder / "train.jsonl"), corpus=str(folder / "corpus.jsonl")),
-        model=ModelConfig(name=str(folder / "model"), max_length=32, embedding_dim=128),
+        model=ModelConfig(name=str(folder / "model"), max_length=32, embedding_dim=128, pooling="mean"),
         mining=MiningConfig(random_rate=0.0, **mining),
     )
     with join(DistributedConfig(timeout_s=3600, silence_s=3600)) as ranks:

@@ -207,9 +207,9 @@ def _each_once(text_M: Ids, sources: Sources, kind: str, findings: Findings) -> 
     """These texts without copies, which are counted."""
     is_first_M = np.zeros(len(text_M), dtype=np.bool_)
     is_first_M[np.unique(text_M, return_index=True)[1]] = True
-    copies = np.flatnonzero(~is_first_M)
-    if len(copies):
-        findings.add(kind, *(sources[place] for place in copies[:3].tolist()), count=len(copies))
+    repeated = np.flatnonzero(~is_first_M)
+    if len(repeated):
+        findings.add(kind, *(sources[place] for place in repeated[:3].tolist()), count=len(repeated))
     return text_M[is_first_M]
 
 

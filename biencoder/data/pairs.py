@@ -1,14 +1,14 @@
 """The pairs of a split in columns: a pair takes some 100 bytes, and is an object of Python only while somebody looks at it.
 
     columns = PairColumns(pile)
-    columns.add(Pair(point, counter))       # its texts go to the pile
-    columns.pairs(texts, text_id_M)         # a sequence of `Pair`, once the pile's texts have their ids
+    columns.add(Pair(point, counter))                               # its texts go to the pile
+    columns.pairs(texts, point_text_P, counter_text_P, given)       # a sequence of `Pair`, once the texts have their ids
 
-P: pairs, M: texts of the pile.
+P: pairs, X: given negatives of all pairs.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, SupportsIndex, get_args, overload
 
 import numpy as np
@@ -59,7 +59,7 @@ class PairColumns:
             pile: takes the texts.
         """
         self._pile, self._names = pile, Pile()
-        self.labels = {label: Coded() for label in LABELS}
+        self.labels: dict[Label, Coded] = {label: Coded() for label in LABELS}
         self.sources = (Sources(), Sources())
         self.row_P, self.grade_P = array("q"), array("q")
         self._place_P = (array("q"), array("q"))
@@ -94,21 +94,37 @@ class PairColumns:
         return Given.of(np.split(text_X, ends_P[:-1])) if len(text_X) else None
 
     def pairs(self, texts: Texts, point_text_P: Ids, counter_text_P: Ids, given: Given | None) -> "Pairs":
-        """All of them."""
-        return Pairs(self, self._names.distinct(), texts, (point_text_P, counter_text_P), given)
+        """All of them. The columns are used up."""
+        names = self._names.distinct()
+        return Pairs(
+            self.labels, self.sources, names, self.row_P, self.grade_P, texts, (point_text_P, counter_text_P), given
+        )
 
 
 class Pairs(Sequence[Pair]):
-    """The pairs that columns hold; made by `PairColumns.pairs`."""
+    """The pairs that columns held; made by `PairColumns.pairs`."""
 
     def __init__(
-        self, columns: PairColumns, names: tuple[Texts, Ids], texts: Texts, text_P: tuple[Ids, Ids], given: Given | None
+        self,
+        labels: Mapping[Label, Coded],
+        sources: tuple[Sources, Sources],
+        names: tuple[Texts, Ids],
+        row_P: Sequence[int],
+        grade_P: Sequence[int],
+        texts: Texts,
+        text_P: tuple[Ids, Ids],
+        given: Given | None,
     ) -> None:
-        self._columns, self._texts, self._text_P, self._given = columns, texts, text_P, given
-        self._names, self._name_X = names  # of a pair's point and counter, pair by pair
+        """
+        Args:
+            names: the distinct ids of points and counters, and the number of each, pair by pair.
+        """
+        self._labels, self._sources, self._row_P, self._grade_P = labels, sources, row_P, grade_P
+        self._names, self._name_X = names
+        self._texts, self._text_P, self._given = texts, text_P, given
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self._grade_P)
 
     @overload
     def __getitem__(self, place: SupportsIndex) -> Pair: ...
@@ -120,17 +136,16 @@ class Pairs(Sequence[Pair]):
         p = range(len(self))[place]
         negatives = self._given.text_X[slice(*self._given.starts_P1[p : p + 2])] if self._given else ()
         texts = tuple(self._texts[text] for text in negatives)
-        return Pair(self._record(p, 0), self._record(p, 1), self._columns.grade_P[p], texts)
+        return Pair(self._record(p, 0), self._record(p, 1), self._grade_P[p], texts)
 
     def labels(self, label: Label) -> tuple[list[str], Ids]:
         """The names of all domains, say, in ascending order, and the number (P,) of each pair's."""
-        return self._columns.labels[label].ascending()
+        return self._labels[label].ascending()
 
     def _record(self, p: int, side: int) -> Record:
-        columns = self._columns
-        domain, topic, stance = (columns.labels[label][p] for label in LABELS)
+        domain, topic, stance = (self._labels[label][p] for label in LABELS)
         name, text = self._names[self._name_X[2 * p + side]], self._texts[self._text_P[side][p]]
-        return Record(domain, topic, stance, name, _SIDES[side], text, columns.sources[side][p], columns.row_P[p])
+        return Record(domain, topic, stance, name, _SIDES[side], text, self._sources[side][p], self._row_P[p])
 
 
 def labels_of(pairs: Sequence[Pair], label: Label) -> tuple[list[str], Ids]:

@@ -16,7 +16,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -102,25 +103,33 @@ def read_texts(
     """
     if not os.path.isfile(path) and not is_saved(path):
         return None
-    table = table_at(path, names)
-    rows = iter(table.rows)
-    first = next(rows, None)
+    table = _with_columns(lambda: table_at(path, names))
     roles = names.texts_alone(table.columns, path)
-    if roles is None or first is None:
+    if roles is None:
         return None
     sources, column, count = Sources(), roles.of["text"], 0
-    for row in chain([first], rows):
+    for row in table.rows:
         count += 1
         if text := tidy(row.text(column)):
             pile.add(text)
             sources.add(row.source)
         else:
             findings.add("empty text (dropped)", row.source)
-    if names.texts_alone(table.columns, path) is None:  # later lines of a .jsonl hold pairs
-        return None
     left_out = tuple(other for other in table.columns if other != column)
     findings.readings.append(Reading(str(path), count, {"text": column}, left_out))
     return sources
+
+
+def _with_columns(read: Callable[[], Table]) -> Table:
+    """A table all of whose columns are known. For that a ragged one is read twice."""
+    table = read()
+    if table.ragged:
+        for _ in table.rows:
+            pass
+        return replace(table, rows=read().rows)
+    rows = iter(table.rows)
+    first = list(islice(rows, 1))
+    return replace(table, rows=chain(first, rows))
 
 
 def _read_hub(root: Path, findings: Findings, names: ColumnNames) -> Records:
@@ -275,15 +284,10 @@ def _read_source(split: str, source: _Source, findings: Findings, names: ColumnN
     num_rows, num_pairs = 0, 0
     readings: dict[Path, Roles] = {}
     for path in source.paths:
-        table = source.read(path, names)
-        if table.ragged:
-            for _ in table.rows:  # then all columns are known
-                pass
-        rows = iter(source.read(path, names).rows if table.ragged else table.rows)
-        first = list(islice(rows, 1))
+        table = _with_columns(partial(source.read, path, names))
         roles = readings[path] = names.roles(table.columns, path)
         _refuse_other_columns(readings)
-        for row in chain(first, rows):
+        for row in table.rows:
             num_rows += 1
             name = _split_of(row, split, table.split, roles)
             for records in _records_of(row, roles, num_rows, num_pairs):
