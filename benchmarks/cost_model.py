@@ -90,7 +90,7 @@ TWO_CORES = Machine(
     rank_query_s=1.6e-4,
     merge_s=4.13e-8,
     checkpoint_bytes_per_s=2.2e9,
-    held_bytes=1410,
+    held_bytes=165,
     token_bytes=385,
     start_s=1.43e-4,
 )

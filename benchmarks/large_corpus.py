@@ -4,8 +4,9 @@
     python benchmarks/large_corpus.py --texts 100000             # for a first look
 
 10,000 pairs of short texts stand in one table, and further texts in another, `data.corpus`. They are read, tokenized,
-embedded by a BERT of 2 layers and 64 dimensions with random weights, and searched for the nearest negative of each pair, by
-the code that a training run uses: on one rank, on two with rank 0 searching, and on two that hold a part each.
+embedded by a BERT of 2 layers and 64 dimensions with random weights (by the mean over tokens, because vectors of a random
+pooler hardly differ), and searched for the nearest negative of each pair, by the code that a training run uses: on one
+rank, on two with rank 0 searching, and on two that hold a part each.
 
 read, tokens    seconds of reading the tables, and of tokenizing on the first of the ranks
 embed, mine     seconds of embedding all texts, and of building, searching and auditing

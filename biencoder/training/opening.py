@@ -82,10 +82,11 @@ def run_line(folder: Path, config: Config, from_step: int | None) -> str:
 
 def ungrouped(plan: Plan) -> list[str]:
     """Keys that ask for debates or themes of which the training split names at most one."""
+    without = {"train.batches": "; clusters needs no labels"}
     keys = {"train.batches": plan.config.train.batches, "mining.focus": plan.config.mining.focus}
     group_of = {key: plan.dataset.splits["training"].groups(kind) for key, kind in keys.items()}
     return [
-        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing"
+        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{without.get(key, '')}"
         for key, group_P in group_of.items()
         if group_P is not None and not group_P.any()
     ]

@@ -278,7 +278,9 @@ def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warne
     dataset = load_dataset(root, clean=True)
     config = load_config(overrides={"train.batches": "debates", "mining.focus": "corpus"})
     plan: Any = SimpleNamespace(config=config, dataset=dataset)
-    expected = "train.batches is debates, but no two training pairs differ in it, so it divides nothing"
+    expected = (
+        "train.batches is debates, but no two training pairs differ in it, so it divides nothing; clusters needs no labels"
+    )
     assert ungrouped(plan) == [expected] * warned
 
 
