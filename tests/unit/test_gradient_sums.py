@@ -80,6 +80,7 @@ def model_of(tiny_bert: Path, dtype: torch.dtype, *, checkpointing: bool) -> BiE
     return model.to(dtype)
 
 
+@pytest.mark.slow
 def test_a_models_gradient_is_near_that_in_fp32_with_checkpointing_too(tiny_bert: Path) -> None:
     ids_UL = torch.randint(5, 60, (256, 32), generator=torch.Generator().manual_seed(0))
     tokens, wanted = Tokens(ids_UL, torch.ones_like(ids_UL)), drawn(256, 128)

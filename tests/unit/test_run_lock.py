@@ -119,6 +119,7 @@ def elsewhere(file: Path, *, beats: bool) -> Iterator[None]:
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_holder_on_another_node_is_known_by_its_heartbeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / NAME
     with elsewhere(file, beats=True), pytest.raises(ConfigError, match="in use by process 12 on node7"):
@@ -140,6 +141,7 @@ def test_a_holder_on_another_node_is_known_by_its_heartbeat(tmp_path: Path, caps
     assert names_left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_holder_beats_and_ends_when_another_has_taken_over(tmp_path: Path) -> None:
     lost: list[str] = []
     lock, file = take_lock(tmp_path, lost=lost.append, heartbeat_s=0.05), tmp_path / NAME

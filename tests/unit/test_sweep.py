@@ -40,6 +40,7 @@ def draws(file: Path, count: int, seed: int = 0) -> list[dict[str, str]]:
     return read_sweep(file).trials(count, seed=seed, base=Config())
 
 
+@pytest.mark.slow
 def test_the_shipped_ranges_are_kept_and_the_learning_rate_is_log_uniform() -> None:
     baseline, *trials = draws(SHIPPED, 2001)
     assert baseline == {

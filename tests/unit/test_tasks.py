@@ -125,6 +125,7 @@ def test_tasks_are_chosen_by_name_and_by_what_the_corpus_tells(write_corpus: Wri
         choose_tasks("sdoa,epa", table)
 
 
+@pytest.mark.slow
 def test_finding_the_pools_of_many_debates_takes_no_time_for_all_pairs_each() -> None:
     size = 40_000
     pairs: Any = tuple(

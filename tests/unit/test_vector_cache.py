@@ -155,6 +155,7 @@ def test_a_model_replaced_while_it_is_loaded_is_not_cached(
     assert load_models([str(folder)], cached=True)[0].cache is None
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_embeds_nothing(
     cache: VectorCache, tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
