@@ -91,7 +91,7 @@ def ours(root: str, folder: Path, every: int, settings: dict[str, str]) -> tuple
         **settings,
     }
     config = load_config(file=CONFIG, overrides=overrides)
-    without_evaluations(mines=config.mining.negatives > 0)
+    without_evaluations(embeds=config.mining.negatives > 0 or config.train.batches == "clusters")
     Step.train = timed  # type: ignore[method-assign]
     with join(config.distributed) as world:
         train(config, world)
@@ -100,11 +100,15 @@ def ours(root: str, folder: Path, every: int, settings: dict[str, str]) -> tuple
     return facts, seconds, {step: checkpoint_encoder(config, place) for step, place in checkpoints.items()}
 
 
-def without_evaluations(*, mines: bool) -> None:
-    """The peer's trainer does none either."""
+def without_evaluations(*, embeds: bool) -> None:
+    """The peer's trainer does none either.
+
+    Args:
+        embeds: whether training itself needs the vectors of its texts.
+    """
     Evaluator.measure = lambda *_, **__: Metrics()  # type: ignore[method-assign]
     BestModel.consider = BestModel.write = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    if not mines:
+    if not embeds:
         Evaluator.embed = lambda *_, **__: (None, 0.0)  # type: ignore[method-assign]
 
 
