@@ -62,7 +62,8 @@ def test_a_return_passes_over_a_checkpoint_that_failed_and_forgets_nothing_that_
     skipped = events(run_dir, "skipped step")
     assert [step for step, _ in skipped] == [6, 7, 8, 5, 6, 7]
     assert all("a-point.txt" in detail for _, detail in skipped)
-    assert [step for step, _ in events(run_dir, "alert")][:1] == [6]
+    alerts = [e for e in records(run_dir, "event") if e["event"] == "alert" and e["guard"] == "non-finite gradient"]
+    assert [e["step"] for e in alerts] == [6]  # other guards may speak of a busy machine
     assert [r["step"] for r in records(run_dir, "step")] == list(range(1, 17))
     assert len(records(run_dir, "mine")) == 2
 
