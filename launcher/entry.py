@@ -90,7 +90,7 @@ def parse_run(argv: Sequence[str], *, prog: str, description: str, example: str 
 
 
 def corpus_parser(*, prog: str, description: str, example: str) -> Parser:
-    """What the commands that read a corpus beside a model have in common: data_root, data_columns, data_corpus, clean, and
+    """What the commands that read a corpus beside a model have in common: data_root, what `as_read` takes, clean, and
     trust_remote_code."""
     parser = Parser(prog=prog, description=description, example=example)
     root = default("data.root")
@@ -110,6 +110,13 @@ def corpus_parser(*, prog: str, description: str, example: str) -> Parser:
         help="tables of further texts, which belong to no pair [default: none]",
     )
     parser.add_argument(
+        "--data.candidates",
+        dest="data_candidates",
+        default=default("data.candidates"),
+        choices=("auto", "counters"),
+        help="what can be retrieved: also the points of pairs (auto), or their counters alone [default: auto]",
+    )
+    parser.add_argument(
         "--clean",
         action=argparse.BooleanOptionalAction,
         help="drop what gives matches away, or take the texts as they stand [default: as the model was trained]",
@@ -120,6 +127,11 @@ def corpus_parser(*, prog: str, description: str, example: str) -> Parser:
         help="run Python code that the model's folder holds; it may do whatever you may, so read it first",
     )
     return parser
+
+
+def as_read(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the corpus of a command line is read: keywords of `load_dataset` and `load_texts`."""
+    return {name: getattr(arguments, f"data_{name}") for name in ("columns", "corpus", "candidates")}
 
 
 def default(key: str) -> Any:

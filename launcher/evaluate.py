@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biencoder.errors import ConfigError
-from launcher.entry import cleans, model_parser, run
+from launcher.entry import as_read, cleans, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.data import Dataset
@@ -158,8 +158,7 @@ def read_corpus(arguments: argparse.Namespace, *, clean: bool) -> "Dataset":
     """The corpus of the command line, which need not have training pairs."""
     from biencoder.data import load_dataset
 
-    columns, corpus = arguments.data_columns, arguments.data_corpus
-    return load_dataset(arguments.data_root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
+    return load_dataset(arguments.data_root, clean=clean, needs_training=False, **as_read(arguments))
 
 
 def load(arguments: argparse.Namespace, terminal: "Terminal") -> "list[NamedModel]":

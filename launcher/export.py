@@ -7,11 +7,11 @@ python launcher/export.py --model runs/RUN/model/best --push OWNER/NAME
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError
-from launcher.entry import add_dim, cleans, corpus_parser, run
+from launcher.entry import add_dim, as_read, cleans, corpus_parser, run
 
 if TYPE_CHECKING:
     from biencoder.tracking.terminal import Terminal
@@ -49,9 +49,8 @@ def write(arguments: argparse.Namespace, terminal: "Terminal") -> None:
     model_folder = user_path(arguments.model)
     folder = output_folder(arguments.out, FACTS)
     clean, trusted, dim = cleans(arguments.clean, [arguments.model]), arguments.trust_remote_code, arguments.dim
-    columns, corpus = (arguments.data_columns, arguments.data_corpus) if arguments.data_root else ("", "")
-    root = arguments.data_root or _SAMPLE
-    dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
+    read: dict[str, Any] = as_read(arguments) if arguments.data_root else {}
+    dataset = load_dataset(arguments.data_root or _SAMPLE, clean=clean, needs_training=False, **read)
     split = dataset.splits[dataset.deciding_split]
     model = TrainedModel.load(arguments.model, precision="fp32", trust_remote_code=trusted, dim=dim)
     model = replace(model, model=model.model.cpu(), device=torch.device("cpu"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from biencoder.config.paths import typed, user_path
-from launcher.entry import add_dim, add_precision, cleans, corpus_parser, run
+from launcher.entry import add_dim, add_precision, as_read, cleans, corpus_parser, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,9 +26,7 @@ def main(argv: Sequence[str]) -> None:
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
     model_folder = user_path(arguments.model).resolve()
     clean = cleans(arguments.clean, [str(model_folder)])
-    texts, findings = load_texts(
-        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
-    )
+    texts, findings = load_texts(arguments.data_root, clean=clean, **as_read(arguments))
     trusted, dim = arguments.trust_remote_code, arguments.dim
     model = TrainedModel.load(model_folder, precision=arguments.precision, trust_remote_code=trusted, dim=dim)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {model_folder}")

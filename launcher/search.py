@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError, DataError, ModelError
-from launcher.entry import cleans, model_parser, run
+from launcher.entry import as_read, cleans, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.retrieval.saved_index import SearchIndex
@@ -98,9 +98,7 @@ def made_now(arguments: argparse.Namespace, terminal: "Terminal") -> "tuple[Trai
     from biencoder.retrieval.saved_index import SearchIndex
 
     clean = cleans(arguments.clean, [arguments.model])
-    texts, findings = load_texts(
-        arguments.data_root, clean=clean, columns=arguments.data_columns, corpus=arguments.data_corpus
-    )
+    texts, findings = load_texts(arguments.data_root, clean=clean, **as_read(arguments))
     model = load(arguments, arguments.model, arguments.dim)
     check_corpus(texts, model.tokenizer, findings, root=arguments.data_root, name=f"the model in {arguments.model}")
     with terminal.work("embedding the corpus", len(texts)) as advance:
@@ -120,7 +118,7 @@ def saved(arguments: argparse.Namespace) -> "tuple[TrainedModel, SearchIndex]":
         taken = "cleaned texts" if facts.clean else "texts as they stand"
         raise ConfigError(f"the index in {folder} is of {taken}, and queries are taken alike; make another, or say nothing")
     if arguments.data_root:
-        texts, _ = load_texts(arguments.data_root, clean=facts.clean, columns=arguments.data_columns)
+        texts, _ = load_texts(arguments.data_root, clean=facts.clean, **as_read(arguments))
         check_texts(folder, facts, texts)
     model_folder = user_path(arguments.model or facts.model)
     if not model_folder.is_dir():

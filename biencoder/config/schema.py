@@ -41,6 +41,9 @@ class DataConfig:
     corpus: Annotated[str, FREE] = ""
     """Further texts, which belong to no pair and can be mined, ranked and found: tables with a column `text`, or folders of
     such tables, separated by commas."""
+    candidates: Annotated[Literal["auto", "counters"], FIXED] = "auto"
+    """What can be mined and retrieved. auto: the passages where `root` holds queries over a corpus, else the counters and
+    points of each split; counters: never a point, and a point with several counters is a query with several answers."""
     clean: Annotated[bool, FIXED] = True
     """Resolve HTML entities, drop footnote marks and trailing reference lists."""
 

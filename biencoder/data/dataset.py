@@ -53,7 +53,7 @@ class Split:
     corpus_text_C: Ids = field(default_factory=_nothing)
     """Every passage of the corpus, for queries over one, and further texts that are candidates beside the pairs' own."""
     judgements: Judgements | None = None
-    """For queries over a corpus only. Without, each pair is a query whose only answer is its own counter."""
+    """Of queries over a corpus or over counters only. Without, a pair is a query whose only answer is its own counter."""
     given: Given | None = None
     """The negatives that the data gives, of which none is a right answer of its pair's point; None if there are none."""
 
@@ -89,6 +89,14 @@ class Split:
             return self.corpus_text_C
         return np.concatenate([self.counter_text_P, self.point_text_P, self.corpus_text_C])
 
+    def over_counters(self) -> "Split":
+        """These pairs as queries over their counters. Points of the same text are one query, counters of the same text one
+        passage."""
+        passage_text_C, passage_P = np.unique(self.counter_text_P, return_inverse=True)
+        query_P: Ids = np.unique(self.point_text_P, return_inverse=True)[1]
+        judgements = Judgements(query_P, passage_P, np.ones_like(passage_P))
+        return replace(self, corpus_text_C=passage_text_C, judgements=judgements)
+
     def groups(self, kind: str) -> npt.NDArray[np.int64] | None:
         """The group number (P,) of each pair.
 
@@ -119,19 +127,32 @@ class Dataset:
     the same data."""
 
     @property
+    def candidate_text_ids(self) -> Ids:
+        """The texts that can be retrieved in any split, each once, ascending."""
+        return np.unique(np.concatenate([split.candidate_text_C for split in self.splits.values()]))
+
+    @property
     def deciding_split(self) -> str:
         """The split whose metric decides which model is the best."""
         return "validation" if "validation" in self.splits else "training"
 
 
 def load_dataset(
-    root: str, *, clean: bool, columns: str = "", corpus: str = "", needs_training: bool = True, given: bool = False
+    root: str,
+    *,
+    clean: bool,
+    columns: str = "",
+    corpus: str = "",
+    candidates: str = "auto",
+    needs_training: bool = True,
+    given: bool = False,
 ) -> Dataset:
     """Read, clean, check and pair a corpus. Oddities do not raise; `findings` counts them.
 
     Args:
         columns: the names of a table's columns, as data.columns gives them.
         corpus: tables of further texts, as data.corpus gives them.
+        candidates: auto or counters, as data.candidates gives them.
         given: whether the training pairs keep the negatives that a table gives.
 
     Raises:
@@ -150,8 +171,8 @@ def load_dataset(
     for split, pair in _pairs(beir, path, names, tidy, findings, given=given):
         pairs[split].add(pair)
     _check(pairs, root, findings, needs_training=needs_training)
-    texts, splits, others = _numbered(pile, beir, pairs, further, findings)
-    _count_duplicates(splits, findings)
+    texts, splits, others = _numbered(pile, beir, pairs, further, findings, judged=candidates == "counters")
+    _count_duplicates(splits, findings, share_passages=beir is not None)
     return Dataset(texts, splits, findings, _fingerprint(splits, (texts[text] for text in others)))
 
 
@@ -179,10 +200,20 @@ def _pairs(
 
 
 def _numbered(
-    pile: Pile, beir: Beir | None, pairs: dict[str, PairColumns], further: tuple[range, Sources] | None, findings: Findings
+    pile: Pile,
+    beir: Beir | None,
+    pairs: dict[str, PairColumns],
+    further: tuple[range, Sources] | None,
+    findings: Findings,
+    *,
+    judged: bool,
 ) -> tuple[Texts, dict[str, Split], Ids]:
     """The distinct texts: those of passages, then of pairs, then further ones, and last of given negatives; the splits; and
-    the text ids of passages, with copies, and of further texts."""
+    the text ids of passages, with copies, and of further texts.
+
+    Args:
+        judged: whether pairs without passages are queries over the counters of their split.
+    """
     there = {split: columns for split, columns in pairs.items() if len(columns)}
     point_and_counter = [places for columns in there.values() for places in columns.places[:2]]
     corpora = (np.asarray(beir.passages.place_C if beir else range(0)), np.asarray(further[0] if further else range(0)))
@@ -194,8 +225,10 @@ def _numbered(
         (point_text_P, counter_text_P), of_pairs = of_pairs[:2], of_pairs[2:]
         given = columns.given(given_text_X) if name == "training" else None
         rows = columns.pairs(texts, point_text_P, counter_text_P, given)
-        judgements = _judgements(rows, beir.passages.position) if beir else None
-        splits[name] = Split(name, rows, point_text_P, counter_text_P, passage_text_C, judgements, given)
+        split = Split(name, rows, point_text_P, counter_text_P, passage_text_C, given=given)
+        if beir:
+            split = replace(split, judgements=_judgements(rows, beir.passages.position))
+        splits[name] = split.over_counters() if judged and not beir else split
     if further:
         further_text_C = _each_once(further_text_C, further[1], "repeated text in data.corpus (dropped)", findings)
         splits = {name: _with_further(split, further_text_C) for name, split in splits.items()}
@@ -282,9 +315,14 @@ def _judgements(pairs: Sequence[Pair], place_of: dict[str, int]) -> Judgements:
     )
 
 
-def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -> tuple[Texts, Findings]:
-    """The distinct texts of a corpus to search: the texts of all its pairs, the passages of a BEIR folder, or the
-    rows of a table that has texts alone; and the further texts of data.corpus.
+def load_texts(
+    root: str, *, clean: bool, columns: str = "", corpus: str = "", candidates: str = "auto"
+) -> tuple[Texts, Findings]:
+    """The distinct texts of a corpus to search: the texts of all its pairs or their counters alone, the passages of a BEIR
+    folder, or the rows of a table that has texts alone; and the further texts of data.corpus.
+
+    Args:
+        columns, corpus, candidates: as those of `load_dataset`.
 
     Raises:
         ConfigError: `columns` is not written as data.columns must be.
@@ -296,8 +334,10 @@ def load_texts(root: str, *, clean: bool, columns: str = "", corpus: str = "") -
     if not beir:
         sources = read_texts(path, names, tidy, pile, findings)
         if sources is None:
-            dataset = load_dataset(root, clean=clean, columns=columns, corpus=corpus, needs_training=False)
-            return dataset.texts, dataset.findings
+            dataset = load_dataset(
+                root, clean=clean, columns=columns, corpus=corpus, candidates=candidates, needs_training=False
+            )
+            return dataset.texts.of(dataset.candidate_text_ids), dataset.findings
     if not len(pile):
         raise DataError(f"data.root {root} holds no text")
     further = read_further(corpus, names, tidy, pile, findings) if corpus else None
@@ -317,12 +357,15 @@ def _cleaned(records: Iterable[Record], tidy: Callable[[str], str], findings: Fi
             findings.add(f"empty {record.kind} (dropped)", record.source)
 
 
-def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
-    """Splits of queries over a corpus share its passages, so of these only the queries are compared."""
+def _count_duplicates(splits: dict[str, Split], findings: Findings, *, share_passages: bool) -> None:
+    """
+    Args:
+        share_passages: whether all splits have the same corpus, so that only their queries can be compared.
+    """
     corpus_text_C = next(iter(splits.values())).corpus_text_C
     if repeats := len(corpus_text_C) - len(np.unique(corpus_text_C)):
         findings.add("passage with the text of another", "corpus", count=repeats)
-    texts_of = {name: _own_texts(split) for name, split in splits.items()}
+    texts_of = {name: _own_texts(split, share_passages=share_passages) for name, split in splits.items()}
     for name, texts in texts_of.items():
         if repeats := len(texts) - len(np.unique(texts)):
             findings.add("text repeated within a split", name, count=repeats)
@@ -334,11 +377,12 @@ def _count_duplicates(splits: dict[str, Split], findings: Findings) -> None:
                 findings.add("text that stands in two splits", f"{first} and {second}", count=len(shared))
 
 
-def _own_texts(split: Split) -> Ids:
+def _own_texts(split: Split, *, share_passages: bool) -> Ids:
     """The texts, with copies, that no other split should have."""
-    if split.judgements:
-        return split.point_text_P[np.unique(split.judgements.query_P, return_index=True)[1]]
-    return np.concatenate([split.point_text_P, split.counter_text_P])
+    if not split.judgements:
+        return np.concatenate([split.point_text_P, split.counter_text_P])
+    query_text_Q = split.point_text_P[np.unique(split.judgements.query_P, return_index=True)[1]]
+    return query_text_Q if share_passages else np.concatenate([query_text_Q, np.unique(split.counter_text_P)])
 
 
 def terminated(text: str) -> bytes:

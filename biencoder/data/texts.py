@@ -70,6 +70,11 @@ class Texts(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
 
+    def of(self, text_ids: Ids) -> "Texts":
+        """These alone, in this order; each must be named once."""
+        start_N, end_N = self._start_N[text_ids], self._end_N[text_ids]
+        return Texts(self._block_T, start_N, end_N, self._file, self._content)
+
     def share(self, world: World) -> None:
         """Map the file of the machine's first rank instead of a copy of one's own. Every rank takes part.
 

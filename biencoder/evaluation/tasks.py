@@ -128,12 +128,12 @@ def choose_tasks(text: str, split: Split) -> list[Task]:
 
     Raises:
         ConfigError: a name is none of a task.
-        DataError: the corpus lacks what a named task is about, or holds queries over a corpus in place of debates.
+        DataError: the corpus lacks what a named task is about, or has no points among its candidates.
     """
     if split.judgements:
         raise DataError(
-            "the tasks are about pairs of points and counters, but data.root holds queries over a corpus: give evaluate.py "
-            "--model and --data.root alone, which measures every split"
+            "the tasks have points among their candidates, but there are none in queries over a corpus, nor with "
+            "data.candidates = counters: give evaluate.py --model and --data.root alone, which measures every split"
         )
     asked = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in asked if name not in TASKS and name != "all"]

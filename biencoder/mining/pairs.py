@@ -7,7 +7,7 @@ P: pairs, K: negatives of each, N: distinct texts, D: similarity embedding.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,11 +41,12 @@ def mine(
     embeddings: Encoder | tuple[Embeddings, Embeddings],
     *,
     config: MiningConfig | None = None,
+    candidates: Literal["auto", "counters"] = "auto",
     clean: bool = True,
     seed: int = 0,
     epoch: int = 0,
 ) -> list[list[str]]:
-    """Hard negatives for each pair: K texts among all points and counters.
+    """Hard negatives for each pair: K texts among all points and counters, or among counters alone.
 
     A point never gets its own text, nor any counter that it is paired with, even if these texts occur several times.
 
@@ -54,6 +55,7 @@ def mine(
         counters: the right answer of each, in the same order.
         embeddings: a model that embeds the texts, or their embeddings: (P, D) of the points, (P, D) of the counters.
         config: the settings under `mining`; by default the nearest text, with exact search, and no random ones.
+        candidates: auto: points can be negatives, too; counters: they cannot.
         clean: whether texts count as the same if they are equal after cleaning.
         seed: determines the random draws, if `config` asks for some.
         epoch: the same; other epochs have other draws, and `config.random_rate_decay` counts them.
@@ -68,6 +70,7 @@ def mine(
     config = config or MiningConfig(random_rate=0.0)
     _check(config)
     texts, split = _split(points, counters, clean=clean)
+    split = split.over_counters() if candidates == "counters" else split
     embedded = _by_vectors(split, *embeddings) if isinstance(embeddings, tuple) else _by_model(texts, embeddings)
     forbidden = Forbidden.of(split, len(texts), same_N=near_duplicates(texts) if config.exclude_near_duplicates else None)
     miner = Miner(split, forbidden, World.alone(), config, seed=seed, num_epochs=epoch + 1)

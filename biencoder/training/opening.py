@@ -111,9 +111,10 @@ def closing_line(folder: Path, config: Config) -> str:
     model = next((folder for folder in (best, last) if folder.is_dir()), None)
     if model is None:
         return f"Neither {best} nor {last} is there: the run has left no model"
-    command = [*typed("search"), "--model", str(model), "--data.root", config.data.root]
-    for key, value in {"--data.columns": config.data.columns, "--data.corpus": config.data.corpus}.items():
-        command += [key, value] if value else []
+    command = [*typed("search"), "--model", str(model)]
+    for name in ("root", "columns", "corpus", "candidates"):
+        value = getattr(config.data, name)
+        command += [f"--data.{name}", value] if value not in ("", "auto") else []
     command += ["--trust-remote-code"] * config.model.trust_remote_code
     command.append("your argument")
     which = "The best model" if model == best else f"{best} is not there; the last model"

@@ -122,7 +122,14 @@ def read_data(config: Config) -> Dataset:
         ConfigError: it does not fill one global batch.
     """
     data, given = config.data, config.mining.given != "off"
-    dataset = load_dataset(data.root, clean=data.clean, columns=data.columns, corpus=data.corpus, given=given)
+    dataset = load_dataset(
+        data.root,
+        clean=data.clean,
+        columns=data.columns,
+        corpus=data.corpus,
+        candidates=data.candidates,
+        given=given,
+    )
     check_given(dataset, config.mining)
     config.check_data(len(dataset.splits["training"]))
     return dataset

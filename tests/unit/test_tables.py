@@ -371,7 +371,8 @@ def test_every_example_of_the_page_holds_the_same_pairs(
         )
     else:
         columns, corpus = given.get("--data.columns", ""), given.get("--data.corpus", "")
-        dataset = load_dataset(given["--data.root"], clean=True, columns=columns, corpus=corpus)
+        candidates = given.get("--data.candidates", "auto")
+        dataset = load_dataset(given["--data.root"], clean=True, columns=columns, corpus=corpus, candidates=candidates)
         assert pairs(dataset) == PAIRS
         over_a_corpus = title in ("Queries over a corpus: a BEIR folder", "Triples by id")
         assert len(dataset.findings.readings) == (3 if over_a_corpus else 1) + bool(corpus)

@@ -58,12 +58,17 @@ def test_closing_words_name_a_model_that_is_there(tmp_path: Path, capsys: pytest
     assert f"{folder}/model/best is not there" in said
     assert f"--model {shlex.quote(f'{folder}/model/last')} --data.root 'my data' 'your argument'" in said
     (folder / "model" / "best").mkdir()
-    config = replace(config, model=ModelConfig(trust_remote_code=True))
+    config = replace(
+        config,
+        data=DataConfig(root="my data", columns="point=a b", candidates="counters"),
+        model=ModelConfig(trust_remote_code=True),
+    )
     terminal.say(closing_line(folder, config))
     said, _, command = capsys.readouterr().out.partition(" Try it: ")
     assert said == f"The best model is in {folder}/model/best."
     arguments = parse(shlex.split(command)[len(typed("search")) :])  # as a shell reads it
     assert (arguments.model, arguments.data_root) == (f"{folder}/model/best", "my data")
+    assert (arguments.data_columns, arguments.data_corpus, arguments.data_candidates) == ("point=a b", "", "counters")
     assert (arguments.queries, arguments.trust_remote_code) == (["your argument"], True)
 
 
