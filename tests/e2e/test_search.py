@@ -59,6 +59,25 @@ def test_texts_alone_can_be_searched_and_reranked(
     assert [probability for _, probability in reranked] == sorted((p for _, p in nearest), reverse=True)
 
 
+def test_an_index_knows_the_corpus_that_it_was_made_of_and_the_way_it_was_read(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of pairs and further texts: with the points, and without them."""
+    model, folder, pairs, more = (tmp_path / name for name in ("model", "index", "pairs.csv", "more.csv"))
+    export(tiny_bert, model)
+    pairs.write_text("q,a\nfox,dog\nlazy,quick\n")
+    more.write_text("text\nvotes\n")
+    read = ["--data.root", str(pairs), "--data.columns", "point=q,counter=a", "--data.corpus", str(more)]
+    for candidates, count in (("counters", 3), ("auto", 5)):
+        told = [*read, "--data.candidates", candidates]
+        index.main(["--model", str(model), *told, "--out", str(folder)])
+        capsys.readouterr()
+        search.main(["--index", str(folder), *told, "--top-k", "9", "taxes"])
+        assert capsys.readouterr().out.count("%") == count
+    with pytest.raises(BiencoderError, match=r"is of other texts \(5\) than data.root holds now \(3\)"):
+        search.main(["--index", str(folder), *read, "--data.candidates", "counters", "taxes"])
+
+
 def test_without_a_classifier_there_is_no_probability_and_no_reranking(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
