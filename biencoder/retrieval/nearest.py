@@ -27,6 +27,8 @@ _ROUNDING = 1e-5
 _CHUNK_BYTES = 64 * 2**20
 MOST_ROWS = 2048
 """The most rows that a search asks an index for, which is the limit of FAISS on a GPU."""
+_SEARCHED_QUERIES = 1024
+"""The fewest queries of one search, if there are as many: FAISS takes fewer than 20 one by one."""
 _SCANNED_QUERIES, _SCANNED_PAIRS = 64, 2**20
 """Queries, and pairs of a query and a vector, in a block of the comparison with every vector."""
 
@@ -104,11 +106,16 @@ def nearest_allowed(
     N, open_queries, k = len(vectors_ND), np.arange(len(queries_QD)), 7 + count
     while N and len(open_queries):
         k, undecided = min(k, N), []
-        for block in _blocks(open_queries, max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))):
-            best_Qc[block], distance_Qc[block], settled_q = _search_index(
-                index, vectors_ND, queries_QD[block], partial(allowed, block), least_Q[block], k, count
-            )
-            undecided.append(block[~settled_q])
+        compared = max(1, _CHUNK_BYTES // (8 * k * vectors_ND.shape[1]))
+        for searched in _blocks(open_queries, max(_SEARCHED_QUERIES, compared)):
+            rows_Qk = index.search(queries_QD[searched], k)
+            for part in _blocks(np.arange(len(searched)), compared):
+                block = searched[part]
+                few, near_q = partial(allowed, block), least_Q[block]
+                best_Qc[block], distance_Qc[block], settled_q = _measured(
+                    rows_Qk[part], vectors_ND, queries_QD[block], few, near_q, count, is_exact=index.exact
+                )
+                undecided.append(block[~settled_q])
         open_queries = np.concatenate(undecided)
         if k >= min(MOST_ROWS, N):
             break
@@ -147,21 +154,21 @@ def _blocks(positions: Rows, size: int) -> list[Rows]:
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
-def _search_index(
-    index: NegativeIndex,
+def _measured(
+    rows_qk: Rows,
     vectors_ND: Embeddings,
     queries_qD: Embeddings,
     allowed: Callable[[Rows], npt.NDArray[np.bool_]],
     least_q: Distances,
-    k: int,
     count: int,
+    *,
+    is_exact: bool,
 ) -> tuple[Rows, Distances, npt.NDArray[np.bool_]]:
-    """The nearest allowed rows among the k that the index returns for each query.
+    """The nearest allowed rows among the k that an index has returned for each query.
 
     Returns:
         Rows (q, c), their distances (q, c), and whether the answer is final (q,): no other row can be nearer.
     """
-    rows_qk = index.search(queries_qD, k)
     exact_qk = np.where(rows_qk >= 0, _distances(vectors_ND[rows_qk], queries_qD[:, None]), np.inf)
     measured_qk = np.where(allowed(rows_qk) & (exact_qk >= least_q[:, None]), exact_qk, np.inf)
     order_qc = np.lexsort((rows_qk, measured_qk), axis=1)[:, :count]
@@ -170,12 +177,12 @@ def _search_index(
     missing = ((0, 0), (0, count - order_qc.shape[1]))
     best_qc = np.pad(np.where(found_qc, np.take_along_axis(rows_qk, order_qc, axis=1), -1), missing, constant_values=-1)
     near_qc = np.pad(near_qc, missing, constant_values=np.inf)
-    if index.exact and rows_qk.shape[1] == len(vectors_ND):
+    if is_exact and rows_qk.shape[1] == len(vectors_ND):
         return best_qc, near_qc, np.ones(len(rows_qk), dtype=np.bool_)
     # An answer is final if every row that the index did not return is farther than the last one, rounding included.
     scale_q = np.square(queries_qD.astype(np.float64)).sum(1) + np.square(exact_qk).max(1)
     slack_q = np.sqrt(np.square(near_qc[:, -1]) + _ROUNDING * scale_q)
-    settled_q = np.isfinite(near_qc[:, -1]) & (not index.exact or exact_qk.max(axis=1) > slack_q)
+    settled_q = np.isfinite(near_qc[:, -1]) & (not is_exact or exact_qk.max(axis=1) > slack_q)
     return best_qc, near_qc, settled_q
 
 

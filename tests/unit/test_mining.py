@@ -106,6 +106,31 @@ def test_search_goes_on_while_everything_near_is_forbidden(name: str) -> None:
     assert (rows.tolist(), distance.tolist()) == ([[90]], [[90.0]])
 
 
+def test_texts_of_nearly_one_vector_are_searched_for_many_queries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vectors of a collapsed encoder: the index's rounding hides which is nearest, and the search asks for more."""
+    monkeypatch.setattr(nearest, "_CHUNK_BYTES", 8 * 400)
+    generator = np.random.default_rng(0)
+    vectors_ND = (1 + 1e-4 * generator.standard_normal((400, 16))).astype(np.float32)
+    asked = []
+
+    class Watched:
+        exact = True
+
+        def search(self, queries_QD: Embeddings, k: int) -> npt.NDArray[np.int64]:
+            asked.append((len(queries_QD), k))
+            return flat.search(queries_QD, k)
+
+    flat = build_index(vectors_ND, MiningConfig())
+    rows, _ = nearest_allowed(Watched(), vectors_ND, vectors_ND, lambda queries, rows: rows != queries[:, None])
+    assert len(asked) > 1
+    assert asked[0] == (400, 8)
+    assert asked[-1][0] > 100
+    assert len(asked) == len({k for _, k in asked})  # each number of neighbours was asked for once
+    distance_NN = np.linalg.norm(vectors_ND[:, None].astype(np.float64) - vectors_ND, axis=2)
+    np.fill_diagonal(distance_NN, np.inf)
+    assert rows[:, 0].tolist() == distance_NN.argmin(axis=1).tolist()
+
+
 def test_a_text_with_several_counters_never_gets_one_of_them() -> None:
     split = split_of([0, 0, 1], [2, 3, 2])
     forbidden = Forbidden.of(split, 5)
