@@ -281,7 +281,8 @@ def rank_candidates(
     k = min(k, len(candidate_text_C) - bool((excluded_Q >= 0).all()))
     held = HeldCandidates.of(candidate_text_C, embedded)
     order, merged = [], []
-    for block, queries, counts in embedded.blocks(query_text_Q, world, pooled=classifier is not None):
+    pooled = classifier is not None and classifier.uses_pooled
+    for block, queries, counts in embedded.blocks(query_text_Q, world, pooled=pooled):
         mine = nearest_candidates(queries, held, excluded_Q[block], k=k)
         if classifier is not None and len(held.position_c):
             place_qk = np.where(mine.candidate_Qk < 0, held.position_c[0], mine.candidate_Qk)

@@ -206,6 +206,11 @@ class PairClassifier(nn.Module):
         return [u, v, (u - v).abs(), *([u * v] if self.residual else [])]
 
     @property
+    def uses_pooled(self) -> bool:
+        """Whether pooled vectors are among the features; where they are not, they may be empty."""
+        return self.features != "embedding"
+
+    @property
     def uses_hubness(self) -> bool:
         """Whether the log-odds depend on the hubness of candidate and query."""
         return self.residual and bool(self.nearness.weight[0, 1:].any())

@@ -235,7 +235,7 @@ class TrainedModel:
             advance: see `embed_texts`.
         """
         tower = self.model.query_tower if side == "query" else self.model.candidate_tower
-        uses_pooled = self.has_classifier and self.config.classifier_features != "embedding"
+        uses_pooled = self.has_classifier and self.model.classifier.uses_pooled
 
         def encode(batch: Batch) -> list[torch.Tensor]:
             embedding_UD, pooled_UH = tower.project(tower.pool(batch.to(self.device)))

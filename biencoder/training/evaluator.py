@@ -44,7 +44,9 @@ class Evaluator:
 
     def needs_pooled(self, *, zero_shot: bool) -> bool:
         """Whether a measurement looks at pooled vectors: for the classifier, or as the pretrained model's own."""
-        return not self.has_projection if zero_shot else self.has_classifier
+        if zero_shot:
+            return not self.has_projection
+        return self.has_classifier and self.engine.model.classifier.uses_pooled
 
     def embed(self, split: Split, *, pooled: bool) -> tuple[EmbeddedTexts | None, float]:
         """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank

@@ -18,7 +18,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two nodes share the cores of one machin
 SILENCE_S = 6
 
 
-def test_torchrun_and_deepspeed_over_two_nodes_equal_one_process(
+def test_deepspeed_over_two_nodes_and_ssh_equals_one_process(
     two_nodes: Cluster, tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
     need("pdsh")
@@ -26,14 +26,6 @@ def test_torchrun_and_deepspeed_over_two_nodes_equal_one_process(
     corpus = write_corpus(numbered_corpus(training=33))
     alone = train(*small_run(tiny_bert, corpus, tmp_path / "alone"))
     assert alone.returncode == 0, alone.stderr
-
-    torchrun = [str(BIN / "torchrun"), "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=two-nodes"]
-    torchrun += ["--rdzv_backend=c10d", "--rdzv_endpoint=node1:29400", "launcher/train.py"]
-    torchrun += small_run(tiny_bert, corpus, tmp_path / "torchrun")
-    jobs = [node.start(torchrun, env=ONE_THREAD) for node in two_nodes.nodes]
-    for job in jobs:
-        assert job.wait(120) == 0, job.output
-    assert opening(jobs[0].output) == "2 ranks x 1 x 4 = 8 triplets"  # and each node started one of them
 
     hostfile, exported = tmp_path / "hostfile", tmp_path / "deepspeed_env"
     hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
@@ -47,13 +39,11 @@ def test_torchrun_and_deepspeed_over_two_nodes_equal_one_process(
         lines = [line for line in job.output.splitlines() if line.startswith(f"{name}: ")]
         assert any(f"nnodes=2, num_local_procs=1, node_rank={rank}" in line for line in lines), job.output
 
-    negatives, losses = history(tmp_path / "alone")
+    (negatives, losses), (others, other_losses) = (history(tmp_path / name) for name in ("alone", "deepspeed"))
     assert len(losses) == 8
-    for name in ("torchrun", "deepspeed"):
-        others, other_losses = history(tmp_path / name)
-        assert others == negatives, name
-        assert other_losses == pytest.approx(losses, rel=1e-4), name
-        assert (tmp_path / name / "model/best/model.safetensors").is_file(), name
+    assert others == negatives
+    assert other_losses == pytest.approx(losses, rel=1e-4)
+    assert (tmp_path / "deepspeed/model/best/model.safetensors").is_file()
 
 
 def opening(output: str) -> str:

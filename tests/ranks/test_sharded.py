@@ -11,16 +11,17 @@ from tests.launch import run_ranks
 pytestmark = pytest.mark.ranks
 
 
-def search(tmp_path: Path, *, ranks: int = 3, given: bool = False, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    ends, _ = run_ranks("mining.sharded_search", ranks, mining=mining, given=given, out=str(tmp_path / "out.json"))
+def search(tmp_path: Path, what: dict[str, Any], *, ranks: int = 3, **mining: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Args: what: see `cases.mining.sharded_search`."""
+    ends, _ = run_ranks("mining.sharded_search", ranks, mining=mining, out=str(tmp_path / "out.json"), **what)
     assert [end.code for end in ends] == [0] * ranks, ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
     return found["sharded"], found["whole"]
 
 
-@pytest.mark.parametrize("index", ["faiss", "balltree"])
-def test_exact_indexes_find_the_same_on_shards(tmp_path: Path, index: str) -> None:
-    sharded, whole = search(tmp_path, index=index)
+@pytest.mark.parametrize(("index", "pooled_is_held"), [("faiss", True), ("balltree", False)])
+def test_exact_indexes_find_the_same_on_shards(tmp_path: Path, index: str, pooled_is_held: bool) -> None:
+    sharded, whole = search(tmp_path, {"pooled_is_held": pooled_is_held}, index=index)
     assert sharded["negatives"] == whole["negatives"]
     assert sharded["distance"] == pytest.approx(whole["distance"], rel=1e-12)
     assert sharded["metrics"] == pytest.approx(whole["metrics"], abs=1e-6)
@@ -35,7 +36,7 @@ def test_exact_indexes_find_the_same_on_shards(tmp_path: Path, index: str) -> No
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_given_negatives_are_the_same_on_any_number_of_ranks(tmp_path: Path, ranks: int) -> None:
-    sharded, whole = search(tmp_path, ranks=ranks, given=True, negatives=2)
+    sharded, whole = search(tmp_path, {"given": True}, ranks=ranks, negatives=2)
     assert sharded["negatives"] == whole["negatives"]
     assert [row[0] for row in whole["negatives"][:100]] == [(sample + 1) % 150 for sample in range(100)]
     assert all(row[0] != row[1] for row in whole["negatives"])
@@ -44,7 +45,7 @@ def test_given_negatives_are_the_same_on_any_number_of_ranks(tmp_path: Path, ran
 
 
 def test_an_approximate_index_on_shards_reports_its_recall(tmp_path: Path) -> None:
-    sharded, whole = search(tmp_path, faiss_kind="ivf", ivf_probes=10_000)
+    sharded, whole = search(tmp_path, {}, faiss_kind="ivf", ivf_probes=10_000)
     assert (sharded["recall"], sharded["negatives"]) == (1.0, whole["negatives"])
 
 

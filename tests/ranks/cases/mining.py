@@ -19,12 +19,13 @@ from biencoder.retrieval.embedding import EmbeddedTexts
 from tests.ranks.cases import in_world
 
 
-def sharded_search(mining: dict[str, Any], out: str, given: bool = False) -> None:
+def sharded_search(mining: dict[str, Any], out: str, given: bool = False, pooled_is_held: bool = True) -> None:
     """Mine and rank random vectors held in unequal shards (the last rank holds none); rank 0 writes what is found, and what
     one process finds.
 
     Args:
         given: whether two pairs in three have a given negative.
+        pooled_is_held: whether the shards have pooled vectors, which the classifier looks at then; else they are empty.
     """
 
     def work(ranks: World) -> None:
@@ -38,19 +39,21 @@ def sharded_search(mining: dict[str, Any], out: str, given: bool = False) -> Non
             split = replace(split, given=Given.of([(numbers + 1) % 150 for numbers in np.array_split(np.arange(100), 150)]))
         rows[split.counter_text_P] = rows[:150] + 2 * torch.eye(6)[torch.arange(150) % 6]  # near, so that some are found
         torch.manual_seed(0)
-        classifier = PairClassifier(ModelConfig(classifier="residual"), embedding_dim=6, hidden=8)
+        config = ModelConfig(classifier="residual", classifier_features="both" if pooled_is_held else "embedding")
+        classifier = PairClassifier(config, embedding_dim=6, hidden=8)
         torch.nn.init.normal_(cast(Any, classifier.layers[-1]).weight, std=0.1)
         classifier.calibrate(0.1, 1.0, -0.1, 0.1)  # far from saturating the softmax
         holder_M = (rng.random(300) ** 2 * (ranks.size - 1)).astype(np.int32)
         held = np.flatnonzero(holder_M == ranks.rank)
         mine = everything.rows(torch.from_numpy(held))
+        mine = mine if pooled_is_held else Vectors(mine.embedding, mine.pooled[:, :0])
         found = {}
         for name, embedded, holders in (
             ("sharded", EmbeddedTexts(held, mine, mine, np.arange(300), holder_M), ranks),
             ("whole", EmbeddedTexts.whole(np.arange(300), everything, everything), World.alone()),
         ):
-            config = MiningConfig(random_rate=0.2, placement="sharded", **mining)
-            miner = Miner(split, Forbidden.of(split, 300), holders, config, seed=0, num_epochs=1)
+            near = MiningConfig(random_rate=0.2, placement="sharded", **mining)
+            miner = Miner(split, Forbidden.of(split, 300), holders, near, seed=0, num_epochs=1)
             mined = miner.mine(0, embedded)
             result = evaluate_split(split, embedded, classifier, top_k=5, world=holders)
             found[name] = {
