@@ -71,12 +71,12 @@ def under_way(
         process.communicate()
 
 
-def wait_for(true: Callable[[], object], *, timeout_s: float = 120) -> None:
+def wait_for(true: Callable[[], object], *, timeout_s: float = 120, every_s: float = 0.05) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() > deadline:
             raise TimeoutError
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def workers_of(process: Forked | subprocess.Popen[str]) -> dict[int, int]:

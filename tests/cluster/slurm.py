@@ -55,6 +55,8 @@ PartitionName=normal Nodes=ALL Default=YES DefaultTime=10 MaxTime=INFINITE Prior
 PartitionName=urgent Nodes=ALL DefaultTime=10 MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF State=UP
 """
 _DEVICES = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
+EVERY_S = 0.5
+"""How often Slurm is asked: each time starts a program, which would take cores from what is waited for."""
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 
 
@@ -202,4 +204,4 @@ def _until(is_so: Callable[[], bool], timeout_s: float, complaint: Callable[[], 
     while not is_so():
         if time.monotonic() > limit:
             raise TimeoutError(f"not after {timeout_s} s; {complaint()}")
-        time.sleep(0.2)
+        time.sleep(EVERY_S)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Slurm
+from tests.cluster.slurm import EVERY_S, Slurm
 from tests.commands import BIN, records, small_run, train, wait_for
 from tests.processes import ROOT
 from tests.runs import story
@@ -103,7 +103,7 @@ def wait_for_steps(slurm: Slurm, job: int, run_dir: Path, *, resumes: int) -> No
         starts = [0, *resumed(run_dir)]
         return len(starts) == resumes + 1 and any(r["step"] >= starts[-1] + 7 for r in records(run_dir, "step"))
 
-    wait_for(lambda: has_stepped() or slurm.state(job) in ("FAILED", "COMPLETED"))
+    wait_for(lambda: has_stepped() or slurm.state(job) in ("FAILED", "COMPLETED"), every_s=EVERY_S)
     assert slurm.state(job) == "RUNNING", slurm.output(job)
 
 
@@ -162,7 +162,7 @@ def test_a_job_is_started_again_after_slurm_has_counted_its_node_as_dead(slurm: 
     job = slurm.submit("slurm/train.sh", options=["--nodes=2"], env=environment)
     wait_for(lambda: slurm.output(job).count("at work") == 2, timeout_s=30)
     slurm.crash("node2")
-    wait_for(lambda: slurm.state(job) != "RUNNING")
+    wait_for(lambda: slurm.state(job) != "RUNNING", every_s=EVERY_S)
     slurm.boot("node2")
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
     assert slurm.restarts(job) >= 1
@@ -196,7 +196,7 @@ def test_a_job_that_ends_well_after_the_signal_is_not_started_again(slurm: Slurm
 
 def test_a_real_time_limit_sends_the_job_back_into_the_queue(slurm: Slurm, limited: int) -> None:
     """Comes last, when most of the waiting is over."""
-    wait_for(lambda: slurm.state(limited) == "FAILED", timeout_s=180)  # its second start ends so
+    wait_for(lambda: slurm.state(limited) == "FAILED", timeout_s=180, every_s=EVERY_S)  # its second start ends so
     assert slurm.restarts(limited) == 1
     lines = slurm.output(limited).splitlines()
     back = f"the time is up: job {limited} goes back into the queue, and on from its last checkpoint"
