@@ -76,14 +76,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT of 2 layers and 32 dimensions with random weights, saved as a transformers folder."""
-    return _write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=2)
+    """A BERT of one layer and 32 dimensions with random weights, saved as a transformers folder."""
+    return _write_bert(tmp_path_factory.mktemp("tiny-bert"), layers=1)
 
 
 @pytest.fixture(scope="session")
-def one_layer_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with one layer, for what takes time in proportion to the operations of a graph."""
-    return _write_bert(tmp_path_factory.mktemp("one-layer-bert"), layers=1)
+def two_layer_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with two layers, for what tells layers apart."""
+    return _write_bert(tmp_path_factory.mktemp("two-layer-bert"), layers=2)
 
 
 def _write_bert(folder: Path, *, layers: int) -> Path:

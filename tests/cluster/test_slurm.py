@@ -81,17 +81,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(one_layer_bert: Path, corpus: Path, run_dir: Path) -> list[str]:
+def arguments(tiny_bert: Path, corpus: Path, run_dir: Path) -> list[str]:
     """Enough steps to interrupt them: 48 an epoch."""
     enough = {"train__epochs": 2, "train__global_batch_size": 2, "checkpoint__every_steps": 5}
-    return small_run(one_layer_bert, corpus, run_dir, **enough)
+    return small_run(tiny_bert, corpus, run_dir, **enough)
 
 
 @pytest.fixture(scope="module")
-def straight(one_layer_bert: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tiny_bert: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run on two ranks: their sums have only one order, so numbers can be equal."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    done = train(*arguments(one_layer_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
+    done = train(*arguments(tiny_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -115,7 +115,7 @@ def resumed(run_dir: Path) -> list[int]:
     ("script", "crashes"), [("slurm/train.sh", True), ("slurm/deepspeed.sh", False)], ids=["torchrun", "deepspeed"]
 )
 def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_has_been_away(
-    slurm: Slurm, one_layer_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, crashes: bool
+    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, crashes: bool
 ) -> None:
     """Slurm itself never notices a node that is back before its SlurmdTimeout."""
     run_dir, settings = tmp_path / "a run", tmp_path / "own.toml"
@@ -124,7 +124,7 @@ def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_h
         script,
         "--config",
         str(settings),
-        *arguments(one_layer_bert, corpus, run_dir),
+        *arguments(tiny_bert, corpus, run_dir),
         options=["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"],
         env=ENVIRONMENT,
     )

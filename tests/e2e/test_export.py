@@ -15,9 +15,9 @@ from tests.models import export
 pytestmark = pytest.mark.e2e
 
 
-def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
+def test_an_export_says_what_it_loses_and_gains(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus, model, folder = write_corpus(numbered_corpus(training=0, validation=13)), tmp_path / "model", tmp_path / "onnx"
-    export(one_layer_bert, model, sides="heads", pooling="mean", normalize=True)
+    export(tiny_bert, model, sides="heads", pooling="mean", normalize=True)
     command = ["launcher/export.py", "--model", str(model), "--out", str(folder), "--int8"]
     command += ["--dim", "4", "--data.root", str(corpus)]
     done = run([sys.executable, *command])
@@ -47,9 +47,9 @@ def test_an_export_says_what_it_loses_and_gains(one_layer_bert: Path, write_corp
 
 
 def test_what_does_not_compute_the_same_is_not_kept(
-    one_layer_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export(one_layer_bert, tmp_path / "model")
+    export(tiny_bert, tmp_path / "model")
     monkeypatch.setattr(onnx_check, "_LEAST_COSINE", 1.1)
     with pytest.raises(BiencoderError, match="so nothing was written"):
         main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "onnx")])
@@ -58,9 +58,9 @@ def test_what_does_not_compute_the_same_is_not_kept(
 
 
 def test_a_folder_of_somebody_else_and_a_missing_package_are_one_sentence(
-    one_layer_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(one_layer_bert, tmp_path / "model")
+    export(tiny_bert, tmp_path / "model")
     command = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "model")]
     with pytest.raises(BiencoderError, match=r"is no output of this command \(it has no onnx.json\)"):
         main(command)

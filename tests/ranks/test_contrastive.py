@@ -63,13 +63,13 @@ def plain_gradient(tiny_bert: Path, objective: str) -> tuple[float, dict[str, to
     return total.item(), {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
 
 
-def test_the_gradient_is_that_of_the_global_batch_however_it_is_spread(one_layer_bert: Path, tmp_path: Path) -> None:
-    expected = {objective: plain_gradient(one_layer_bert, objective) for objective in steps.OBJECTIVES}
+def test_the_gradient_is_that_of_the_global_batch_however_it_is_spread(tiny_bert: Path, tmp_path: Path) -> None:
+    expected = {objective: plain_gradient(tiny_bert, objective) for objective in steps.OBJECTIVES}
     spreads = 0
     for ranks in (1, 2, 4):
         out, files = tmp_path / f"{ranks}.safetensors", FILES if ranks < 4 else FILES[1::2]
         ends, _ = run_ranks(
-            "engine.contrastive_gradients", ranks, timeout_s=300, tiny_bert=str(one_layer_bert), files=files, out=str(out)
+            "engine.contrastive_gradients", ranks, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(out)
         )
         assert [end.code for end in ends] == [0] * ranks, ends[0].stderr[-3000:]
         found = load_file(out)

@@ -90,15 +90,15 @@ def constant(tiny_bert: Path, folder: Path) -> Path:
     """The tiny BERT with a last layer that says the same of every text."""
     shutil.copytree(tiny_bert, folder)
     weights = load_file(folder / "model.safetensors")
-    weights["encoder.layer.1.output.LayerNorm.weight"] = torch.zeros(32)
+    weights["encoder.layer.0.output.LayerNorm.weight"] = torch.zeros(32)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def test_a_sound_run_raises_none(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
+def test_a_sound_run_raises_none(two_layer_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> None:
     corpus = write_corpus(numbered_corpus(training=49, validation=9))
     (end,), _ = run_ranks(
-        "runs.troubled_run", 1, arguments=small_run(tiny_bert, corpus, tmp_path / "run", train__epochs=3), trouble=""
+        "runs.troubled_run", 1, arguments=small_run(two_layer_bert, corpus, tmp_path / "run", train__epochs=3), trouble=""
     )
     assert end.code == 0, end.stderr[-2000:]
     assert alerts(tmp_path / "run") == {}

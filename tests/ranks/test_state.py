@@ -14,12 +14,10 @@ from tests.ranks.cases.state import WARM_UP
 pytestmark = pytest.mark.ranks
 
 
-def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks(
-    one_layer_bert: Path, tmp_path: Path
-) -> None:
+def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks(tiny_bert: Path, tmp_path: Path) -> None:
     for case, size in (("state.save_and_go_on", 2), ("state.go_on_elsewhere", 1), ("state.go_on_elsewhere", 4)):
         files = EACH_FILE if size == 4 else MODES
-        ends, _ = run_ranks(case, size, timeout_s=400, tiny_bert=str(one_layer_bert), files=files, folder=str(tmp_path))
+        ends, _ = run_ranks(case, size, timeout_s=400, tiny_bert=str(tiny_bert), files=files, folder=str(tmp_path))
         assert [end.code for end in ends] == [0] * size, (case, size, ends[0].stderr[-3000:], ends[-1].stderr[-3000:])
     for mode in MODES:
         name = mode.replace(" ", "_")
@@ -36,12 +34,10 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
                 assert row[2] == pytest.approx(expected[2], rel=1e-12), (name, size)
 
 
-def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(
-    one_layer_bert: Path, tmp_path: Path
-) -> None:
+def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ends, _ = run_ranks(
-        "state.a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(one_layer_bert), files=MODES, out=str(out)
+        "state.a_step_without_finite_gradient", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=MODES, out=str(out)
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     for file, (same, skipped, steps, applied, lr) in json.loads(out.read_text()).items():
@@ -49,7 +45,7 @@ def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(
         assert lr == pytest.approx(2), file  # warming up: the second update after the first, not the third
 
 
-def test_a_loss_scale_that_overflows_is_halved_until_it_fits(one_layer_bert: Path, tmp_path: Path) -> None:
+def test_a_loss_scale_that_overflows_is_halved_until_it_fits(tiny_bert: Path, tmp_path: Path) -> None:
     files = {}
     for stage, hysteresis in ((1, 1), (2, 1), (3, 1), (1, 2)):
         settings = json.loads(Path(f"ds_configs/zero{stage}.json").read_text())
@@ -58,9 +54,7 @@ def test_a_loss_scale_that_overflows_is_halved_until_it_fits(one_layer_bert: Pat
         file.write_text(json.dumps(settings))
         files[f"{file} fp16"] = hysteresis
     out = tmp_path / "out.json"
-    ends, _ = run_ranks(
-        "state.overflowing_steps", 2, timeout_s=300, tiny_bert=str(one_layer_bert), files=[*files], out=str(out)
-    )
+    ends, _ = run_ranks("state.overflowing_steps", 2, timeout_s=300, tiny_bert=str(tiny_bert), files=[*files], out=str(out))
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads(out.read_text())
     for path, hysteresis in files.items():

@@ -302,8 +302,8 @@ def test_norms_and_biases_are_not_decayed(tiny_bert: Path) -> None:
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
 
 
-def test_lower_layers_learn_slower_and_heads_at_a_rate_of_their_own(tiny_bert: Path) -> None:
-    model, _ = make(tiny_bert)
+def test_lower_layers_learn_slower_and_heads_at_a_rate_of_their_own(two_layer_bert: Path) -> None:
+    model, _ = make(two_layer_bert)
     factor = lr_factors(model, TrainConfig(layer_decay=0.5, head_lr_factor=10))
     assert {name: value for name, value in factor.items() if "encoder" not in name} == {
         "towers.0.projection.weight": 10,

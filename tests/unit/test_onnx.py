@@ -49,9 +49,9 @@ class Exported:
         pytest.param({"sides": sides, **settings}, id=sides, marks=pytest.mark.slow) for sides, settings in KINDS.items()
     ],
 )
-def exported(request: pytest.FixtureRequest, one_layer_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     place = tmp_path_factory.mktemp("onnx")
-    export(one_layer_bert, place / "model", **request.param)
+    export(tiny_bert, place / "model", **request.param)
     (place / "onnx").mkdir()
     write_onnx(place / "onnx", place / "model", int8=True)
     return Exported(TrainedModel.load(str(place / "model")), place / "onnx", request.param["sides"])

@@ -72,12 +72,12 @@ def sentence_of(work: Callable[[], object], error: type[Exception] = ModelError)
 SPOILT_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "of DataParallel": (
         lambda w: {f"module.{key}": value for key, value in w.items()},
-        "lacks 37 of the 37 weights that its encoder needs: embeddings.LayerNorm.bias, embeddings.LayerNorm.weight, "
-        "embeddings.position_embeddings.weight and 34 more; its names begin with 'module.'",
+        "lacks 21 of the 21 weights that its encoder needs: embeddings.LayerNorm.bias, embeddings.LayerNorm.weight, "
+        "embeddings.position_embeddings.weight and 18 more; its names begin with 'module.'",
     ),
     "one is lacking": (
-        lambda w: {key: value for key, value in w.items() if key != "encoder.layer.1.output.dense.bias"},
-        "lacks 1 of the 37 weights that its encoder needs: encoder.layer.1.output.dense.bias; the rest is there",
+        lambda w: {key: value for key, value in w.items() if key != "encoder.layer.0.output.dense.bias"},
+        "lacks 1 of the 21 weights that its encoder needs: encoder.layer.0.output.dense.bias; the rest is there",
     ),
     "another shape": (
         lambda w: w | {"embeddings.word_embeddings.weight": torch.zeros(50, 32)},
