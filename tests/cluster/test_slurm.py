@@ -111,40 +111,53 @@ def resumed(run_dir: Path) -> list[int]:
     return [record["step"] for record in records(run_dir, "event") if record["event"] == "resumed"]
 
 
-@pytest.mark.parametrize(
-    ("script", "crashes"), [("slurm/train.sh", True), ("slurm/deepspeed.sh", False)], ids=["torchrun", "deepspeed"]
-)
+def submit(slurm: Slurm, script: str, tiny_bert: Path, corpus: Path, run_dir: Path) -> int:
+    settings = run_dir.parent / "own.toml"
+    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 2, wins
+    options, own = ["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"], ["--config", str(settings)]
+    return slurm.submit(script, *own, *arguments(tiny_bert, corpus, run_dir), options=options, env=ENVIRONMENT)
+
+
 def test_a_job_over_two_nodes_goes_on_after_its_time_was_up_and_after_its_node_has_been_away(
-    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path, script: str, crashes: bool
+    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path
 ) -> None:
     """Slurm itself never notices a node that is back before its SlurmdTimeout."""
-    run_dir, settings = tmp_path / "a run", tmp_path / "own.toml"
-    settings.write_text("[train]\nepochs = 9\nclip_norm = 0.5\n")  # the command line, which says 2, wins
-    job = slurm.submit(
-        script,
-        "--config",
-        str(settings),
-        *arguments(tiny_bert, corpus, run_dir),
-        options=["--nodes=2", "--export=ALL,PROCS_PER_NODE=1"],
-        env=ENVIRONMENT,
-    )
+    run_dir = tmp_path / "a run"
+    job = submit(slurm, "slurm/train.sh", tiny_bert, corpus, run_dir)
     wait_for_steps(slurm, job, run_dir, resumes=0)
     slurm.signal_batch(job, "USR1")
-    if crashes:
-        wait_for_steps(slurm, job, run_dir, resumes=1)
-        slurm.crash("node2")
-        slurm.boot("node2")
+    wait_for_steps(slurm, job, run_dir, resumes=1)
+    slurm.crash("node2")
+    slurm.boot("node2")
     assert slurm.wait(job) == "COMPLETED", slurm.output(job)
-    assert slurm.restarts(job) >= 2 if crashes else slurm.restarts(job) == 1
-    stopped, *_ = steps = resumed(run_dir)
-    assert len(steps) == 1 + crashes
+    assert slurm.restarts(job) >= 2
+    stopped, _ = resumed(run_dir)
     assert f"stopped: after step {stopped}, as asked" in slurm.output(job)  # nothing was computed twice
     assert story(run_dir) == story(straight)
     assert "2 ranks x 1 x 1 = 2 triplets" in slurm.output(job)
     assert "clip_norm = 0.5" in (run_dir / "config.toml").read_text()
     assert len(records(run_dir, "step")) == 2 * 48
     assert (run_dir / "model/best/model.safetensors").is_file()
+
+
+def test_under_deepspeed_a_job_whose_time_is_up_saves_and_goes_back_into_the_queue(
+    slurm: Slurm, tiny_bert: Path, corpus: Path, straight: Path, tmp_path: Path
+) -> None:
+    """What its second start does from there, it does under any launcher, or none: here two ranks end the run."""
+    run_dir = tmp_path / "a run"
+    job = submit(slurm, "slurm/deepspeed.sh", tiny_bert, corpus, run_dir)
+    wait_for_steps(slurm, job, run_dir, resumes=0)
+    slurm.signal_batch(job, "USR1")
+    wait_for(lambda: slurm.restarts(job) == 1, every_s=EVERY_S)
+    slurm.cancel(job)
+    assert "2 ranks x 1 x 1 = 2 triplets" in slurm.output(job)
+    assert f"the time is up: job {job} goes back into the queue" in slurm.output(job)
     assert not (ROOT / f"slurm-{job}.hosts").exists()
+    rest = train(*arguments(tiny_bert, corpus, run_dir), "--train.clip_norm", "0.5", launcher="ranks")
+    assert rest.returncode == 0, rest.stderr
+    (stopped,) = resumed(run_dir)
+    assert f"stopped: after step {stopped}, as asked" in slurm.output(job)
+    assert story(run_dir) == story(straight)
 
 
 def stub(folder: Path, body: str, *, interpreter: str = "/bin/sh") -> dict[str, str]:
