@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-WORKERS ?= 4
+WORKERS ?= 3
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 # PyTorch's own index of CPU builds: used where there is no NVIDIA driver and the index answers.
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu

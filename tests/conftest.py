@@ -29,7 +29,9 @@ _RINGS = ("cluster", "e2e", "ranks", "gpu", "unit")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What mostly waits begins first, so that other tests run meanwhile; the shortest tests fill up the end."""
-    items.sort(key=lambda item: _RINGS.index(item.path.relative_to(Path(__file__).parent).parts[0]))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    rings = {path: _RINGS.index(path.relative_to(Path(__file__).parent).parts[0]) for path in {i.path for i in items}}
+    items.sort(key=lambda item: (rings[item.path], item.path not in slow))
 
 
 def pytest_collection_finish() -> None:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +81,22 @@ def cheap(block: Snippet) -> list[Any]:
     return [[name, *arguments] for name, arguments in own if not " ".join([name, *arguments]).startswith(tuple(TOO_LONG))]
 
 
-def run_all(place: Path, pages: tuple[str, ...], *, before: Sequence[str] = ()) -> None:
+def run_all(place: Path, pages: tuple[str, ...]) -> None:
     blocks = [block for page in pages for block in snippets("python", "bash", "json") if block.page == ROOT / page]
     for block in blocks:
         if block.kind == "json":
             (place / block.name).parent.mkdir(exist_ok=True)
             (place / block.name).write_text(block.text)
     work = [(str(block), each) for block in blocks if block.kind != "json" for each in cheap(block)]
-    work.insert(
-        0, ("a run", ["train", "--config", "configs/quickstart.toml", "--data.root", "DIR", "--run.dir", "runs/RUN"])
-    )
-    if before:
-        work.insert(0, ("before", list(before)))
+    a_run = ["train", "--config", "configs/quickstart.toml", "--data.root", "DIR", "--run.dir", "runs/RUN"]
+    work.insert(0, ("a run", a_run))
     done = run([sys.executable, "-c", PROGRAM, str(place)], stdin=json.dumps(work), timeout_s=240)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert done.stdout.count("--- ") == len(work) > 3
 
 
 def test_commands_and_programs_of_the_pages_run(place: Path) -> None:
-    a_run = ["train", "--config", "configs/quickstart.toml", "--data.root", "DIR", "--run.dir", "runs/RUN"]
-    run_all(place, PAGES, before=a_run)
+    run_all(place, PAGES)
     assert (place / "results.json").is_file()
     assert (place / "index").is_dir()
 
