@@ -40,11 +40,11 @@ def has_stepped(run_dir: Path, *, start: int) -> bool:
 
 @contextmanager
 def elastic(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A run of two ranks under way, which torchrun may start again three times; what is left of it at the end is killed."""
+    """A run of one rank under way, which torchrun may start again three times; what is left of it at the end is killed."""
     command = [
         str(BIN / "torchrun"),
         "--standalone",
-        "--nproc_per_node=2",
+        "--nproc_per_node=1",
         "--max-restarts=3",
         "launcher/train.py",
         *arguments,
@@ -69,7 +69,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_uninterrupted(
 ) -> None:
     corpus, settings = write_corpus(numbered_corpus(training=67, validation=9)), {"train__global_batch_size": 2}
     run_dir, log = tmp_path / "run", tmp_path / "log"
-    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings), launcher="ranks")
+    straight = train(*small_run(tiny_bert, corpus, tmp_path / "straight", **settings))
     assert straight.returncode == 0, straight.stderr
     with elastic(log, *small_run(tiny_bert, corpus, run_dir, **settings, checkpoint__every_steps=5)) as process:
         wait_for(lambda: process.poll() is not None or any(r["step"] >= 20 for r in records(run_dir, "step")))

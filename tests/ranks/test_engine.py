@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.launch import run_ranks
-from tests.modes import MODES
+from tests.modes import EACH_FILE, MODES
 from tests.ranks.cases import steps
 
 pytestmark = pytest.mark.ranks
@@ -89,7 +89,7 @@ def test_the_applied_update_is_the_clipped_gradient(tiny_bert: Path, tmp_path: P
         2,
         timeout_s=300,
         tiny_bert=str(tiny_bert),
-        files=MODES,
+        files=EACH_FILE,
         out=str(tmp_path / "out.json"),
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
