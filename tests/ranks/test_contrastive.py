@@ -80,4 +80,4 @@ def test_the_gradient_is_that_of_the_global_batch_however_it_is_spread(tiny_bert
             difference = torch.cat([(found[f"{spread} {name}"] - part).ravel() for name, part in gradient.items()])
             assert difference.norm() < 1e-5 * size, (ranks, spread)
             spreads += 1
-    assert spreads == len(expected) * (2 * 3 + 4 * 3 + 1 * 2)
+    assert spreads == len(expected) * (2 * 2 + 4 * 3 + 1 * 2)

@@ -51,18 +51,18 @@ def plain_loop(tiny_bert: Path) -> tuple[list[float], list[float], torch.Tensor]
         return losses, norms, encode(range(steps.TEXTS_IN_USE))[0]
 
 
-def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(two_layer_bert: Path, tmp_path: Path) -> None:
+def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(tiny_bert: Path, tmp_path: Path) -> None:
     ends, _ = run_ranks(
         "engine.stages_and_precisions",
         2,
         timeout_s=400,
-        tiny_bert=str(two_layer_bert),
+        tiny_bert=str(tiny_bert),
         files=MODES,
         out=str(tmp_path / "out.json"),
     )
     assert [end.code for end in ends] == [0, 0], ends[0].stderr[-3000:]
     found = json.loads((tmp_path / "out.json").read_text())
-    losses, norms, embeddings = plain_loop(two_layer_bert)
+    losses, norms, embeddings = plain_loop(tiny_bert)
     assert len(found) == len(MODES) >= 14
     for file, run in found.items():
         if "fp32" in file:
@@ -78,7 +78,7 @@ def test_every_stage_and_precision_trains_and_fp32_equals_plain_pytorch(two_laye
             assert run["losses"][:10] == pytest.approx(losses[:10], rel=early), file
             assert run["losses"] == pytest.approx(losses, rel=late), file
             assert run["norms"][0] == pytest.approx(norms[0], rel=early), file  # the one step from equal weights
-        assert run["losses"][-1] < 0.7 * run["losses"][0], file
+        assert run["losses"][-1] < 0.8 * run["losses"][0], file
         assert run["skipped"] == 0, file
         assert run["scale"] == (1024.0 if "fp16" in file else 1.0), file
 

@@ -220,7 +220,7 @@ def contrastive_gradients(tiny_bert: str, files: list[str], out: str) -> None:
         gradients: dict[str, Any] = {}
         for name, file in itertools.product(OBJECTIVES, files):
             settings, weights = OBJECTIVES[name]
-            for micro in sorted({BATCH // ranks.size, 1, 2}):
+            for micro in sorted({BATCH // ranks.size, 1, *([2] if ranks.size == 2 else [])}):
                 model, tokens, split, negatives = training_setup(tiny_bert, **settings)
                 train = TrainConfig(global_batch_size=BATCH, micro_batch_size=micro, clip_norm=0, lr=1.0, lr_scaling="none")
                 config = in_mode(Config(train=train, loss=LossConfig(**weights)), file)
