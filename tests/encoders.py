@@ -36,7 +36,8 @@ class Kind:
     remarks: str = ""
 
 
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+_TWO_LAYERS = {"num_hidden_layers": 2}
 _POSITIONS = {"max_position_embeddings": _LENGTH}
 _ROBERTA = {"max_position_embeddings": _LENGTH + 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 _DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
@@ -44,13 +45,13 @@ _QWEN = {"num_key_value_heads": 1, "head_dim": 16}
 
 KINDS = {
     "bert": Kind("BERT", "bert-base-uncased, bge", "BertModel", _SIZES | _POSITIONS),
-    "roberta": Kind("RoBERTa", "roberta-base", "RobertaModel", _SIZES | _ROBERTA, "roberta"),
+    "roberta": Kind("RoBERTa", "roberta-base", "RobertaModel", _SIZES | _ROBERTA | _TWO_LAYERS, "roberta"),
     "xlm-roberta": Kind("XLM-R", "multilingual-e5, bge-m3", "XLMRobertaModel", _SIZES | _ROBERTA, "roberta"),
     "distilbert": Kind(
         "DistilBERT",
         "distilbert-base-uncased",
         "DistilBertModel",
-        {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48} | _POSITIONS,
+        {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 48} | _POSITIONS,
         pooling="mean",
     ),
     "albert": Kind("ALBERT", "albert-base-v2", "AlbertModel", _SIZES | _POSITIONS | {"embedding_size": 16}),
@@ -69,7 +70,7 @@ KINDS = {
         "ModernBERT",
         "ModernBERT-base, gte-modernbert-base",
         "ModernBertModel",
-        _SIZES | _POSITIONS | {"pad_token_id": 0, "local_attention": 8},
+        _SIZES | _POSITIONS | {"pad_token_id": 0, "local_attention": 8} | _TWO_LAYERS,
         pooling="mean",
         remarks="`model.dropout` is that of embeddings and MLPs, which its authors set to 0",
     ),

@@ -40,7 +40,7 @@ def test_a_sweep_that_was_stopped_goes_on_grows_and_outlives_a_trial_that_fails(
     tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path
 ) -> None:
     corpus, folder = write_corpus(numbered_corpus(training=16, validation=8)), tmp_path / "sweep"
-    settings = small_run(tiny_bert, corpus, tmp_path, train__epochs=60, eval__every_epochs=60)
+    settings = small_run(tiny_bert, corpus, tmp_path, train__epochs=40, eval__every_epochs=40)
     # A batch of 64 does not fill from 16 pairs, which only the run itself can know.
     definition = write_definition(
         tmp_path / "sweep.yaml", {"train.lr": {"value": 1e-4}, "train.global_batch_size": {"value": 64}}
@@ -59,8 +59,8 @@ def test_a_sweep_that_was_stopped_goes_on_grows_and_outlives_a_trial_that_fails(
     again = run(sweep_command(folder, 1, definition, settings))
     assert again.returncode == 0, again.stderr
     begun, _, resumed, end = starts(first)
-    assert 0 == begun["from_step"] < resumed["from_step"] < end["step"] == 120
-    assert [record["step"] for record in records(first, "step")] == [*range(1, 121)]
+    assert 0 == begun["from_step"] < resumed["from_step"] < end["step"] == 80
+    assert [record["step"] for record in records(first, "step")] == [*range(1, 81)]
     before = sorted((path, path.stat().st_mtime_ns) for path in first.rglob("*"))
 
     longer = run(sweep_command(folder, 2, definition, settings))
@@ -71,7 +71,7 @@ def test_a_sweep_that_was_stopped_goes_on_grows_and_outlives_a_trial_that_fails(
     assert f"failed, {why}" in longer.stdout
     assert why.removeprefix("exit code 2: ") in (folder / "trial-001" / "output.txt").read_text()
     winner, loser = ranking(folder)
-    assert (winner["run"], winner["state"], winner["step"]) == ("trial-000", "finished", "120")
+    assert (winner["run"], winner["state"], winner["step"]) == ("trial-000", "finished", "80")
     assert (loser["run"], loser["state"], loser["validation"]) == ("trial-001", f"failed: {why}", "")
     assert longer.stdout.splitlines()[-1].startswith(f"The best one again: {shlex.join(typed('train'))} --data.root ")
 
