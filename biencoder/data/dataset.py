@@ -171,7 +171,7 @@ def load_dataset(
     for split, pair in _pairs(beir, path, names, tidy, findings, given=given):
         pairs[split].add(pair)
     _check(pairs, root, findings, needs_training=needs_training)
-    texts, splits, others = _numbered(pile, beir, pairs, further, findings, judged=candidates == "counters")
+    texts, splits, others = _numbered(pile, beir, pairs, further, findings, over_counters=candidates == "counters")
     _count_duplicates(splits, findings, share_passages=beir is not None)
     return Dataset(texts, splits, findings, _fingerprint(splits, (texts[text] for text in others)))
 
@@ -206,13 +206,13 @@ def _numbered(
     further: tuple[range, Sources] | None,
     findings: Findings,
     *,
-    judged: bool,
+    over_counters: bool,
 ) -> tuple[Texts, dict[str, Split], Ids]:
     """The distinct texts: those of passages, then of pairs, then further ones, and last of given negatives; the splits; and
     the text ids of passages, with copies, and of further texts.
 
     Args:
-        judged: whether pairs without passages are queries over the counters of their split.
+        over_counters: whether pairs without passages are queries over the counters of their split.
     """
     there = {split: columns for split, columns in pairs.items() if len(columns)}
     point_and_counter = [places for columns in there.values() for places in columns.places[:2]]
@@ -228,7 +228,7 @@ def _numbered(
         split = Split(name, rows, point_text_P, counter_text_P, passage_text_C, given=given)
         if beir:
             split = replace(split, judgements=_judgements(rows, beir.passages.position))
-        splits[name] = split.over_counters() if judged and not beir else split
+        splits[name] = split.over_counters() if over_counters and not beir else split
     if further:
         further_text_C = _each_once(further_text_C, further[1], "repeated text in data.corpus (dropped)", findings)
         splits = {name: _with_further(split, further_text_C) for name, split in splits.items()}

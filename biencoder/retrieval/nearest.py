@@ -111,9 +111,9 @@ def nearest_allowed(
             rows_Qk = index.search(queries_QD[searched], k)
             for part in _blocks(np.arange(len(searched)), compared):
                 block = searched[part]
-                few, near_q = partial(allowed, block), least_Q[block]
+                may_have, least_q = partial(allowed, block), least_Q[block]
                 best_Qc[block], distance_Qc[block], settled_q = _measured(
-                    rows_Qk[part], vectors_ND, queries_QD[block], few, near_q, count, is_exact=index.exact
+                    rows_Qk[part], vectors_ND, queries_QD[block], may_have, least_q, count, is_exact=index.exact
                 )
                 undecided.append(block[~settled_q])
         open_queries = np.concatenate(undecided)

@@ -17,15 +17,18 @@ def arguments(tiny_bert: Path, write_corpus: WriteCorpus, tmp_path: Path) -> lis
     return small_run(tiny_bert, corpus, tmp_path / "run", train__epochs=1, model__dropout=0.0)
 
 
-def test_one_process_starts_again_with_half(arguments: list[str], tmp_path: Path) -> None:
-    (end,), _ = run_ranks("runs.run_on_a_small_gpu", 1, arguments=arguments, room=4)
+def test_one_process_starts_again_with_half_until_it_fits(arguments: list[str], tmp_path: Path) -> None:
+    (end,), _ = run_ranks("runs.run_on_a_small_gpu", 1, arguments=arguments, room=2)
     assert end.code == 0, end.stderr[-2000:]
     stopped = [line for line in end.stderr.splitlines() if line.startswith("stopped: ")]
-    assert [line.split("does not fit")[0] for line in stopped] == ["stopped: a micro-batch of 8 triplets "]
+    assert [line.split("does not fit")[0] for line in stopped] == [
+        "stopped: a micro-batch of 8 triplets ",
+        "stopped: a micro-batch of 4 triplets ",
+    ]
     events = [e["detail"] for e in records(tmp_path / "run", "event") if e["event"] == "smaller micro-batch"]
-    assert events == ["of 4 triplets, as more did not fit"]
-    other = [*arguments, "--run.dir", str(tmp_path / "straight"), "--train.micro_batch_size", "4"]
-    (end,), _ = run_ranks("runs.run_on_a_small_gpu", 1, arguments=other, room=4)
+    assert events == ["of 2 triplets, as more did not fit"]
+    other = [*arguments, "--run.dir", str(tmp_path / "straight"), "--train.micro_batch_size", "2"]
+    (end,), _ = run_ranks("runs.run_on_a_small_gpu", 1, arguments=other, room=2)
     assert (end.code, "does not fit" in end.stderr) == (0, False), end.stderr[-2000:]
     losses, expected = ([r["train/loss"] for r in records(tmp_path / name, "step")] for name in ("run", "straight"))
     assert losses == expected
