@@ -325,6 +325,13 @@ class CheckpointConfig:
     """Save a checkpoint after every so many minutes; 0: by steps and at epoch ends only."""
     keep: Annotated[int, FREE, Field(ge=1)] = 2
     """Checkpoints to keep, the newest ones; the best is kept besides."""
+    placement: Annotated[Literal["rank0", "sharded"], FREE] = "rank0"
+    """rank0: rank 0 collects 12 bytes a parameter and writes them in the background. sharded: every rank writes what it
+    holds, and training waits; for models that rank 0 cannot hold. All nodes must share run.dir."""
+
+    @property
+    def sharded(self) -> bool:
+        return self.placement == "sharded"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_strict)

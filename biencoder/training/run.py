@@ -26,7 +26,7 @@ from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.training.recovery.out_of_memory import record_bound
 from biencoder.training.recovery.resume import find_checkpoint, warn_of_failure
 from biencoder.training.recovery.run_folder import check_folder, finished_at, record_end, record_start, record_stop
-from biencoder.training.recovery.run_lock import take_lock
+from biencoder.training.recovery.run_lock import sees_lock, take_lock
 
 
 def train(config: Config, world: World) -> Path:
@@ -42,7 +42,9 @@ def train(config: Config, world: World) -> Path:
     plan = make_plan(config, world)
     checkpoints = CheckpointFolder(plan.folder / "checkpoints", keep=config.checkpoint.keep)
     with ExitStack() as at_end:
-        world.on_main(lambda: hold_folder(plan, world, at_end))
+        token = world.on_main(lambda: hold_folder(plan, world, at_end))
+        if config.checkpoint.sharded:
+            world.together(lambda: check_seen(plan, world, token))
         checkpoint, from_step = look_for_checkpoint(checkpoints, plan, world)
         if is_finished(plan, world, from_step):
             terminal.say(closing_line(plan.folder, plan.config))
@@ -61,8 +63,8 @@ def train(config: Config, world: World) -> Path:
     return plan.folder
 
 
-def hold_folder(plan: Plan, world: World, at_end: ExitStack) -> None:
-    """Have the run's folder for this run alone, until `at_end` is closed. For rank 0.
+def hold_folder(plan: Plan, world: World, at_end: ExitStack) -> str:
+    """Have the run's folder for this run alone, until `at_end` is closed; returns the lock's token. For rank 0.
 
     Raises:
         ConfigError: another run has it.
@@ -73,8 +75,25 @@ def hold_folder(plan: Plan, world: World, at_end: ExitStack) -> None:
         world.end_all(message, exit_code=ConfigError.exit_code)
         os._exit(ConfigError.exit_code)  # what it still has to write would go among the files of the other run
 
-    at_end.callback(take_lock(plan.folder, lost=lost).release)
+    lock = take_lock(plan.folder, lost=lost)
+    at_end.callback(lock.release)
     check_folder(plan.folder, plan.config)  # it may have got a run while this one waited
+    return lock.token
+
+
+def check_seen(plan: Plan, world: World, token: str) -> None:
+    """
+    Args:
+        token: of the lock that rank 0 has put into the run's folder.
+
+    Raises:
+        ConfigError: this rank does not see the folder.
+    """
+    if not sees_lock(plan.folder, token):
+        raise ConfigError(
+            f"rank {world.rank} on {world.hosts[world.rank]} does not see what rank 0 writes in run.dir {plan.folder}, as "
+            "checkpoint.placement = sharded needs; choose a folder that all nodes share, or set it to rank0"
+        )
 
 
 def look_for_checkpoint(checkpoints: CheckpointFolder, plan: Plan, world: World) -> tuple[Checkpoint | None, int | None]:

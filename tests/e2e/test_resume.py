@@ -17,6 +17,7 @@ from tests.runs import same_weights, story
 
 pytestmark = pytest.mark.e2e
 EXIT_CODE = 75
+SHARDED = ("--checkpoint.placement", "sharded")
 
 
 def arguments(tiny_bert: Path, corpus: Path, run_dir: Path, **overrides: Any) -> list[str]:
@@ -60,7 +61,7 @@ def test_a_run_stopped_and_killed_ends_as_if_uninterrupted(
     assert straight.returncode == 0, straight.stderr
     run_dir = tmp_path / "broken"
     command = arguments(tiny_bert, corpus, run_dir, **settings)
-    code, err = stop_at(run_dir, 2, *command, by=signal.SIGTERM)
+    code, err = stop_at(run_dir, 2, *command, *SHARDED, by=signal.SIGTERM)
     assert (code, err.startswith("stopped: "), err.count("\n")) == (EXIT_CODE, True, 1), err
     code, _ = stop_at(run_dir, 10, *command, by=signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -87,12 +88,17 @@ def test_ranks_stopped_by_a_signal_to_one_go_on_on_other_numbers_of_ranks(
     train(*arguments(tiny_bert, corpus, tmp_path / "straight", **settings))
     run_dir = tmp_path / "broken"
     command = arguments(tiny_bert, corpus, run_dir, **settings)
-    _, err = stop_at(run_dir, 2, *command, by=signal.SIGUSR1, rank=1, launcher="ranks", ranks=2)
+    _, err = stop_at(run_dir, 2, *command, *SHARDED, by=signal.SIGUSR1, rank=1, launcher="ranks", ranks=2)
     assert "stopped: after step " in err
     code, _ = stop_at(run_dir, 50, *command, by=signal.SIGUSR1)
     assert code == EXIT_CODE
-    last = train(*command, launcher="ranks", ranks=2)
+    last = train(*command, *SHARDED, launcher="ranks", ranks=2)
     assert last.returncode == 0, last.stderr
+    checkpoint = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
+    assert [file.name for file in sorted(checkpoint.glob("part-*"))] == [
+        "part-00000-000.safetensors",
+        "part-00001-000.safetensors",
+    ]
     for mine, theirs in zip(story(run_dir), story(tmp_path / "straight"), strict=True):
         assert mine.keys() == theirs.keys()
         if mine["kind"] in ("table", "histogram") or mine.get("event") == "mined from":

@@ -10,14 +10,18 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from biencoder.distributed.world import World
 from biencoder.errors import CheckpointError
+from biencoder.training.engine.state import Part
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.training.recovery.parts import SavedParts, write_parts
 
 
 def checkpoint(step: int, size: int = 10) -> Checkpoint:
     weights = {"w": torch.full((size,), float(step))}
-    return Checkpoint(step, {"epoch": step // 10}, weights, {"w.exp_avg": weights["w"] / 2}, {"window": torch.zeros(1, 5)})
+    return Checkpoint(step, {"epoch": step // 10}, {"window": torch.zeros(1, 5)}, weights, {"w.exp_avg": weights["w"] / 2})
 
 
 def write(folder: CheckpointFolder, step: int, *, also_keep: int = -1) -> None:
@@ -71,7 +75,7 @@ def test_a_write_that_does_not_read_back_is_a_failed_write(tmp_path: Path, monke
     folder = CheckpointFolder(tmp_path, keep=2)
     write(folder, 1)
     for error in (CheckpointError("model.safetensors is not what was written"), SafetensorError("I/O error: 5")):
-        monkeypatch.setattr("biencoder.training.recovery.checkpoint._verify", Mock(side_effect=error))
+        monkeypatch.setattr("biencoder.training.recovery.checkpoint._verify_file", Mock(side_effect=error))
         with pytest.raises(OSError, match=str(error)):
             write(folder, 2)
     monkeypatch.undo()
@@ -102,6 +106,83 @@ def test_a_full_disk_fails_the_write_and_spares_the_checkpoint_before(small_disk
     ]
     found, complaints = folder.newest()
     assert (found.step if found else None, complaints) == (1, [])
+
+
+def write_divided(folder: CheckpointFolder, step: int, *, size: int = 10) -> OSError | None:
+    """By one rank: a tensor in two parts and a further one."""
+    whole = torch.arange(size).float() + step
+    parts = [Part("w", 0, whole[: size // 2]), Part("w", size // 2, whole[size // 2 :].half()), Part("b", 0, whole[:1])]
+    state = {"epoch": step // 10, "shapes": {"w": (size // 2, 2), "b": ()}}
+    divided = Checkpoint(step, state, {"window": torch.zeros(1, 5)})
+    return folder.write_divided(divided, parts, World.alone(), also_keep=-1)
+
+
+def test_parts_are_put_together_again(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    write(folder, 1)
+    assert write_divided(folder, 2) is None
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
+    assert (tmp_path / "latest").read_text() == "step-00000002\n"
+    found, complaints = folder.newest()
+    assert found is not None
+    assert (found.step, complaints, found.model) == (2, [], {})
+    saved = SavedParts(found.parts, found.state["shapes"])
+    assert saved.whole("w").tolist() == [[2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
+    assert saved.whole("b").item() == 2
+
+
+def test_files_of_parts_are_small_and_hold_every_value_once(tmp_path: Path) -> None:
+    values = torch.arange(10.0)
+    files = write_parts(
+        tmp_path, [Part("w", 5, values[5:]), Part("w", 0, values[:5]), Part("b", 0, values[:2])], rank=3, file_values=4
+    )
+    assert [file.name for file in files] == [f"part-00003-00{n}.safetensors" for n in range(3)]
+    assert [sum(map(len, load_file(file).values())) for file in files] == [4, 4, 4]
+    assert SavedParts(files, {"w": (10,), "b": (2,)}).whole("w").equal(values)
+    for wrong in ({"w": (11,), "b": (2,)}, {"w": (9,), "b": (2,)}, {"w": (10,)}, {"w": (10,), "b": (2,), "c": (1,)}):
+        with pytest.raises(CheckpointError, match="does not hold every value of"):
+            SavedParts(files, wrong)
+    with pytest.raises(CheckpointError, match="does not hold every value of w once"):
+        SavedParts(files[1:], {"w": (10,), "b": (2,)})
+    again = write_parts(tmp_path, [Part("w", 4, values[4:5])], rank=4)
+    with pytest.raises(CheckpointError, match="does not hold every value of w once"):
+        SavedParts([*files, *again], {"w": (10,), "b": (2,)})
+    files[0].unlink()
+    with pytest.raises(CheckpointError, match=r"part-00003-000\.safetensors cannot be read"):
+        SavedParts(files, {"w": (10,), "b": (2,)})
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing", "not listed"])
+def test_a_damaged_part_is_named_and_the_checkpoint_before_is_found(tmp_path: Path, how: str) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    write_divided(folder, 1)
+    write_divided(folder, 2)
+    part, manifest = (tmp_path / "step-00000002" / name for name in ("part-00000-000.safetensors", "manifest.json"))
+    if how == "missing":
+        part.unlink()
+    elif how == "damaged":
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+    else:
+        facts = json.loads(manifest.read_text())
+        del facts[part.name]
+        manifest.write_text(json.dumps(facts))
+    found, (complaint,) = folder.newest()
+    assert found is not None
+    assert found.step == 1
+    assert {"damaged": "is not what was written", "missing": "is missing", "not listed": "does not list"}[how] in complaint
+
+
+def test_a_full_disk_fails_the_parts_and_spares_the_checkpoint_before(small_disk: Path) -> None:
+    folder = CheckpointFolder(small_disk / "checkpoints", keep=5)
+    assert write_divided(folder, 1, size=6_000_000) is None  # 24 MB
+    failure = write_divided(folder, 2, size=10_000_000)
+    assert failure is not None
+    assert "No space left" in str(failure)
+    assert [path.name for path in (small_disk / "checkpoints").iterdir() if path.name.startswith((".", "step"))] == [
+        "step-00000001"
+    ]
 
 
 @pytest.mark.parametrize(

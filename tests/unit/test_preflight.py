@@ -80,10 +80,12 @@ def test_times_are_the_slowest_ranks() -> None:
     assert judge_bandwidth([0.1, 0.2], num_bytes=64 * 2**20) == ("ok", "0.34 GB/s (bytes / seconds: 64 MiB in 0.200 s)")
 
 
-def test_a_folder_that_a_rank_does_not_see_is_a_warning() -> None:
-    assert judge_shared([True, True], ("a", "b"), folder=Path("/x")) == ("ok", "/x is seen by all ranks")
-    verdict, finding = judge_shared([True, False], ("a", "b"), folder=Path("/x"))
-    assert (verdict, "not seen by rank 1 (b)" in finding) == ("warn", True)
+def test_a_folder_that_a_rank_does_not_see_is_a_warning_unless_all_write_there() -> None:
+    for sharded, blind in ((False, "warn"), (True, "fail")):
+        seen = judge_shared([True, True], ("a", "b"), folder=Path("/x"), sharded=sharded)
+        assert seen == ("ok", "/x is seen by all ranks")
+        verdict, finding = judge_shared([True, False], ("a", "b"), folder=Path("/x"), sharded=sharded)
+        assert (verdict, "not seen by rank 1 (b)" in finding) == (blind, True)
 
 
 def test_memory_is_weighed_where_it_is_needed() -> None:

@@ -15,8 +15,8 @@ from biencoder.training.recovery.resume import find_checkpoint
 
 FREE = """data.root data.columns data.corpus run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size
 train.log_every train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
-tracking.wandb tracking.project tracking.guards tracking.report distributed.timeout_s distributed.control_timeout_s
-distributed.silence_s train.precision train.packing deepspeed_config""".split()
+checkpoint.placement tracking.wandb tracking.project tracking.guards tracking.report distributed.timeout_s
+distributed.control_timeout_s distributed.silence_s train.precision train.packing deepspeed_config""".split()
 LENGTH = ["train.epochs", "train.max_steps"]
 DESCRIBED = describe()
 
@@ -44,7 +44,7 @@ def run_with(folder: Path, overrides: dict[str, str], /, **facts: Any) -> tuple[
     """A folder with one checkpoint of a run with these settings."""
     config, checkpoints = load_config(overrides=overrides), CheckpointFolder(folder, keep=2)
     state = {"format": 2, "settings": config.flat(), "fingerprint": "f" * 64, "precision": "fp32"} | facts
-    checkpoints.write(Checkpoint(8, state, {}, {}, {"window": torch.zeros(1)}), also_keep=-1)
+    checkpoints.write(Checkpoint(8, state, {"window": torch.zeros(1)}), also_keep=-1)
     checkpoints.wait()
     return checkpoints, config
 

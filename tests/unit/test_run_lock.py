@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from biencoder.errors import ConfigError
-from biencoder.training.recovery.run_lock import NAME, Holder, take_lock
+from biencoder.training.recovery.run_lock import NAME, Holder, sees_lock, take_lock
 from tests.processes import ROOT
 
 HOLD = """
@@ -53,6 +53,16 @@ def never(sentence: str) -> None:
 
 def names_left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_lock_is_seen_in_its_own_folder_alone(tmp_path: Path) -> None:
+    lock, other = (take_lock(tmp_path / name, lost=never) for name in ("mine", "other"))
+    assert sees_lock(tmp_path / "mine", lock.token)
+    assert not sees_lock(tmp_path / "other", lock.token, within_s=0)
+    assert not sees_lock(tmp_path / "nowhere", lock.token, within_s=0)
+    lock.release()
+    other.release()
+    assert not sees_lock(tmp_path / "mine", lock.token, within_s=0)
 
 
 def test_the_second_start_is_told_who_holds_it_until_that_one_is_gone(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The DeepSpeed engine behind four verbs: call it, `backward`, `step`, and read `report`."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.optim import build_optimizer, schedule
 from biencoder.training.engine.overflow import ask_together
 from biencoder.training.engine.settings import Settings, import_deepspeed, precision_of
-from biencoder.training.engine.state import EngineState, EngineTensors
+from biencoder.training.engine.state import EngineState, EngineTensors, Part, SavedTensors, Shapes
 from biencoder.training.engine.stopwatch import Stopwatch
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -180,40 +180,48 @@ class Engine:
     def classifier_copy(self) -> PairClassifier:
         """The pair classifier in fp32 on the CPU, for work that rank 0 does alone. Every rank takes part."""
         twin = self.model.classifier.twin()  # a deep copy would carry ZeRO-3's hooks along
-        with self._gathered(self.model.classifier):
+        with self._gathered(self.model.classifier.parameters()):
             twin.load_state_dict(self.model.classifier.state_dict())
         return twin.eval()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part."""
-        with self._gathered(self.model):
-            if not self._world.is_main:
-                return None
-            return {
-                name: weight.detach().to("cpu", torch.float32, copy=True)
-                for name, weight in self.model.state_dict().items()
-            }
+        """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part.
+
+        Under ZeRO-3 no rank holds more than one whole tensor at a time, but for rank 0's copies.
+        """
+        weights = {}
+        for name, weight in self.model.state_dict(keep_vars=True).items():
+            with self._gathered([weight]):
+                if self._world.is_main:
+                    weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
+        return weights if self._world.is_main else None
 
     def state(self) -> EngineState | None:
         """Everything that the next step depends on, on rank 0's CPU; None elsewhere. Every rank takes part."""
         self._engine.empty_partition_cache()
         tensors = self._tensors.read(has_moments=self.applied_steps > 0)
-        if tensors is None:
-            return None
-        scalars = {"steps": self.steps, "skipped_steps": self.skipped_steps, "lr_factor": self.lr_factor}
-        scalars |= {"lr": self._lr, "grad_norm": self._grad_norm()}
-        return EngineState(*tensors, scalars | self._loss_scaler())
+        return None if tensors is None else EngineState(*tensors, self.scalars())
 
-    def load_state(self, state: EngineState | None) -> None:
-        """Go on from a `state()`, which rank 0 has and the others do not. Every rank takes part."""
-        scalars: dict[str, float] = self._world.on_main(lambda: state.scalars if state else {})
+    def own_parts(self) -> tuple[Iterator[Part], Shapes]:
+        """This rank's parts of the tensors that `state` has, and the shapes of all. Every rank takes part."""
+        self._engine.empty_partition_cache()
+        has_moments = self.applied_steps > 0
+        return self._tensors.own_parts(has_moments=has_moments), self._tensors.shapes(has_moments=has_moments)
+
+    def load(self, saved: SavedTensors, scalars: Mapping[str, float]) -> None:
+        """Go on from the tensors and the scalars of a state, on any number of ranks. Every rank takes part."""
         self._engine.global_steps, self._engine.skipped_steps = int(scalars["steps"]), int(scalars["skipped_steps"])
         self.lr_factor = scalars["lr_factor"]
         self._lr, self._plain_norm = scalars["lr"], torch.tensor(scalars["grad_norm"])
         for name, now in self._loss_scaler().items():
             setattr(self._engine.optimizer.loss_scaler, name, type(now)(scalars[name]))
         self._engine.empty_partition_cache()
-        self._tensors.write(state, moment_steps=self.applied_steps)
+        self._tensors.write(saved, moment_steps=self.applied_steps)
+
+    def scalars(self) -> dict[str, float]:
+        """What the next step depends on beside tensors."""
+        scalars = {"steps": self.steps, "skipped_steps": self.skipped_steps, "lr_factor": self.lr_factor}
+        return scalars | {"lr": self._lr, "grad_norm": self._grad_norm()} | self._loss_scaler()
 
     def _loss_scaler(self) -> dict[str, float]:
         """The variables of fp16's dynamic loss scaler; empty where nothing is scaled."""
@@ -222,12 +230,13 @@ class Engine:
             return {}
         return {name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")}
 
-    def _gathered(self, module: torch.nn.Module) -> Any:
-        """Within this context the module's parameters are whole on every rank; only ZeRO-3 has work to do."""
+    def _gathered(self, weights: Iterable[torch.Tensor]) -> Any:
+        """Within this context these are whole on every rank; only ZeRO-3 has work to do."""
         if self._stage < 3:
             return nullcontext()
         self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
-        return import_deepspeed().zero.GatheredParameters(list(module.parameters()))
+        divided = [weight for weight in weights if hasattr(weight, "ds_id")]
+        return import_deepspeed().zero.GatheredParameters(divided) if divided else nullcontext()
 
 
 @contextmanager

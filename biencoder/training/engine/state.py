@@ -1,15 +1,17 @@
 """Weights and moments out of a DeepSpeed engine of any stage and precision, and into one.
 
-They are whole and in fp32 on the way, so a state fits any stage and any number of ranks. DeepSpeed's own checkpoints are
-pickles that fit the number of ranks they were made on.
+They leave it in fp32, whole through rank 0 or in the parts that the ranks hold, and come back whole, one at a time. So a
+state fits any stage and any number of ranks. DeepSpeed's own checkpoints are pickles that fit the number of ranks they were
+made on.
 
     ZeRO 3        parameters and their fp32 copies lie in parts on all ranks
     ZeRO 1 and 2  parameters are whole, their fp32 copies lie in parts on all ranks
     stage 0       16 bits: a whole fp32 copy beside each parameter; fp32: PyTorch's optimizer alone
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -19,6 +21,41 @@ from biencoder.errors import ModelError
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's running means of the gradient and of its square."""
 Tensors = dict[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Part(NamedTuple):
+    """Some values of a tensor that one rank holds."""
+
+    name: str
+    start: int
+    """Place of the first value in the flattened tensor."""
+    values: torch.Tensor
+    """(n,), of any precision, on any device."""
+
+
+class SavedTensors(Protocol):
+    """Where an engine's tensors come from."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """By name, the same on every rank."""
+
+    def whole(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU, on every rank. Every rank takes part, and asks for the same names in the same order."""
+
+
+class FromMain:
+    """Tensors that rank 0 has and hands to all."""
+
+    def __init__(self, tensors: Tensors, world: World) -> None:
+        """Args: tensors: empty on the other ranks."""
+        self._tensors, self._world = tensors, world
+        self.shapes: Shapes = world.on_main(lambda: {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    def whole(self, name: str) -> torch.Tensor:
+        mine = self._tensors.get(name)
+        return self._world.broadcast(torch.empty(self.shapes[name]) if mine is None else mine, source=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,38 +89,48 @@ class EngineTensors:
         for name, parameter in self._model.named_parameters():
             self._keep(model, name, self._whole(parameter, None))
             for moment in MOMENTS if has_moments and parameter.requires_grad else ():
-                self._keep(optimizer, f"{name}.{moment}", self._whole(parameter, moment))
+                self._keep(optimizer, _full_name(name, moment), self._whole(parameter, moment))
         return (model, optimizer) if self._world.is_main else None
 
     @torch.no_grad()
-    def write(self, state: EngineState | None, *, moment_steps: int) -> None:
-        """Set parameters and moments from rank 0's state.
+    def own_parts(self, *, has_moments: bool) -> Iterator[Part]:
+        """This rank's parts; those of all ranks together are every parameter and moment once. Nothing is sent or copied."""
+        if has_moments:
+            self._link_moments()
+        for name, parameter in self._model.named_parameters():
+            for moment in (None, *MOMENTS) if has_moments and parameter.requires_grad else (None,):
+                start, values = self._own_part(parameter, moment)
+                if len(values):
+                    yield Part(_full_name(name, moment), start, values)
+
+    def shapes(self, *, has_moments: bool) -> Shapes:
+        """Of every parameter and moment, by name."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, parameter in self._model.named_parameters():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for moment in (None, *MOMENTS) if has_moments and parameter.requires_grad else (None,):
+                shapes[_full_name(name, moment)] = shape
+        return shapes
+
+    @torch.no_grad()
+    def write(self, saved: SavedTensors, *, moment_steps: int) -> None:
+        """Set parameters and moments.
 
         Args:
             moment_steps: updates that the moments stand for; 0 for none, as before the first step.
 
         Raises:
-            ModelError: the state holds other tensors than the model has; nothing was changed.
+            ModelError: other tensors were saved than the model has; nothing was changed.
         """
-        tensors = state.model | state.optimizer if state else {}
-        saved = self._world.on_main(lambda: {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        self._check_complete(saved, has_moments=moment_steps > 0)
+        self._check_complete(saved.shapes, has_moments=moment_steps > 0)
         self._make_moments(moment_steps)
         for name, parameter in self._model.named_parameters():
             for moment in (None, *MOMENTS):
-                full_name = f"{name}.{moment}" if moment else name
-                if full_name in saved:
-                    shape = getattr(parameter, "ds_shape", parameter.shape)
-                    mine = tensors.get(full_name)
-                    whole = self._world.broadcast(torch.empty(shape) if mine is None else mine, source=0)
-                    self._set_whole(parameter, moment, whole.to(parameter.device))
+                if (full_name := _full_name(name, moment)) in saved.shapes:
+                    self._set_whole(parameter, moment, saved.whole(full_name).to(parameter.device))
 
-    def _check_complete(self, saved: dict[str, tuple[int, ...]], *, has_moments: bool) -> None:
-        expected: dict[str, tuple[int, ...]] = {}
-        for name, parameter in self._model.named_parameters():
-            moments = MOMENTS if has_moments and parameter.requires_grad else ()
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            expected |= dict.fromkeys([name, *(f"{name}.{moment}" for moment in moments)], shape)
+    def _check_complete(self, saved: Shapes, *, has_moments: bool) -> None:
+        expected = self.shapes(has_moments=has_moments)
         wrong = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
         if wrong:
             raise ModelError(
@@ -109,6 +156,25 @@ class EngineTensors:
             return whole
         master = self._master_of(parameter)
         return self._inner.state.get(master, {}).get(moment) if moment else master
+
+    def _own_part(self, parameter: Any, moment: str | None) -> tuple[int, torch.Tensor]:
+        """Where this rank's part of a parameter's fp32 copy, or of one of its moments, begins, and its values."""
+        rank = self._world.rank
+        if hasattr(parameter, "ds_id"):
+            start = rank * parameter.ds_tensor.numel()
+            local = parameter.ds_tensor
+            if parameter.requires_grad:
+                local = parameter._z3_optimizer.get_local_fp32_param(parameter, moment)
+            return start, local.flatten()[: max(0, parameter.ds_numel - start)]  # the last parts are padded
+        if hasattr(parameter, "_hp_mapping"):
+            mapping = parameter._hp_mapping
+            if mapping is None:  # it lies in the parts of other ranks
+                return 0, torch.empty(0)
+            return mapping.lp_fragment_address.start, mapping.get_hp_fragment(moment)
+        whole = self._whole(parameter, moment)
+        assert whole is not None
+        start, stop = (whole.numel() * rank // self._world.size for rank in (rank, rank + 1))
+        return start, whole.flatten()[start:stop]
 
     def _set_whole(self, parameter: Any, moment: str | None, whole: torch.Tensor) -> None:
         if hasattr(parameter, "ds_id"):
@@ -162,6 +228,10 @@ class EngineTensors:
                     found: torch.Tensor = master
                     return found
         return parameter
+
+
+def _full_name(parameter: str, moment: str | None) -> str:
+    return f"{parameter}.{moment}" if moment else parameter
 
 
 def _gathered(parameter: torch.Tensor, **how: int) -> Any:

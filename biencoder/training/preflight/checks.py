@@ -183,7 +183,7 @@ def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> N
         return file.parent, in_time(lambda: _appears(file, word), checks.limit_s)
 
     def judge(seen: list[tuple[Path, bool]]) -> Judgement:
-        return judge_shared([sees for _, sees in seen], world.hosts, folder=seen[0][0])
+        return judge_shared([sees for _, sees in seen], world.hosts, folder=seen[0][0], sharded=config.checkpoint.sharded)
 
     try:
         checks.check("shared filesystem", look, judge, with_others=True)

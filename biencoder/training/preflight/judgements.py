@@ -98,11 +98,17 @@ def judge_clocks(clocks: Sequence[float], hosts: Sequence[str]) -> Judgement:
     return "warn", f"{hosts[last]} is {offset:.2f} s ahead of {hosts[first]}; at most {MAX_CLOCK_OFFSET_S:g} s are fine"
 
 
-def judge_shared(sees: Sequence[bool], hosts: Sequence[str], *, folder: Path) -> Judgement:
-    """Warns where a rank does not see rank 0's files: checkpoints and models are rank 0's work alone."""
+def judge_shared(sees: Sequence[bool], hosts: Sequence[str], *, folder: Path, sharded: bool) -> Judgement:
+    """Warns where a rank does not see rank 0's files: models are rank 0's work alone, and so are checkpoints.
+
+    Args:
+        sharded: every rank writes its part of a checkpoint, so that such a rank is refused.
+    """
     blind = [rank for rank, seen in enumerate(sees) if not seen]
     if blind:
         unseen = f"what rank 0 writes in {folder} is not seen by {name_ranks(blind, hosts)}"
+        if sharded:
+            return "fail", f"{unseen}, as checkpoint.placement = sharded needs"
         return "warn", f"{unseen}; a run works without, since rank 0 alone reads and writes there"
     return "ok", f"{folder} is seen by all ranks"
 

@@ -2,13 +2,15 @@
 
     checkpoints/step-00001200/   manifest.json           size and SHA-256 of every other file
                                  state.json              numbers and texts
+                                 mining.safetensors      the epoch's negatives, and what else the epoch goes on from
                                  model.safetensors       fp32 parameters, whole, by name
                                  optimizer.safetensors   their moments
-                                 mining.safetensors      the epoch's negatives, and what else the epoch goes on from
+                                 part-*.safetensors      in place of these two: parts of every rank, see parts.py
                 checkpoints/latest                       name of the newest one, for people
 
 A checkpoint is written to a hidden folder, flushed to the disk, read back against its manifest, and renamed: it is the
-rename that makes it one. Nothing in it is a pickle. Only rank 0 touches the folder, so other nodes need not see it.
+rename that makes it one. Nothing in it is a pickle. Unless there are parts, only rank 0 touches the folder, so other nodes
+need not see it.
 """
 
 import errno
@@ -16,22 +18,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from biencoder.distributed.world import World
 from biencoder.errors import CheckpointError
 from biencoder.tracking.whole_file import replace_file
+from biencoder.training.engine.state import Part
+from biencoder.training.recovery.parts import PART_FILES, write_parts
 
 Tensors = Mapping[str, torch.Tensor]
-TENSOR_FILES = ("model", "optimizer", "mining")
+WHOLE_FILES = ("model", "optimizer")
+_ALWAYS = ("state.json", "mining.safetensors")
 _MANIFEST = "manifest.json"
+T = TypeVar("T")
+_Facts = dict[str, list[Any]]
+"""Size and SHA-256 of files, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,11 @@ class Checkpoint:
 
     step: int
     state: dict[str, Any]
-    model: Tensors
-    optimizer: Tensors
     mining: Tensors
+    model: Tensors = field(default_factory=dict)
+    optimizer: Tensors = field(default_factory=dict)
+    parts: Sequence[Path] = ()
+    """Of a checkpoint that was read: the files that hold parameters and moments, where `model` and `optimizer` do not."""
 
 
 class CheckpointFolder:
@@ -106,37 +117,123 @@ class CheckpointFolder:
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
 
+    def write_divided(
+        self, checkpoint: Checkpoint, parts: Iterable[Part], world: World, *, also_keep: int
+    ) -> OSError | None:
+        """Write a checkpoint of which every rank writes its part; it is on the disk when this returns, or stands nowhere.
+        Every rank takes part.
+
+        Args:
+            checkpoint: rank 0's, without model and optimizer.
+
+        Returns:
+            What it failed with on some rank, the same on every rank.
+        """
+        fresh = self._fresh(checkpoint.step)
+        of_ranks: list[_Facts] = []
+
+        def begin() -> None:
+            self._make(fresh)
+            save_file(dict(checkpoint.mining), fresh / "mining.safetensors")
+            _write_state(checkpoint, fresh)
+
+        def commit() -> None:
+            facts = _flushed([fresh / name for name in _ALWAYS])
+            for rank, theirs in enumerate(of_ranks):
+                for name, (size, _) in theirs.items():
+                    if not (fresh / name).is_file() or (fresh / name).stat().st_size != size:
+                        raise OSError(errno.EIO, f"{name}, which rank {rank} has written, is not whole for rank 0")
+                facts |= theirs
+            self._commit(checkpoint.step, facts)
+
+        _, failure = world.on_main(lambda: _tried(begin))
+        if failure is None:
+            outcomes = world.all_gather_object(_tried(lambda: _flushed(write_parts(fresh, parts, rank=world.rank))))
+            of_ranks = [facts for facts, _ in outcomes if facts is not None]
+            failure = next((error for _, error in outcomes if error), None)
+        if failure is None:
+            _, failure = world.on_main(lambda: _tried(commit))
+        if world.is_main:
+            if failure:
+                shutil.rmtree(fresh, ignore_errors=True)
+            else:
+                self._delete_old(checkpoint.step, also_keep)
+        return failure
+
+    def _fresh(self, step: int) -> Path:
+        """Where a checkpoint is written before it is one."""
+        return self._folder / f".{_name(step)}.new"
+
+    def _make(self, fresh: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob(".*"):  # of a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        fresh.mkdir()
+
     def _write(self, checkpoint: Checkpoint, also_keep: int) -> None:
-        final = self._folder / _name(checkpoint.step)
-        fresh = self._folder / f".{final.name}.new"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(".*"):  # of a run that was killed while it wrote
-                shutil.rmtree(left, ignore_errors=True)
-            fresh.mkdir()
-            for kind in TENSOR_FILES:
+        fresh = self._fresh(checkpoint.step)
+
+        def write() -> None:
+            self._make(fresh)
+            for kind in (*WHOLE_FILES, "mining"):
                 save_file(dict(getattr(checkpoint, kind)), fresh / f"{kind}.safetensors")
-            (fresh / "state.json").write_text(json.dumps(checkpoint.state | {"step": checkpoint.step}, indent=1))
-            manifest = {path.name: [path.stat().st_size, _digest(path)] for path in sorted(fresh.iterdir())}
-            (fresh / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for path in (*fresh.iterdir(), fresh):
-                _flush(path)
-            _verify(fresh)
-            shutil.rmtree(final, ignore_errors=True)  # the same step again, after a damaged one was passed over
-            os.rename(fresh, final)
-            _flush(self._folder)
-            replace_file(self._folder / "latest", final.name + "\n")
-        except BaseException as error:
+            _write_state(checkpoint, fresh)
+            self._commit(checkpoint.step, _flushed(sorted(fresh.iterdir())))
+
+        try:
+            _, failure = _tried(write)
+        except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
-            if isinstance(
-                error, (SafetensorError, CheckpointError)
-            ):  # a write that failed, or that is not what was written
-                full = "No space left on device"
-                raise (OSError(errno.ENOSPC, full) if full in str(error) else OSError(errno.EIO, str(error))) from None
             raise
+        if failure:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise failure
+        self._delete_old(checkpoint.step, also_keep)
+
+    def _commit(self, step: int, facts: _Facts) -> None:
+        """Make a checkpoint of a hidden folder whose files are on the disk."""
+        final, fresh = self._folder / _name(step), self._fresh(step)
+        (fresh / _MANIFEST).write_text(json.dumps(facts, indent=1))
+        for path in (fresh / _MANIFEST, fresh):
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a damaged one was passed over
+        os.rename(fresh, final)
+        _flush(self._folder)
+        replace_file(self._folder / "latest", final.name + "\n")
+
+    def _delete_old(self, step: int, also_keep: int) -> None:
         for old in self._all()[: -self._keep]:
-            if old.name not in (_name(also_keep), final.name):
+            if old.name not in (_name(also_keep), _name(step)):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, OSError | None]:
+    """What `work` returns, or how writing failed."""
+    try:
+        return work(), None
+    except OSError as error:
+        return None, error
+    except (SafetensorError, CheckpointError) as error:  # a write that failed, or that is not what was written
+        full = "No space left on device"
+        return None, OSError(errno.ENOSPC, full) if full in str(error) else OSError(errno.EIO, str(error))
+
+
+def _write_state(checkpoint: Checkpoint, folder: Path) -> None:
+    (folder / "state.json").write_text(json.dumps(checkpoint.state | {"step": checkpoint.step}, indent=1))
+
+
+def _flushed(files: Sequence[Path]) -> _Facts:
+    """Flush files to the disk and read them back; returns what the manifest says of them.
+
+    Raises:
+        CheckpointError: one is not what was written.
+    """
+    facts = {path.name: [path.stat().st_size, _digest(path)] for path in files}
+    for path in files:
+        _flush(path)
+    for path in files:
+        _verify_file(path, facts[path.name])
+    return facts
 
 
 def _name(step: int) -> str:
@@ -146,8 +243,9 @@ def _name(step: int) -> str:
 def _read(folder: Path) -> Checkpoint:
     _verify(folder)
     state = json.loads((folder / "state.json").read_text())
-    tensors = {kind: load_file(folder / f"{kind}.safetensors") for kind in TENSOR_FILES}
-    return Checkpoint(int(state["step"]), state, **tensors)
+    mining, parts = load_file(folder / "mining.safetensors"), sorted(folder.glob(PART_FILES))
+    whole = {} if parts else {kind: load_file(folder / f"{kind}.safetensors") for kind in WHOLE_FILES}
+    return Checkpoint(int(state["step"]), state, mining, **whole, parts=parts)
 
 
 def _verify(folder: Path) -> None:
@@ -159,15 +257,22 @@ def _verify(folder: Path) -> None:
         manifest = json.loads(manifest_file.read_text())
     except ValueError:
         raise CheckpointError(f"{_MANIFEST} is no JSON") from None
-    expected = {f"{kind}.safetensors" for kind in TENSOR_FILES} | {"state.json"}
-    if not isinstance(manifest, dict) or set(manifest) != expected:
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{_MANIFEST} does not list files")
+    whole = {f"{kind}.safetensors" for kind in WHOLE_FILES}
+    divided = {name for name in manifest if Path(name).name == name and Path(name).match(PART_FILES)}
+    expected = {*_ALWAYS, *(divided or whole)}
+    if set(manifest) != expected:
         raise CheckpointError(f"{_MANIFEST} does not list {', '.join(sorted(expected))}")
     for name, facts in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{name} is missing")
-        if [path.stat().st_size, _digest(path)] != facts:
-            raise CheckpointError(f"{name} is not what was written")
+        _verify_file(folder / name, facts)
+
+
+def _verify_file(path: Path, facts: list[Any]) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing")
+    if [path.stat().st_size, _digest(path)] != facts:
+        raise CheckpointError(f"{path.name} is not what was written")
 
 
 def _digest(path: Path) -> str:

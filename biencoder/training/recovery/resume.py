@@ -4,8 +4,10 @@ Each part of a run owns its state (`state_dict`, `load_state_dict`); `Recovery` 
 order are functions of (seed, epoch), dropout's masks of (seed, step, rank, micro-batch), so no generator's state is kept.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +15,14 @@ import torch
 from biencoder.config.schema import Config, OnResume, resume_rules
 from biencoder.distributed.stop_requests import AfterStep, StopRequests
 from biencoder.distributed.world import World
-from biencoder.errors import ConfigError, Stopped, tell
+from biencoder.errors import CheckpointError, ConfigError, Stopped, tell
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.best_model import BestModel
 from biencoder.training.engine.engine import Engine
-from biencoder.training.engine.state import EngineState
+from biencoder.training.engine.state import FromMain, SavedTensors, Shapes
 from biencoder.training.progress import Progress
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.training.recovery.parts import SavedParts
 
 _BEFORE = {"model.query_prompt": "", "model.document_prompt": ""}
 """What runs have computed with before these keys existed, whose defaults are others."""
@@ -72,26 +75,55 @@ class Recovery:
         if self.saved_step == self._progress.step:
             return
         self.saved_step, self.saved_at, start = self._progress.step, time.monotonic(), time.perf_counter()
-        engine = self._engine.state()
-        parts = {name: value for owner in self._owners for name, value in owner.state_dict().items()}
-        if engine is None:
+        error = self._save_divided() if self._config.checkpoint.sharded else self._save_whole()
+        if not self._world.is_main:
             return
-        tensors = {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
-        state = {
-            **{name: value for name, value in parts.items() if name not in tensors},
-            "format": _FORMAT,
-            "engine": engine.scalars,
-            "metrics_bytes": self._tracker.position(),
-            "settings": self._config.flat(),
-            **self._identity,
-        }
-        checkpoint = Checkpoint(self._progress.step, state, engine.model, engine.optimizer, tensors)
-        try:
-            self._checkpoints.write(checkpoint, also_keep=self._best.step)
-        except OSError as error:
+        if error:
             self._report(error)
         blocked = {"checkpoint/blocked_s": time.perf_counter() - start}
         self._tracker.log("checkpoint", **self._progress.at, metrics=blocked)
+
+    def _save_whole(self) -> OSError | None:
+        """Through rank 0, in the background. Returns what the write before failed with."""
+        engine = self._engine.state()
+        parts = self._parts()
+        if engine is None:
+            return None
+        checkpoint = self._checkpoint(parts, engine.scalars)
+        checkpoint = dataclasses.replace(checkpoint, model=engine.model, optimizer=engine.optimizer)
+        try:
+            self._checkpoints.write(checkpoint, also_keep=self._best.step)
+        except OSError as error:
+            return error
+        return None
+
+    def _save_divided(self) -> OSError | None:
+        """Each rank its part, at once. Returns what it failed with."""
+        tensors, shapes = self._engine.own_parts()
+        checkpoint = self._checkpoint(self._parts(), self._engine.scalars(), shapes=shapes)
+        return self._checkpoints.write_divided(checkpoint, tensors, self._world, also_keep=self._best.step)
+
+    def _parts(self) -> dict[str, Any]:
+        """What the owners go on from. Every rank takes part."""
+        return {name: value for owner in self._owners for name, value in owner.state_dict().items()}
+
+    def _checkpoint(self, parts: Mapping[str, Any], engine: Mapping[str, float], **more: Any) -> Checkpoint:
+        """
+        Args:
+            engine: its scalars.
+            more: what the state holds besides.
+        """
+        mining = {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
+        state = {
+            **{name: value for name, value in parts.items() if name not in mining},
+            "format": _FORMAT,
+            "engine": engine,
+            "metrics_bytes": self._tracker.position(),
+            "settings": self._config.flat(),
+            **self._identity,
+            **more,
+        }
+        return Checkpoint(self._progress.step, state, mining)
 
     def save_or_stop(self) -> None:
         """After a step: a checkpoint if one is due, the end if some rank was asked to stop. Every rank takes part.
@@ -118,12 +150,15 @@ class Recovery:
         Args:
             went_back: the steps to come are other ones than those that were made from there.
         """
-        state: dict[str, Any] = self._world.on_main(lambda: checkpoint.state if checkpoint else {})
-        engine = None
+        state: dict[str, Any]
+        state, files = self._world.on_main(lambda: (checkpoint.state, checkpoint.parts) if checkpoint else ({}, ()))
+        if files:
+            saved: SavedTensors = self._world.together(lambda: _open_parts(files, state["shapes"]))
+        else:
+            saved = FromMain({**checkpoint.model, **checkpoint.optimizer} if checkpoint else {}, self._world)
+        self._engine.load(saved, state["engine"])
         if checkpoint:
             state = {**state, **checkpoint.mining}
-            engine = EngineState(dict(checkpoint.model), dict(checkpoint.optimizer), state["engine"])
-        self._engine.load_state(engine)
         for owner in self._owners:
             owner.load_state_dict(state)
         self.saved_step = self._progress.step
@@ -144,6 +179,17 @@ class Recovery:
     def _report(self, error: OSError) -> None:
         """A checkpoint could not be written: training goes on, the one before it still stands."""
         self._tracker.event("checkpoint failed", **self._progress.at, detail=warn_of_failure(error))
+
+
+def _open_parts(files: Sequence[Path], shapes: Shapes) -> SavedParts:
+    """
+    Raises:
+        ConfigError: this rank cannot read them.
+    """
+    try:
+        return SavedParts(files, shapes)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; every rank must see the files of checkpoints that all ranks have written") from None
 
 
 def warn_of_failure(error: OSError) -> str:

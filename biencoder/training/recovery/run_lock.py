@@ -73,6 +73,11 @@ class RunLock:
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
 
+    @property
+    def token(self) -> str:
+        """What stands in this lock's file and in no other."""
+        return self._holder.token
+
     def release(self) -> None:
         self._stop.set()
         self._thread.join()
@@ -117,6 +122,19 @@ def take_lock(
     except OSError as error:
         raise ConfigError(f"run.dir {folder} cannot be written: {error.strerror}") from None
     return RunLock(file, holder, lost, heartbeat_s=heartbeat_s)
+
+
+def sees_lock(folder: Path, token: str, *, within_s: float = 10.0) -> bool:
+    """Whether the lock with this token can be seen in the folder from here, within the time that file servers take."""
+    deadline = time.monotonic() + within_s
+    while True:
+        with suppress(OSError):
+            lock = _look(folder / NAME)
+            if lock and lock.holder and lock.holder.token == token:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def _acquire(file: Path, holder: Holder, *, stale_s: float) -> None:

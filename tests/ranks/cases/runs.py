@@ -12,18 +12,21 @@ from typing import Any, cast
 
 import torch
 
+from biencoder import environment
 from biencoder.config.schema import CheckpointConfig, Config
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.model.batch import triplet_batch
 from biencoder.model.bi_encoder import Scores, TripletBatch
 from biencoder.training import objective
+from biencoder.training import run as run_module
 from biencoder.training import step as step_module
 from biencoder.training.engine.engine import Engine
+from biencoder.training.engine.state import Part
 from biencoder.training.loop import Trainer
 from biencoder.training.loss import combined_loss
 from biencoder.training.progress import Progress
-from biencoder.training.recovery import resume
+from biencoder.training.recovery import resume, run_lock
 from launcher.entry import run
 from tests.ranks.cases import in_world
 from tests.ranks.cases.steps import let_any_cpu_compute_fp16
@@ -148,7 +151,7 @@ def timed_checkpoints(epoch_steps: int) -> None:
             progress,
             SimpleNamespace(state_dict=dict),
             [],
-            SimpleNamespace(),
+            SimpleNamespace(log=lambda *parts, **more: None),
             stop,
         )
         recovery.saved_at = -20.0 * ranks.rank
@@ -166,6 +169,34 @@ def timed_checkpoints(epoch_steps: int) -> None:
     in_world(work)
 
 
+def a_part_that_cannot_be_written(folder: str) -> None:
+    """Three checkpoints of two ranks, of which the second finds no room on the last rank; each rank prints what failed."""
+    from biencoder.training.recovery import checkpoint
+
+    module = cast(Any, checkpoint)
+    clean = module.write_parts
+
+    def work(ranks: World) -> None:
+        checkpoints, failures = module.CheckpointFolder(Path(folder), keep=5), []
+        for step in (1, 2, 3):
+
+            def full(*parts: Any, step: int = step, **more: Any) -> list[Path]:
+                files: list[Path] = clean(*parts, **more)
+                if step == 2 and ranks.rank == ranks.size - 1:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return files
+
+            module.write_parts = full
+            part = Part("w", 2 * ranks.rank, torch.full((2,), 10.0 * step + ranks.rank))
+            state = {"shapes": {"w": (2 * ranks.size,)}}
+            divided = module.Checkpoint(step, state, {"window": torch.zeros(1)})
+            failure = checkpoints.write_divided(divided, [part], ranks, also_keep=-1)
+            failures.append(failure and failure.strerror)
+        print(json.dumps(failures))
+
+    in_world(work)
+
+
 def troubled_run(arguments: list[str], trouble: str) -> None:
     """`launcher/train.py` with a trouble that no setting makes."""
     import sys
@@ -174,6 +205,12 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
 
     if trouble == "fp16":
         let_any_cpu_compute_fp16()
+    if trouble == "blind rank":
+
+        def sees_another_disk(folder: Path, token: str) -> bool:
+            return run_lock.sees_lock(folder if environment.is_main_rank() else folder / "of-this-node", token, within_s=1)
+
+        cast(Any, run_module).sees_lock = sees_another_disk
     if trouble == "slow rank":
         score = Engine.score
 

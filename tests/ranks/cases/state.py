@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from biencoder.config.schema import TrainConfig
 from biencoder.distributed.world import World
-from biencoder.training.engine.state import EngineState
+from biencoder.training.engine.engine import Engine
+from biencoder.training.engine.state import FromMain
+from biencoder.training.recovery.parts import PART_FILES, SavedParts, write_parts
 from tests.ranks.cases import in_world
 from tests.ranks.cases.steps import BATCH, STEPS, engine_for, let_any_cpu_compute_fp16, train_steps, training_setup
 
@@ -38,18 +39,20 @@ def save_and_go_on(tiny_bert: str, files: list[str], folder: str) -> None:
             engine = engine_for(setup[0], file, ranks, train)
             train_steps(engine, ranks, setup, range(AFTER.start))
             state = engine.state()
+            scalars, parts = engine.scalars(), saved_parts(engine, ranks, _stem(folder, file))
+            if state:
+                check_same(parts, state.model | state.optimizer)
             straight = train_steps(engine, ranks, setup, AFTER)
             setup = training_setup(tiny_bert)
             engine = engine_for(setup[0], file, ranks, train)
-            engine.load_state(state)
+            engine.load(FromMain(state.model | state.optimizer if state else {}, ranks), scalars)
             resumed = train_steps(engine, ranks, setup, AFTER)
-            engine.load_state(state)  # back, in an engine that has moved on
+            engine.load(parts, scalars)  # back, in an engine that has moved on
             again = train_steps(engine, ranks, setup, AFTER)
-            if state:
-                save_file(state.model, Path(folder) / f"{file.replace(' ', '_')}.model")
-                save_file(state.optimizer, Path(folder) / f"{file.replace(' ', '_')}.optimizer")
-                found = {"scalars": state.scalars, "straight": straight, "resumed": resumed, "again": again}
-                (Path(folder) / f"{file.replace(' ', '_')}.json").write_text(json.dumps(found))
+            if ranks.is_main:
+                found = {"scalars": scalars, "shapes": parts.shapes}
+                found |= {"straight": straight, "resumed": resumed, "again": again}
+                _stem(folder, file).with_suffix(".json").write_text(json.dumps(found))
 
     in_world(work, silence_s=120)
 
@@ -60,21 +63,38 @@ def go_on_elsewhere(tiny_bert: str, files: list[str], folder: str) -> None:
     def work(ranks: World) -> None:
         let_any_cpu_compute_fp16()
         for file in files:
-            stem = Path(folder) / file.replace(" ", "_")
+            stem = _stem(folder, file)
             setup = training_setup(tiny_bert)
             engine = engine_for(setup[0], file, ranks, _warming_up(ranks))
-            state = None
-            if ranks.is_main:
-                scalars = json.loads(stem.with_suffix(".json").read_text())["scalars"]
-                state = EngineState(
-                    load_file(stem.with_suffix(".model")), load_file(stem.with_suffix(".optimizer")), scalars
-                )
-            engine.load_state(state)
+            found = json.loads(stem.with_suffix(".json").read_text())
+            saved = SavedParts([*stem.glob(PART_FILES)], found["shapes"])
+            engine.load(saved, found["scalars"])
+            if ranks.size > 1:
+                parts = saved_parts(engine, ranks, stem / "again")
+                check_same(parts, {name: saved.whole(name) for name in saved.shapes})
             rows = train_steps(engine, ranks, setup, AFTER)
             if ranks.is_main:
                 stem.with_suffix(f".{ranks.size}.json").write_text(json.dumps(rows))
 
     in_world(work, silence_s=120)
+
+
+def saved_parts(engine: Engine, ranks: World, folder: Path) -> SavedParts:
+    """The engine's tensors, as all ranks have written them into many small files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, shapes = engine.own_parts()
+    written = ranks.all_gather_object(write_parts(folder, parts, rank=ranks.rank, file_values=3000))
+    return SavedParts([file for files in written for file in files], shapes)
+
+
+def check_same(saved: SavedParts, tensors: dict[str, torch.Tensor]) -> None:
+    assert saved.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        assert saved.whole(name).equal(tensor), name
+
+
+def _stem(folder: str, file: str) -> Path:
+    return Path(folder) / file.replace(" ", "_")
 
 
 def _warming_up(ranks: World) -> TrainConfig:
