@@ -152,7 +152,9 @@ def main() -> None:
             table.add_row(job, phase, f"{seconds:.1f}", ", ".join(f"{peak[phase]:.1f}" for peak in found["peak_gib"]))
     Console(width=100).print(table)
     same = first["losses"][-1] == second["losses"][-1]
-    print(f"loss of the step after it: {first['losses'][-1]!r} and {second['losses'][-1]!r}: {'equal' if same else 'OTHER'}")
+    print(
+        f"loss of the step after it: {first['losses'][-1]!r} and {second['losses'][-1]!r}: {'equal' if same else 'OTHER'}"
+    )
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"arguments": vars(arguments), "bytes": size, "writes": first, "goes on": second}, indent=1))
     raise SystemExit(not same)

@@ -160,7 +160,7 @@ class MiningConfig:
     """Subtracted from random_rate after every epoch, down to 0."""
     exclude_near_duplicates: Annotated[bool, FIXED] = False
     """Let texts that share half of their word triples count as one, so that none is a negative of another or of its points.
-    Finding them takes 0.4 ms a text when a run starts."""
+    Finding them takes 0.4 ms a text, the first time."""
     focus: Annotated[Literal["corpus", "themes", "debates"], FIXED] = "corpus"
     """Where near negatives come from: anywhere, or the theme or the debate of their sample alone."""
     range_min: Annotated[int, FIXED, Field(ge=0, le=10_000)] = 0

@@ -9,14 +9,22 @@ compare, in time proportional to the number of texts, also where many texts shar
 compared exactly, so no two texts are grouped by chance. A pair at 0.5 is proposed with a probability of 99.6 %, and a pair
 at 0.7 or more almost surely. The same texts in the same order give the same groups.
 
+The groups of a large corpus are kept on disk, named by a hash of its texts.
+
 N: texts.
 """
 
+import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
+from biencoder import environment
 from biencoder.data.ids import Ids
 
 _LEAST_SHARED = 0.5
@@ -24,10 +32,56 @@ _WORDS = 3
 _BANDS, _ROWS = 42, 3
 """A pair with Jaccard index j is compared with a probability of 1 - (1 - j^rows)^bands."""
 _WORD = re.compile(r"\w+")
+_KEPT_FROM = 5_000
+"""Texts from which on groups are kept: finding them takes seconds."""
+_FORMAT = 1
+"""Of what is kept; another number where the same texts would give other groups."""
 
 
 def near_duplicates(texts: Sequence[str]) -> Ids:
     """For each text (N,) the lowest number in its group; a text without near-duplicates is a group of its own."""
+    if len(texts) < _KEPT_FROM:
+        return _find(texts)
+    file = environment.cache_folder() / "near-duplicates" / f"{_name(texts)}.npy"
+    group_N = _read(file, len(texts))
+    if group_N is None:
+        group_N = _find(texts)
+        with suppress(OSError):  # what cannot be kept is found again
+            _write(file, group_N)
+    return group_N
+
+
+def _name(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {_LEAST_SHARED} {_WORDS} {_BANDS} {_ROWS} {len(texts)}\0".encode())
+    for text in texts:
+        content = text.encode()
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()[:32]
+
+
+def _read(file: Path, num_texts: int) -> Ids | None:
+    """What is kept in the file; None if that is nothing, or not whole."""
+    try:
+        group_N: Ids = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return group_N if group_N.shape == (num_texts,) and group_N.dtype == np.int64 else None
+
+
+def _write(file: Path, group_N: Ids) -> None:
+    """Write beside the file, then rename, so that nobody reads half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
+        try:
+            np.save(beside, group_N)
+            beside.close()
+            os.replace(beside.name, file)
+        except OSError:
+            Path(beside.name).unlink(missing_ok=True)
+            raise
+
+
+def _find(texts: Sequence[str]) -> Ids:
     from datasketch import MinHash, MinHashLSH  # half a second, which only those wait for who need it
     from scipy.cluster.hierarchy import DisjointSet
 

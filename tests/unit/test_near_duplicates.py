@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from biencoder.data import Dataset, load_dataset
+from biencoder.data import near_duplicates as module
 from biencoder.data.near_duplicates import near_duplicates
 from biencoder.errors import DataError
 from biencoder.evaluation.leaks import debate_groups, leak_free
@@ -51,6 +52,26 @@ def test_one_common_sentence_joins_nothing() -> None:
     shared = words(0, 12)
     texts = [f"{words(100 * number)} {shared}" for number in range(1, 60)]
     assert near_duplicates(texts).tolist() == list(range(59))
+
+
+def test_groups_of_a_large_corpus_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_KEPT_FROM", 3)
+    texts = [words(0), words(500), words(5)]
+    assert near_duplicates(texts).tolist() == [0, 1, 0]
+    (file,) = tmp_path.rglob("*.npy")
+    find = module._find
+    monkeypatch.setattr(module, "_find", lambda texts: pytest.fail("found again"))
+    assert near_duplicates(texts).tolist() == [0, 1, 0]
+    with pytest.raises(pytest.fail.Exception, match="found again"):
+        near_duplicates([*texts[:2], words(6)])  # another corpus
+    monkeypatch.setattr(module, "_find", find)
+    for content in (b"", file.read_bytes()[:-1], b"no array"):
+        file.write_bytes(content)
+        assert near_duplicates(texts).tolist() == [0, 1, 0]
+        assert np.load(file).tolist() == [0, 1, 0]
+    assert near_duplicates(texts[:2]).tolist() == [0, 1]
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
 
 
 def debates(**texts: tuple[str, str]) -> dict[tuple[str, str, str, str, int, str], str]:
