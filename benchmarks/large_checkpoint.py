@@ -3,7 +3,8 @@
     python benchmarks/large_checkpoint.py                                   # a billion parameters, 2 ranks, bf16
     python benchmarks/large_checkpoint.py --layers 4 --placement rank0      # 0.2 billion, through rank 0
 
-Random weights of the BERT shape, short texts. One job makes a step, writes a checkpoint, and makes a further step; another
+Random weights of the BERT shape, short texts, and a DeepSpeed file that holds little beside a rank's part: parameters are
+gathered again for the backward pass, and the update takes 100 million of them at a time. One job makes a step, writes a checkpoint, and makes a further step; another
 one is built anew, reads the checkpoint, and makes that step: the loss must be the same. Peaks are of the resident memory of
 a rank in each phase, mapped files included. Prints a table, and writes benchmarks/results/large_checkpoint.json.
 """
@@ -65,7 +66,13 @@ def build(ranks: World, layers: int) -> Engine:
     model = BiEncoder(ModelConfig(embedding_dim=64), [BertModel(bert, add_pooling_layer=False)], "mean")
     keys = {"deepspeed_config": "ds_configs/zero3.json", "train.precision": "bf16", "train.micro_batch_size": "1"}
     config = load_config(overrides=keys | {"train.global_batch_size": str(ranks.size)})
-    return Engine(model, config.train, read_settings(config, ranks.size), ranks, 10)
+    settings = read_settings(config, ranks.size)
+    settings["zero_optimization"] |= {
+        "sub_group_size": 100_000_000,
+        "stage3_max_live_parameters": 100_000_000,
+        "stage3_max_reuse_distance": 100_000_000,
+    }
+    return Engine(model, config.train, settings, ranks, 10)
 
 
 def one_step(engine: Engine, ranks: World, number: int) -> float:
