@@ -3,10 +3,11 @@
     python benchmarks/large_checkpoint.py                                   # a billion parameters, 2 ranks, bf16
     python benchmarks/large_checkpoint.py --layers 4 --placement rank0      # 0.2 billion, through rank 0
 
-Random weights of the BERT shape, short texts, and a DeepSpeed file that holds little beside a rank's part: parameters are
-gathered again for the backward pass, and the update takes 100 million of them at a time. One job makes a step, writes a checkpoint, and makes a further step; another
-one is built anew, reads the checkpoint, and makes that step: the loss must be the same. Peaks are of the resident memory of
-a rank in each phase, mapped files included. Prints a table, and writes benchmarks/results/large_checkpoint.json.
+Random weights of the BERT shape, short texts, and DeepSpeed settings that hold little beside a rank's part: parameters are
+gathered again for the backward pass, and the update takes 100 million of them at a time. One job makes a step, writes a
+checkpoint, and makes a further step; another one is built anew, reads the checkpoint, and makes that step: the loss must be
+the same. Peaks are of the resident memory of a rank in each phase, mapped files included. Prints a table, and
+writes benchmarks/results/large_checkpoint.json.
 """
 
 import argparse
