@@ -175,7 +175,8 @@ def add_precision(parser: Parser) -> None:
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
-        help="what encoders compute in; auto: bf16 on GPUs from Ampere on and on CPUs with AMX, else fp32 [default: auto]",
+        help="what encoders compute in; auto: bf16 on GPUs from Ampere on and on CPUs with AMX or AVX512-BF16, else fp32 "
+        "[default: auto]",
     )
 
 

@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes share the cor
 gc.disable()  # imports make a million objects that stay: collections would go over them again and again
 
 WriteCorpus = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trained_models_compute_in_fp32() -> Iterator[None]:
+    """Also on processors where bf16 is fast: most tests compare their vectors with others'."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for instructions in ("amx_tile", "avx512_bf16"):
+            patch.setattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)
+        yield
 
 
 _SHARED: list[Server] = []

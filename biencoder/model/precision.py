@@ -12,7 +12,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def inference_dtype(asked: AskedPrecision, device: torch.device) -> torch.dtype:
-    """What a trained model's weights are held in. auto: bf16 on GPUs from Ampere on and on CPUs with AMX, else fp32.
+    """What a trained model's weights are held in.
+
+    auto: bf16 on GPUs from Ampere on and on CPUs with AMX or AVX512-BF16, else fp32.
 
     The rule measures nothing: two calls on one machine compute alike, however busy it is.
 
@@ -25,7 +27,8 @@ def inference_dtype(asked: AskedPrecision, device: torch.device) -> torch.dtype:
         return _DTYPES[asked]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -79,8 +79,8 @@ class TrainedModel:
         """Load a saved model, onto the GPU if there is one.
 
         Args:
-            precision: what the encoder computes in: fp32, bf16, or auto: bf16 on GPUs from Ampere on and on CPUs with AMX,
-                else fp32. Vectors are returned in fp32.
+            precision: what the encoder computes in: fp32, bf16, or auto: bf16 on GPUs from Ampere on and on CPUs with AMX
+                or AVX512-BF16, else fp32. Vectors are returned in fp32.
             trust_remote_code: whether Python code that the folder holds may run.
             dim: take the first `dim` dimensions of the embeddings, for a model that was trained with loss.matryoshka_dims,
                 and no pair classifier; 0: all dimensions.

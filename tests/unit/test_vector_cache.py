@@ -177,8 +177,10 @@ def test_a_second_evaluation_embeds_nothing(
 
 def test_precision_is_named_or_the_machine_s(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    for has_amx, expected in ((True, torch.bfloat16), (False, torch.float32)):
+    for has_amx, has_bf16 in ((True, True), (False, True), (False, False)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_amx=has_amx: has_amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_bf16=has_bf16: has_bf16)
+        expected = torch.bfloat16 if has_bf16 else torch.float32
         assert inference_dtype("auto", cpu) == expected
         assert inference_dtype("fp32", cpu) == torch.float32
     with pytest.raises(ConfigError, match=r"^the precision is 'fp8', expected one of auto, fp32, bf16$"):
