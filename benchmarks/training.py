@@ -110,7 +110,7 @@ class Work:
 def peer(work: Work, dropout: float) -> dict[str, float]:
     """What a step of sentence-transformers' trainer takes."""
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import (
         MultipleNegativesRankingLoss,
@@ -128,15 +128,7 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
     columns |= {f"negative_{k}": negative_text_P for k, negative_text_P in enumerate(work.negatives(split).T)}
     rows = Dataset.from_dict({name: [dataset.texts[i] for i in ids_P[samples]] for name, ids_P in columns.items()})
     on_gpu, read = torch.cuda.is_available(), []
-    flash = on_gpu and not dropout and importlib.util.find_spec("flash_attn") is not None
-    if on_gpu and not dropout:
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    model = SentenceTransformer(
-        locate(work.model),
-        config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
-        model_kwargs={"attn_implementation": "flash_attention_2"} if flash else {},
-    )
-    model.max_seq_length = work.length
+    model = peer_model(work, dropout, on_gpu=on_gpu)
     loss = (
         TripletLoss(model, distance_metric=TripletDistanceMetric.EUCLIDEAN, triplet_margin=1.0)
         if work.loss == "triplet"
@@ -172,6 +164,22 @@ def peer(work: Work, dropout: float) -> dict[str, float]:
         )
         SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[Clock()]).train()
     return {"step_s": (read[1] - read[0]) / work.steps}
+
+
+def peer_model(work: Work, dropout: float, *, on_gpu: bool) -> Any:
+    """A SentenceTransformer. Without dropout it gets the fastest attention there is."""
+    from sentence_transformers import SentenceTransformer
+
+    flash = on_gpu and not dropout and importlib.util.find_spec("flash_attn") is not None
+    if on_gpu and not dropout:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    model = SentenceTransformer(
+        locate(work.model),
+        config_kwargs={"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout},
+        model_kwargs={"attn_implementation": "flash_attention_2"} if flash else {},
+    )
+    model.max_seq_length = work.length
+    return model
 
 
 def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[str, float]:

@@ -54,28 +54,14 @@ def build(
     with terminal.work("tokenizing the corpus", len(dataset.texts) * len(set(prompts))) as advance:
         tokens = cached_tokens(dataset.texts, tokenizer, max_length=limit, world=world, prompts=prompts, advance=advance)
     model = build_model(config.model, plan.pretrained, seed=config.run.seed)
-    engine = Engine(model, config.train, plan.settings, world, plan.last_step)
-    if world.device.type == "cuda":
-        because = engine.padded_because
-        terminal.say(f"texts    padded: {because}" if because else "texts    packed one after the other, without padding")
+    engine = make_engine(plan, world, model, terminal)
     same_N = world.on_main(lambda: near_duplicates(dataset.texts)) if config.mining.exclude_near_duplicates else None
     forbidden = Forbidden.of(training, len(dataset.texts), same_N=same_N)
-    miner = Miner(training, forbidden, world, config.mining, seed=config.run.seed, num_epochs=plan.num_epochs)
+    miner = make_miner(plan, world, forbidden, terminal)
     clusters = None
     if config.train.batches == "clusters":
         clusters = Clusters(training, world, sharded=config.mining.sharded, seed=config.run.seed)
-    if miner.given_left_out:
-        terminal.say(f"{miner.given_left_out} given negatives are near copies of right answers, and are left out")
-    tracker = world.together(
-        lambda: open_tracker(
-            config,
-            plan.folder,
-            facts,
-            precision=plan.precision,
-            show=lambda alert, step: terminal.show(*alert.lines(step)),
-            is_main=world.is_main,
-        )
-    )
+    tracker = world.together(lambda: make_tracker(plan, world, terminal, facts))
     step = make_step(plan, world, engine, tokens, forbidden)
     evaluator = make_evaluator(plan, world, engine, tokens, tracker, terminal)
     models = ModelFolders(plan.folder, world, engine, model_writer(plan, model))
@@ -99,6 +85,33 @@ def build(
         stop,
         tracker,
         terminal,
+    )
+
+
+def make_engine(plan: Plan, world: World, model: BiEncoder, terminal: Terminal) -> Engine:
+    engine = Engine(model, plan.config.train, plan.settings, world, plan.last_step)
+    if world.device.type == "cuda":
+        because = engine.padded_because
+        terminal.say(f"texts    padded: {because}" if because else "texts    packed one after the other, without padding")
+    return engine
+
+
+def make_miner(plan: Plan, world: World, forbidden: Forbidden, terminal: Terminal) -> Miner:
+    training, seed = plan.dataset.splits["training"], plan.config.run.seed
+    miner = Miner(training, forbidden, world, plan.config.mining, seed=seed, num_epochs=plan.num_epochs)
+    if miner.given_left_out:
+        terminal.say(f"{miner.given_left_out} given negatives are near copies of right answers, and are left out")
+    return miner
+
+
+def make_tracker(plan: Plan, world: World, terminal: Terminal, facts: Mapping[str, Any]) -> Tracker:
+    return open_tracker(
+        plan.config,
+        plan.folder,
+        facts,
+        precision=plan.precision,
+        show=lambda alert, step: terminal.show(*alert.lines(step)),
+        is_main=world.is_main,
     )
 
 

@@ -38,6 +38,32 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
     assert len(facts["data"]["fingerprint"]) == 64
     assert facts["packages"]["torch"]
 
+    check_records(run_dir)
+    for name in ("best", "last"):
+        assert "| validation | 12 |" in (run_dir / "model" / name / "README.md").read_text()
+    assert not list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pkl"))
+
+    last, precision = str(run_dir / "model" / "last"), ["--precision", "fp32"]
+    again = run([sys.executable, "launcher/evaluate.py", "--model", last, "--data.root", str(corpus), *precision])
+    assert again.returncode == 0, again.stderr
+    assert row_of(again.stdout, "last") == row_of(done.stdout, "epoch 2")
+
+    search = [sys.executable, "launcher/search.py", "--model", last, "--data.root", str(corpus), "--top-k", "3", "--rerank"]
+    found = run([*search, "fox fox point 0"])
+    assert found.returncode == 0, found.stderr
+    assert len([line for line in found.stdout.splitlines() if "%" in line]) == 3
+    assert found.stdout.count("fox fox point 0") == 1  # as the title, and not among what was found
+    assert run(search, stdin="fox fox point 0\n").stdout == found.stdout
+
+    before = sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*"))
+    second = train(*arguments, "--run.resume", "never")
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert "holds a run already" in second.stderr
+    assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*")) == before
+
+
+def check_records(run_dir: Path) -> None:
+    """Of two epochs of four steps, the first half of which warm up."""
     steps = records(run_dir, "step")
     assert [(r["step"], r["epoch"]) for r in steps] == [(s, (s - 1) // 4) for s in range(1, 9)]
     assert all(set(STEP) <= set(r) for r in steps)
@@ -67,28 +93,6 @@ def test_a_run_from_start_to_search(tiny_bert: Path, write_corpus: WriteCorpus, 
     assert [r["step"] for r in evaluations] == [0, 4, 8]
     assert "eval/validation/rerank/accuracy@1" not in evaluations[0]
     assert evaluations[1]["eval/validation/candidates"] == 23
-
-    for name in ("best", "last"):
-        assert "| validation | 12 |" in (run_dir / "model" / name / "README.md").read_text()
-    assert not list(run_dir.rglob("*.pt")) + list(run_dir.rglob("*.bin")) + list(run_dir.rglob("*.pkl"))
-
-    last = str(run_dir / "model" / "last")
-    again = run([sys.executable, "launcher/evaluate.py", "--model", last, "--data.root", str(corpus)])
-    assert again.returncode == 0, again.stderr
-    assert row_of(again.stdout, "last") == row_of(done.stdout, "epoch 2")
-
-    search = [sys.executable, "launcher/search.py", "--model", last, "--data.root", str(corpus), "--top-k", "3", "--rerank"]
-    found = run([*search, "fox fox point 0"])
-    assert found.returncode == 0, found.stderr
-    assert len([line for line in found.stdout.splitlines() if "%" in line]) == 3
-    assert found.stdout.count("fox fox point 0") == 1  # as the title, and not among what was found
-    assert run(search, stdin="fox fox point 0\n").stdout == found.stdout
-
-    before = sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*"))
-    second = train(*arguments, "--run.resume", "never")
-    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert "holds a run already" in second.stderr
-    assert sorted((p, p.stat().st_mtime_ns) for p in run_dir.rglob("*")) == before
 
 
 def row_of(output: str, name: str) -> list[str]:
