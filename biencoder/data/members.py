@@ -1,4 +1,4 @@
-"""Which texts belong to the same debate or theme as a sample.
+"""Which texts belong to the same debate or theme as a sample, or to another debate.
 
 P: pairs of a split, which are its samples.
 """
@@ -22,20 +22,23 @@ class Members:
     codes: Ids
     """group * number of texts + text, ascending."""
     num_texts: int
+    inside: bool = True
+    """Whether the texts of a sample's own group are meant, or all others."""
 
     @classmethod
     def of(cls, split: Split, kind: str, num_texts: int) -> "Members | None":
         """The members of a split's groups.
 
         Args:
-            kind: `debates` or `themes`; for any other the result is None.
+            kind: `debates`, `themes` or `other_debates`; for any other the result is None.
         """
-        group_P = split.groups(kind)
+        group_P = split.groups(kind.removeprefix("other_"))
         if group_P is None:
             return None
         codes = np.concatenate([group_P * num_texts + texts for texts in (split.point_text_P, split.counter_text_P)])
-        return cls(group_P, np.unique(codes), num_texts)
+        return cls(group_P, np.unique(codes), num_texts, inside=not kind.startswith("other_"))
 
     def include(self, samples: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
-        """Elementwise (with broadcasting): do `texts` belong to the groups of these samples?"""
-        return contains(self.codes, self.group_P[samples] * self.num_texts + texts)
+        """Elementwise (with broadcasting): do `texts` belong to the samples' groups? Or not, if others are meant."""
+        is_inside = contains(self.codes, self.group_P[samples] * self.num_texts + texts)
+        return is_inside if self.inside else ~is_inside

@@ -204,7 +204,12 @@ def _negatives(config: Config, dataset: Dataset) -> str:
         f"farther than the counter by {100 * mining.relative_margin:g} %": mining.relative_margin,
         f"with at most {100 * mining.positive_share:g} % of the counter's cosine": mining.positive_share,
     }
-    among = {"corpus": "", "themes": " of the same theme", "debates": " of the same debate"}[mining.focus]
+    among = {
+        "corpus": "",
+        "themes": " of the same theme",
+        "debates": " of the same debate",
+        "other_debates": " of other debates",
+    }[mining.focus]
     near = ", ".join(
         [f"the nearest texts{among}", *filter(None, [window]), *(bound for bound, value in bounds.items() if value)]
     )

@@ -82,11 +82,15 @@ def run_line(folder: Path, config: Config, from_step: int | None) -> str:
 
 def ungrouped(plan: Plan) -> list[str]:
     """Keys that ask for debates or themes of which the training split names at most one."""
-    without = {"train.batches": "; clusters needs no labels"}
     keys = {"train.batches": plan.config.train.batches, "mining.focus": plan.config.mining.focus}
-    group_of = {key: plan.dataset.splits["training"].groups(kind) for key, kind in keys.items()}
+    training = plan.dataset.splits["training"]
+    group_of = {key: training.groups(kind.removeprefix("other_")) for key, kind in keys.items()}
+    then = {
+        "train.batches": "; clusters needs no labels",
+        "mining.focus": "; all negatives are random" * (plan.config.mining.focus == "other_debates"),
+    }
     return [
-        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{without.get(key, '')}"
+        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{then[key]}"
         for key, group_P in group_of.items()
         if group_P is not None and not group_P.any()
     ]

@@ -389,7 +389,8 @@ def test_churn_counts_what_a_sample_did_not_have_before() -> None:
     assert 0.5 < ahead.mine(1, moving(1)).churn <= 1
 
 
-def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
+@pytest.mark.parametrize("focus", ["debates", "other_debates"])
+def test_focused_negatives_stand_in_their_sample_s_debate_or_in_another(focus: Any) -> None:
     class AnyPair:
         def __init__(self, topic: str) -> None:
             self.point = SimpleNamespace(source="somewhere", domain="theme", topic=topic)
@@ -398,15 +399,16 @@ def test_focused_negatives_stand_in_their_sample_s_debate() -> None:
     topics = ["0"] * 10 + ["1"] * 9 + ["2"]
     pairs: Any = tuple(AnyPair(topic) for topic in topics)
     split = Split("training", pairs, np.arange(20), np.arange(20, 40))
-    config = MiningConfig(random_rate=0, focus="debates")
+    config = MiningConfig(random_rate=0, focus=focus)
     vectors_ND = vectors("gaussian", size=40)
     found = Miner(split, Forbidden.of(split, 40), World.alone(), config, seed=0, num_epochs=1).mine(0, embed(vectors_ND))
     debate = np.array([int(topic) for topic in topics] * 2)
     distance_PN = np.linalg.norm(vectors_ND[:20, None].astype(np.float64) - vectors_ND[None], axis=2)
-    distance_PN[debate[:20, None] != debate[None]] = np.inf
+    distance_PN[(debate[:20, None] == debate[None]) != (focus == "debates")] = np.inf
     distance_PN[np.arange(20), np.arange(20)] = distance_PN[np.arange(20), np.arange(20, 40)] = np.inf
-    assert found.negative_text_PK[:19, 0].tolist() == distance_PN.argmin(1)[:19].tolist()
-    assert found.search.shortfalls == 1
+    has_some = 19 if focus == "debates" else 20
+    assert found.negative_text_PK[:has_some, 0].tolist() == distance_PN.argmin(1)[:has_some].tolist()
+    assert found.search.shortfalls == 20 - has_some
 
 
 class Asked:

@@ -281,12 +281,15 @@ def test_output_that_cannot_be_written_leaves_the_exit_code() -> None:
 @pytest.mark.parametrize(("root", "warned"), [("examples/handbook", True), ("examples/debates", False)])
 def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warned: bool) -> None:
     dataset = load_dataset(root, clean=True)
-    config = load_config(overrides={"train.batches": "debates", "mining.focus": "corpus"})
-    plan: Any = SimpleNamespace(config=config, dataset=dataset)
-    expected = (
-        "train.batches is debates, but no two training pairs differ in it, so it divides nothing; clusters needs no labels"
-    )
-    assert ungrouped(plan) == [expected] * warned
+    why = "but no two training pairs differ in it, so it divides nothing"
+    for focus, expected in (
+        ("corpus", []),
+        ("other_debates", [f"mining.focus is other_debates, {why}; all negatives are random"]),
+    ):
+        config = load_config(overrides={"train.batches": "debates", "mining.focus": focus})
+        plan: Any = SimpleNamespace(config=config, dataset=dataset)
+        said = [f"train.batches is debates, {why}; clusters needs no labels", *expected]
+        assert ungrouped(plan) == (said if warned else [])
 
 
 @pytest.mark.parametrize(
