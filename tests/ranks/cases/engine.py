@@ -104,7 +104,7 @@ def architectures(folders: list[str], files: list[str], out: str) -> None:
                 if ranks.is_main and embedded and weights:
                     place = Path(out).parent / f"{Path(folder).name}-{mode.split()[0]}"
                     saves(place, weights)
-                    loaded = TrainedModel.load(place, trust_remote_code=True)
+                    loaded = TrainedModel.load(place, precision="fp32", trust_remote_code=True)
                     again = loaded.embed(tokens, np.arange(TEXTS_IN_USE)).query.embedding
                     away = (again - embedded.query.embedding).abs().max().item()
                     found.setdefault(Path(folder).name, {})[mode] = {"losses": losses, "away": away}
