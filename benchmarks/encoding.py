@@ -100,7 +100,7 @@ def load_both(length: int, dtype: torch.dtype) -> tuple[TrainedModel, SentenceTr
         pretrained = load_pretrained(config)
         model = build_model(config, pretrained, seed=0)
         save_model(Path(folder) / "model", model, model.state_dict(), pretrained.tokenizer, config, card="")
-        ours = TrainedModel.load(f"{folder}/model")
+        ours = TrainedModel.load(f"{folder}/model", precision="fp32")
         ours.model.to(dtype)
         peer = SentenceTransformer(f"{folder}/model", model_kwargs={"dtype": dtype})
     peer.max_seq_length = length

@@ -91,7 +91,7 @@ def write(engine: Engine, ranks: World, folder: CheckpointFolder, placement: str
     state, mining = {"engine": engine.scalars()}, {"none": torch.zeros(1)}
     if placement == "sharded":
         parts, shapes = engine.own_parts()
-        failure = folder.write_divided(Checkpoint(1, state | {"shapes": shapes}, mining), parts, ranks, also_keep=-1)
+        failure = folder.write_sharded(Checkpoint(1, state | {"shapes": shapes}, mining), parts, ranks, also_keep=-1)
         if failure:
             raise failure
         return

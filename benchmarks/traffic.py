@@ -87,7 +87,7 @@ def parts(ranks: World) -> Work:
     def write() -> None:
         tensors, shapes = engine.own_parts()
         checkpoint = Checkpoint(1, {"engine": engine.scalars(), "shapes": shapes}, {"none": torch.zeros(1)})
-        if failure := CheckpointFolder(folder, keep=1).write_divided(checkpoint, tensors, ranks, also_keep=-1):
+        if failure := CheckpointFolder(folder, keep=1).write_sharded(checkpoint, tensors, ranks, also_keep=-1):
             raise failure
         if ranks.is_main:
             shutil.rmtree(folder)

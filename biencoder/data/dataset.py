@@ -22,7 +22,7 @@ from biencoder.data.ids import Ids
 from biencoder.data.pairs import PairColumns, labels_of
 from biencoder.data.readers import read_records, read_texts
 from biencoder.data.records import Findings, Pair, Record, pair_up, with_negatives, without_negatives
-from biencoder.data.texts import Pile, Sources, Texts
+from biencoder.data.texts import Pile, Sources, Texts, terminated
 from biencoder.data.triples import by_id, is_triples, read_id_triples, read_triples
 from biencoder.errors import DataError
 
@@ -101,9 +101,10 @@ class Split:
         """The group number (P,) of each pair.
 
         Args:
-            kind: `debates` or `themes`; for any other the result is None.
+            kind: `debates` or `themes`, or `other_debates`, which have the numbers of `debates`; for any other the result
+                is None.
         """
-        if kind not in ("debates", "themes"):
+        if kind not in ("debates", "other_debates", "themes"):
             return None
         _, theme_P = labels_of(self.pairs, "domain")
         if kind == "themes":
@@ -383,11 +384,6 @@ def _own_texts(split: Split, *, share_passages: bool) -> Ids:
         return np.concatenate([split.point_text_P, split.counter_text_P])
     query_text_Q = split.point_text_P[np.unique(split.judgements.query_P, return_index=True)[1]]
     return query_text_Q if share_passages else np.concatenate([query_text_Q, np.unique(split.counter_text_P)])
-
-
-def terminated(text: str) -> bytes:
-    """The text as UTF-8 with a zero byte at its end and nowhere else, so that a hash of several texts sees their ends."""
-    return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
 
 
 def _fingerprint(splits: dict[str, Split], others: Iterable[str]) -> str:

@@ -32,11 +32,11 @@ class Members:
         Args:
             kind: `debates`, `themes` or `other_debates`; for any other the result is None.
         """
-        group_P = split.groups(kind.removeprefix("other_"))
+        group_P = split.groups(kind)
         if group_P is None:
             return None
         codes = np.concatenate([group_P * num_texts + texts for texts in (split.point_text_P, split.counter_text_P)])
-        return cls(group_P, np.unique(codes), num_texts, inside=not kind.startswith("other_"))
+        return cls(group_P, np.unique(codes), num_texts, inside=kind != "other_debates")
 
     def include(self, samples: Ids, texts: Ids) -> npt.NDArray[np.bool_]:
         """Elementwise (with broadcasting): do `texts` belong to the samples' groups? Or not, if others are meant."""

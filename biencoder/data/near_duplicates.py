@@ -14,8 +14,6 @@ The groups of a large corpus are kept on disk, named by a hash of its texts.
 N: texts.
 """
 
-import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ import numpy as np
 
 from biencoder import environment
 from biencoder.data.ids import Ids
+from biencoder.data.texts import texts_sha256
 
 _LEAST_SHARED = 0.5
 _WORDS = 3
@@ -52,11 +51,7 @@ def near_duplicates(texts: Sequence[str]) -> Ids:
 
 
 def _name(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {_LEAST_SHARED} {_WORDS} {_BANDS} {_ROWS} {len(texts)}\0".encode())
-    for text in texts:
-        content = text.encode()
-        digest.update(f"{len(content)} ".encode() + content)
-    return digest.hexdigest()[:32]
+    return texts_sha256([f"{_FORMAT} {_LEAST_SHARED} {_WORDS} {_BANDS} {_ROWS}", texts_sha256(texts)])[:32]
 
 
 def _read(file: Path, num_texts: int) -> Ids | None:
@@ -71,14 +66,10 @@ def _read(file: Path, num_texts: int) -> Ids | None:
 def _write(file: Path, group_N: Ids) -> None:
     """Write beside the file, then rename, so that nobody reads half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
-        try:
-            np.save(beside, group_N)
-            beside.close()
-            os.replace(beside.name, file)
-        except OSError:
-            Path(beside.name).unlink(missing_ok=True)
-            raise
+    with tempfile.TemporaryDirectory(dir=file.parent) as beside:
+        fresh = Path(beside) / file.name
+        np.save(fresh, group_N)
+        fresh.replace(file)
 
 
 def _find(texts: Sequence[str]) -> Ids:

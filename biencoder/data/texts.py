@@ -188,6 +188,19 @@ class Sources:
         return f"{file}:{line}" if line >= 0 else file
 
 
+def terminated(text: str) -> bytes:
+    """The text as UTF-8 with a zero byte at its end and nowhere else, so that a hash of several texts sees their ends."""
+    return text.encode().replace(b"\x00", b"\xff") + b"\x00"  # UTF-8 never contains 0xff
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """Equal for the same texts in the same order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(terminated(text))
+    return digest.hexdigest()
+
+
 def copies(number_M: Ids) -> Ids:
     """The places whose number came before, where numbers are given in the order of their first places."""
     largest_M1 = np.maximum.accumulate(np.concatenate([np.full(1, -1, dtype=np.int64), number_M]))

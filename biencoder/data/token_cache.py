@@ -6,7 +6,6 @@ new entry.
 N: texts, T: their tokens.
 """
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
 from biencoder.data.ids import Ids
+from biencoder.data.texts import texts_sha256
 from biencoder.data.tokens import TokenizedTexts, both_sides, offsets, pad_id_of, token_chunks, tokenize
 from biencoder.distributed.world import World
 
@@ -74,13 +74,8 @@ def cache_folder() -> Path:
 
 
 def _name(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int, prompt: str) -> str:
-    digest = hashlib.sha256(f"{max_length}\0{len(texts)}\0{tokenizer.backend_tokenizer.to_str()}".encode())
-    if prompt:
-        digest.update(f"\0{prompt}\0".encode())
-    for text in texts:
-        content = text.encode()
-        digest.update(f"{len(content)} ".encode() + content)
-    return digest.hexdigest()[:32]
+    facts = (str(max_length), tokenizer.backend_tokenizer.to_str(), prompt, texts_sha256(texts))
+    return texts_sha256(facts)[:32]
 
 
 def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> TokenizedTexts | None:

@@ -19,7 +19,6 @@ themselves (see nearest.py), so distances and their order are exact. Nothing in 
 N: texts, T: their bytes, Q: queries, k: rows for each, D: similarity embedding, H: hidden size.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +31,8 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from biencoder.config.paths import typed
-from biencoder.data.dataset import terminated
 from biencoder.data.ids import spread_over
+from biencoder.data.texts import texts_sha256
 from biencoder.errors import DataError
 from biencoder.model.bi_encoder import Vectors
 from biencoder.model.whole_folder import whole_folder
@@ -120,13 +119,6 @@ class Facts:
     """Share of the 10 nearest texts that a search finds, measured with up to 200 texts as queries; 1 for an exact index."""
     num_bytes: dict[str, int]
     """The size of every other file."""
-
-
-def texts_sha256(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(terminated(text))
-    return digest.hexdigest()
 
 
 def write_index(

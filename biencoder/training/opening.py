@@ -83,14 +83,12 @@ def run_line(folder: Path, config: Config, from_step: int | None) -> str:
 def ungrouped(plan: Plan) -> list[str]:
     """Keys that ask for debates or themes of which the training split names at most one."""
     keys = {"train.batches": plan.config.train.batches, "mining.focus": plan.config.mining.focus}
-    training = plan.dataset.splits["training"]
-    group_of = {key: training.groups(kind.removeprefix("other_")) for key, kind in keys.items()}
-    then = {
-        "train.batches": "; clusters needs no labels",
-        "mining.focus": "; all negatives are random" * (plan.config.mining.focus == "other_debates"),
-    }
+    group_of = {key: plan.dataset.splits["training"].groups(kind) for key, kind in keys.items()}
+    then = {"train.batches": "; clusters needs no labels"}
+    if plan.config.mining.focus == "other_debates":
+        then["mining.focus"] = "; all negatives are random"
     return [
-        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{then[key]}"
+        f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{then.get(key, '')}"
         for key, group_P in group_of.items()
         if group_P is not None and not group_P.any()
     ]

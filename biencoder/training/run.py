@@ -23,10 +23,11 @@ from biencoder.training.loop import Trainer
 from biencoder.training.opening import closing_line, opening
 from biencoder.training.plan import Plan, make_plan
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
+from biencoder.training.recovery.file_server import appears
 from biencoder.training.recovery.out_of_memory import record_bound
 from biencoder.training.recovery.resume import find_checkpoint, warn_of_failure
 from biencoder.training.recovery.run_folder import check_folder, finished_at, record_end, record_start, record_stop
-from biencoder.training.recovery.run_lock import sees_lock, take_lock
+from biencoder.training.recovery.run_lock import has_lock, take_lock
 
 
 def train(config: Config, world: World) -> Path:
@@ -89,7 +90,7 @@ def check_seen(plan: Plan, world: World, token: str) -> None:
     Raises:
         ConfigError: this rank does not see the folder.
     """
-    if not sees_lock(plan.folder, token):
+    if not appears(lambda: has_lock(plan.folder, token)):
         raise ConfigError(
             f"rank {world.rank} on {world.hosts[world.rank]} does not see what rank 0 writes in run.dir {plan.folder}, as "
             "checkpoint.placement = sharded needs; choose a folder that all nodes share, or set it to rank0"

@@ -108,19 +108,19 @@ def test_a_full_disk_fails_the_write_and_spares_the_checkpoint_before(small_disk
     assert (found.step if found else None, complaints) == (1, [])
 
 
-def write_divided(folder: CheckpointFolder, step: int, *, size: int = 10) -> OSError | None:
+def write_sharded(folder: CheckpointFolder, step: int, *, size: int = 10) -> OSError | None:
     """By one rank: a tensor in two parts and a further one."""
     whole = torch.arange(size).float() + step
     parts = [Part("w", 0, whole[: size // 2]), Part("w", size // 2, whole[size // 2 :].half()), Part("b", 0, whole[:1])]
     state = {"epoch": step // 10, "shapes": {"w": (size // 2, 2), "b": ()}}
-    divided = Checkpoint(step, state, {"window": torch.zeros(1, 5)})
-    return folder.write_divided(divided, parts, World.alone(), also_keep=-1)
+    sharded = Checkpoint(step, state, {"window": torch.zeros(1, 5)})
+    return folder.write_sharded(sharded, parts, World.alone(), also_keep=-1)
 
 
 def test_parts_are_put_together_again(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=1)
     write(folder, 1)
-    assert write_divided(folder, 2) is None
+    assert write_sharded(folder, 2) is None
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
     assert (tmp_path / "latest").read_text() == "step-00000002\n"
     found, complaints = folder.newest()
@@ -155,8 +155,8 @@ def test_files_of_parts_are_small_and_hold_every_value_once(tmp_path: Path) -> N
 @pytest.mark.parametrize("how", ["damaged", "missing", "not listed"])
 def test_a_damaged_part_is_named_and_the_checkpoint_before_is_found(tmp_path: Path, how: str) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
-    write_divided(folder, 1)
-    write_divided(folder, 2)
+    write_sharded(folder, 1)
+    write_sharded(folder, 2)
     part, manifest = (tmp_path / "step-00000002" / name for name in ("part-00000-000.safetensors", "manifest.json"))
     if how == "missing":
         part.unlink()
@@ -176,8 +176,8 @@ def test_a_damaged_part_is_named_and_the_checkpoint_before_is_found(tmp_path: Pa
 
 def test_a_full_disk_fails_the_parts_and_spares_the_checkpoint_before(small_disk: Path) -> None:
     folder = CheckpointFolder(small_disk / "checkpoints", keep=5)
-    assert write_divided(folder, 1, size=6_000_000) is None  # 24 MB
-    failure = write_divided(folder, 2, size=10_000_000)
+    assert write_sharded(folder, 1, size=6_000_000) is None  # 24 MB
+    failure = write_sharded(folder, 2, size=10_000_000)
     assert failure is not None
     assert "No space left" in str(failure)
     assert [path.name for path in (small_disk / "checkpoints").iterdir() if path.name.startswith((".", "step"))] == [

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from biencoder.errors import ConfigError
-from biencoder.training.recovery.run_lock import NAME, Holder, sees_lock, take_lock
+from biencoder.training.recovery.run_lock import NAME, Holder, has_lock, take_lock
 from tests.processes import ROOT
 
 HOLD = """
@@ -57,12 +57,12 @@ def names_left(folder: Path) -> list[str]:
 
 def test_a_lock_is_seen_in_its_own_folder_alone(tmp_path: Path) -> None:
     lock, other = (take_lock(tmp_path / name, lost=never) for name in ("mine", "other"))
-    assert sees_lock(tmp_path / "mine", lock.token)
-    assert not sees_lock(tmp_path / "other", lock.token, within_s=0)
-    assert not sees_lock(tmp_path / "nowhere", lock.token, within_s=0)
+    assert has_lock(tmp_path / "mine", lock.token)
+    assert not has_lock(tmp_path / "other", lock.token)
+    assert not has_lock(tmp_path / "nowhere", lock.token)
     lock.release()
     other.release()
-    assert not sees_lock(tmp_path / "mine", lock.token, within_s=0)
+    assert not has_lock(tmp_path / "mine", lock.token)
 
 
 def test_the_second_start_is_told_who_holds_it_until_that_one_is_gone(tmp_path: Path) -> None:

@@ -235,8 +235,8 @@ class Engine:
         if self._stage < 3:
             return nullcontext()
         self._engine.empty_partition_cache()  # a forward without a backward leaves prefetched parameters in flight
-        divided = [weight for weight in weights if hasattr(weight, "ds_id")]
-        return import_deepspeed().zero.GatheredParameters(divided) if divided else nullcontext()
+        partitioned = [weight for weight in weights if hasattr(weight, "ds_id")]
+        return import_deepspeed().zero.GatheredParameters(partitioned) if partitioned else nullcontext()
 
 
 @contextmanager

@@ -86,10 +86,8 @@ class EngineTensors:
             self._link_moments()
         model: Tensors = {}
         optimizer: Tensors = {}
-        for name, parameter in self._model.named_parameters():
-            self._keep(model, name, self._whole(parameter, None))
-            for moment in MOMENTS if has_moments and parameter.requires_grad else ():
-                self._keep(optimizer, _full_name(name, moment), self._whole(parameter, moment))
+        for name, parameter, moment in self._named(has_moments=has_moments):
+            self._keep(optimizer if moment else model, name, self._whole(parameter, moment))
         return (model, optimizer) if self._world.is_main else None
 
     @torch.no_grad()
@@ -97,20 +95,22 @@ class EngineTensors:
         """This rank's parts; those of all ranks together are every parameter and moment once. Nothing is sent or copied."""
         if has_moments:
             self._link_moments()
-        for name, parameter in self._model.named_parameters():
-            for moment in (None, *MOMENTS) if has_moments and parameter.requires_grad else (None,):
-                start, values = self._own_part(parameter, moment)
-                if len(values):
-                    yield Part(_full_name(name, moment), start, values)
+        for name, parameter, moment in self._named(has_moments=has_moments):
+            start, values = self._own_part(parameter, moment)
+            if len(values):
+                yield Part(name, start, values)
 
     def shapes(self, *, has_moments: bool) -> Shapes:
         """Of every parameter and moment, by name."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        named = self._named(has_moments=has_moments)
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter, _ in named}
+
+    def _named(self, *, has_moments: bool) -> Iterator[tuple[str, Any, str | None]]:
+        """The name of every parameter (moment: None) and of every moment, and what it is of."""
         for name, parameter in self._model.named_parameters():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            for moment in (None, *MOMENTS) if has_moments and parameter.requires_grad else (None,):
-                shapes[_full_name(name, moment)] = shape
-        return shapes
+            yield name, parameter, None
+            for moment in MOMENTS if has_moments and parameter.requires_grad else ():
+                yield f"{name}.{moment}", parameter, moment
 
     @torch.no_grad()
     def write(self, saved: SavedTensors, *, moment_steps: int) -> None:
@@ -124,10 +124,8 @@ class EngineTensors:
         """
         self._check_complete(saved.shapes, has_moments=moment_steps > 0)
         self._make_moments(moment_steps)
-        for name, parameter in self._model.named_parameters():
-            for moment in (None, *MOMENTS):
-                if (full_name := _full_name(name, moment)) in saved.shapes:
-                    self._set_whole(parameter, moment, saved.whole(full_name).to(parameter.device))
+        for name, parameter, moment in self._named(has_moments=moment_steps > 0):
+            self._set_whole(parameter, moment, saved.whole(name).to(parameter.device))
 
     def _check_complete(self, saved: Shapes, *, has_moments: bool) -> None:
         expected = self.shapes(has_moments=has_moments)
@@ -228,10 +226,6 @@ class EngineTensors:
                     found: torch.Tensor = master
                     return found
         return parameter
-
-
-def _full_name(parameter: str, moment: str | None) -> str:
-    return f"{parameter}.{moment}" if moment else parameter
 
 
 def _gathered(parameter: torch.Tensor, **how: int) -> Any:

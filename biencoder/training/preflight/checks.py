@@ -61,12 +61,12 @@ from biencoder.training.preflight.judgements import (
     judge_shared,
 )
 from biencoder.training.preflight.network import time_all_reduce
+from biencoder.training.recovery.file_server import appears
 from biencoder.training.recovery.run_folder import run_folder
 from biencoder.training.same_input import configuration_facts, settings_digest, tokenizer_digest, weights_digest
 
 T = TypeVar("T")
 
-_VISIBLE_WITHIN_S = 5.0
 _SMALL_BYTES, _BULK_BYTES = 4, 64 * 2**20
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -180,7 +180,7 @@ def _check_shared_filesystem(checks: _Checks, config: Config, world: World) -> N
 
     def look() -> tuple[Path, bool]:
         file = world.on_main(lambda: in_time(write_word, checks.limit_s))  # raises on all ranks or on none
-        return file.parent, in_time(lambda: _appears(file, word), checks.limit_s)
+        return file.parent, in_time(lambda: appears(lambda: file.read_bytes() == word.encode()), checks.limit_s)
 
     def judge(seen: list[tuple[Path, bool]]) -> Judgement:
         return judge_shared([sees for _, sees in seen], world.hosts, folder=seen[0][0], sharded=config.checkpoint.sharded)
@@ -312,19 +312,6 @@ def _nearest_folder(config: Config) -> Path:
 
 def _word_file(config: Config, word: str) -> Path:
     return _nearest_folder(config) / f".preflight-{word}"
-
-
-def _appears(file: Path, word: str) -> bool:
-    deadline = time.monotonic() + _VISIBLE_WITHIN_S
-    while True:
-        try:
-            if file.read_text(encoding="utf-8") == word:
-                return True
-        except (OSError, UnicodeDecodeError):
-            pass
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
 
 
 def _stage(settings: Settings) -> int:

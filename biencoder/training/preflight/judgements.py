@@ -99,10 +99,10 @@ def judge_clocks(clocks: Sequence[float], hosts: Sequence[str]) -> Judgement:
 
 
 def judge_shared(sees: Sequence[bool], hosts: Sequence[str], *, folder: Path, sharded: bool) -> Judgement:
-    """Warns where a rank does not see rank 0's files: models are rank 0's work alone, and so are checkpoints.
+    """Warns where a rank does not see rank 0's files, which most runs can do without.
 
     Args:
-        sharded: every rank writes its part of a checkpoint, so that such a rank is refused.
+        sharded: whether every rank writes its part of a checkpoint; then such a rank fails.
     """
     blind = [rank for rank, seen in enumerate(sees) if not seen]
     if blind:

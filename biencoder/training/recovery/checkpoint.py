@@ -117,7 +117,7 @@ class CheckpointFolder:
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("step-*") if path.is_dir())
 
-    def write_divided(
+    def write_sharded(
         self, checkpoint: Checkpoint, parts: Iterable[Part], world: World, *, also_keep: int
     ) -> OSError | None:
         """Write a checkpoint of which every rank writes its part; it is on the disk when this returns, or stands nowhere.
@@ -130,34 +130,43 @@ class CheckpointFolder:
             What it failed with on some rank, the same on every rank.
         """
         fresh = self._fresh(checkpoint.step)
-        of_ranks: list[_Facts] = []
+        _, failure = world.on_main(lambda: _tried(lambda: self._begin(checkpoint)))
+        if failure:
+            return self._given_up(fresh, failure, world)
+        outcomes = world.all_gather_object(_tried(lambda: _flushed(write_parts(fresh, parts, rank=world.rank))))
+        failure = next((error for _, error in outcomes if error), None)
+        if failure:
+            return self._given_up(fresh, failure, world)
+        of_ranks = [facts for facts, _ in outcomes if facts is not None]
+        _, failure = world.on_main(lambda: _tried(lambda: self._end(checkpoint.step, of_ranks, also_keep)))
+        return self._given_up(fresh, failure, world) if failure else None
 
-        def begin() -> None:
-            self._make(fresh)
-            save_file(dict(checkpoint.mining), fresh / "mining.safetensors")
-            _write_state(checkpoint, fresh)
+    def _begin(self, checkpoint: Checkpoint) -> None:
+        """Write rank 0's share of a sharded checkpoint."""
+        fresh = self._fresh(checkpoint.step)
+        self._make(fresh)
+        save_file(dict(checkpoint.mining), fresh / "mining.safetensors")
+        _write_state(checkpoint, fresh)
 
-        def commit() -> None:
-            facts = _flushed([fresh / name for name in _ALWAYS])
-            for rank, theirs in enumerate(of_ranks):
-                for name, (size, _) in theirs.items():
-                    if not (fresh / name).is_file() or (fresh / name).stat().st_size != size:
-                        raise OSError(errno.EIO, f"{name}, which rank {rank} has written, is not whole for rank 0")
-                facts |= theirs
-            self._commit(checkpoint.step, facts)
+    def _end(self, step: int, of_ranks: Sequence[_Facts], also_keep: int) -> None:
+        """Make a checkpoint of what all ranks have written.
 
-        _, failure = world.on_main(lambda: _tried(begin))
-        if failure is None:
-            outcomes = world.all_gather_object(_tried(lambda: _flushed(write_parts(fresh, parts, rank=world.rank))))
-            of_ranks = [facts for facts, _ in outcomes if facts is not None]
-            failure = next((error for _, error in outcomes if error), None)
-        if failure is None:
-            _, failure = world.on_main(lambda: _tried(commit))
+        Args:
+            of_ranks: of the files of each rank.
+        """
+        fresh = self._fresh(step)
+        facts = _flushed([fresh / name for name in _ALWAYS])
+        for rank, theirs in enumerate(of_ranks):
+            for name, (size, _) in theirs.items():
+                if not (fresh / name).is_file() or (fresh / name).stat().st_size != size:
+                    raise OSError(errno.EIO, f"{name}, which rank {rank} has written, is not whole for rank 0")
+            facts |= theirs
+        self._commit(step, facts)
+        self._delete_old(step, also_keep)
+
+    def _given_up(self, fresh: Path, failure: OSError, world: World) -> OSError:
         if world.is_main:
-            if failure:
-                shutil.rmtree(fresh, ignore_errors=True)
-            else:
-                self._delete_old(checkpoint.step, also_keep)
+            shutil.rmtree(fresh, ignore_errors=True)
         return failure
 
     def _fresh(self, step: int) -> Path:
@@ -260,8 +269,8 @@ def _verify(folder: Path) -> None:
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{_MANIFEST} does not list files")
     whole = {f"{kind}.safetensors" for kind in WHOLE_FILES}
-    divided = {name for name in manifest if Path(name).name == name and Path(name).match(PART_FILES)}
-    expected = {*_ALWAYS, *(divided or whole)}
+    parts = {name for name in manifest if Path(name).name == name and Path(name).match(PART_FILES)}
+    expected = {*_ALWAYS, *(parts or whole)}
     if set(manifest) != expected:
         raise CheckpointError(f"{_MANIFEST} does not list {', '.join(sorted(expected))}")
     for name, facts in manifest.items():

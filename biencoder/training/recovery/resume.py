@@ -4,7 +4,6 @@ Each part of a run owns its state (`state_dict`, `load_state_dict`); `Recovery` 
 order are functions of (seed, epoch), dropout's masks of (seed, step, rank, micro-batch), so no generator's state is kept.
 """
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +74,7 @@ class Recovery:
         if self.saved_step == self._progress.step:
             return
         self.saved_step, self.saved_at, start = self._progress.step, time.monotonic(), time.perf_counter()
-        error = self._save_divided() if self._config.checkpoint.sharded else self._save_whole()
+        error = self._save_sharded() if self._config.checkpoint.sharded else self._save_whole()
         if not self._world.is_main:
             return
         if error:
@@ -86,44 +85,46 @@ class Recovery:
     def _save_whole(self) -> OSError | None:
         """Through rank 0, in the background. Returns what the write before failed with."""
         engine = self._engine.state()
-        parts = self._parts()
+        others = self._state_of_others()
         if engine is None:
             return None
-        checkpoint = self._checkpoint(parts, engine.scalars)
-        checkpoint = dataclasses.replace(checkpoint, model=engine.model, optimizer=engine.optimizer)
+        state, mining = self._state(others, engine.scalars)
+        checkpoint = Checkpoint(self._progress.step, state, mining, engine.model, engine.optimizer)
         try:
             self._checkpoints.write(checkpoint, also_keep=self._best.step)
         except OSError as error:
             return error
         return None
 
-    def _save_divided(self) -> OSError | None:
+    def _save_sharded(self) -> OSError | None:
         """Each rank its part, at once. Returns what it failed with."""
-        tensors, shapes = self._engine.own_parts()
-        checkpoint = self._checkpoint(self._parts(), self._engine.scalars(), shapes=shapes)
-        return self._checkpoints.write_divided(checkpoint, tensors, self._world, also_keep=self._best.step)
+        parts, shapes = self._engine.own_parts()
+        state, mining = self._state(self._state_of_others(), self._engine.scalars())
+        checkpoint = Checkpoint(self._progress.step, {**state, "shapes": shapes}, mining)
+        return self._checkpoints.write_sharded(checkpoint, parts, self._world, also_keep=self._best.step)
 
-    def _parts(self) -> dict[str, Any]:
-        """What the owners go on from. Every rank takes part."""
+    def _state_of_others(self) -> dict[str, Any]:
+        """What all but the engine goes on from. Every rank takes part."""
         return {name: value for owner in self._owners for name, value in owner.state_dict().items()}
 
-    def _checkpoint(self, parts: Mapping[str, Any], engine: Mapping[str, float], **more: Any) -> Checkpoint:
-        """
+    def _state(
+        self, others: Mapping[str, Any], engine: Mapping[str, float]
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What a checkpoint holds beside parameters and moments: plain values, and tensors.
+
         Args:
             engine: its scalars.
-            more: what the state holds besides.
         """
-        mining = {name: value for name, value in parts.items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in others.items() if isinstance(value, torch.Tensor)}
         state = {
-            **{name: value for name, value in parts.items() if name not in mining},
+            **{name: value for name, value in others.items() if name not in tensors},
             "format": _FORMAT,
             "engine": engine,
             "metrics_bytes": self._tracker.position(),
             "settings": self._config.flat(),
             **self._identity,
-            **more,
         }
-        return Checkpoint(self._progress.step, state, mining)
+        return state, tensors
 
     def save_or_stop(self) -> None:
         """After a step: a checkpoint if one is due, the end if some rank was asked to stop. Every rank takes part.

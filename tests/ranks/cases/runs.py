@@ -189,8 +189,8 @@ def a_part_that_cannot_be_written(folder: str) -> None:
             module.write_parts = full
             part = Part("w", 2 * ranks.rank, torch.full((2,), 10.0 * step + ranks.rank))
             state = {"shapes": {"w": (2 * ranks.size,)}}
-            divided = module.Checkpoint(step, state, {"window": torch.zeros(1)})
-            failure = checkpoints.write_divided(divided, [part], ranks, also_keep=-1)
+            sharded = module.Checkpoint(step, state, {"window": torch.zeros(1)})
+            failure = checkpoints.write_sharded(sharded, [part], ranks, also_keep=-1)
             failures.append(failure and failure.strerror)
         print(json.dumps(failures))
 
@@ -207,10 +207,10 @@ def troubled_run(arguments: list[str], trouble: str) -> None:
         let_any_cpu_compute_fp16()
     if trouble == "blind rank":
 
-        def sees_another_disk(folder: Path, token: str) -> bool:
-            return run_lock.sees_lock(folder if environment.is_main_rank() else folder / "of-this-node", token, within_s=1)
+        def has_another_disk(folder: Path, token: str) -> bool:
+            return run_lock.has_lock(folder if environment.is_main_rank() else folder / "of-this-node", token)
 
-        cast(Any, run_module).sees_lock = sees_another_disk
+        cast(Any, run_module).has_lock = has_another_disk
     if trouble == "slow rank":
         score = Engine.score
 
