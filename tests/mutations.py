@@ -155,6 +155,20 @@ MUTATIONS = (
         RESUME,
     ),
     Mutation(
+        "pretrained share: training goes on from the interpolated weights",
+        "biencoder/training/engine/interpolation.py",
+        "            self._set(trained)\n",
+        "            pass\n",
+        "tests/ranks/test_state.py",
+    ),
+    Mutation(
+        "pretrained share: the shares are exchanged",
+        "biencoder/training/engine/interpolation.py",
+        "start.float(), self._share)",
+        "start.float(), 1 - self._share)",
+        "tests/ranks/test_state.py",
+    ),
+    Mutation(
         "clip not applied",
         "biencoder/training/engine/settings.py",
         '"gradient_clipping": ("train.clip_norm", train.clip_norm)',

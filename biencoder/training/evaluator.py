@@ -49,14 +49,15 @@ class Evaluator:
         return self.has_classifier and self.engine.model.classifier.uses_pooled
 
     def embed(self, split: Split, *, pooled: bool) -> tuple[EmbeddedTexts | None, float]:
-        """The split's texts with the current weights (None on ranks that hold none), and the seconds it took. Every rank
+        """The split's texts by the model as it stands (None on ranks that hold none), and the seconds it took. Every rank
         takes part.
 
         Args:
             pooled: whether pooled vectors are wanted; else they are empty.
         """
         start = time.perf_counter()
-        with self.terminal.work(f"embedding the {split.name} split", len(split.text_ids)) as advance:
+        shown = self.terminal.work(f"embedding the {split.name} split", len(split.text_ids))
+        with shown as advance, self.engine.interpolated():
             embedded = embed_texts(
                 self.engine.encode,
                 self.tokens,

@@ -152,7 +152,9 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
         + (f"gradients clipped at norm {train.clip_norm:g}" if train.clip_norm else "no clipping"),
         "learning rate": ", ".join([f"{train.peak_lr:.3g}, {warmup}{schedule}", *filter(None, factors)]),
         "model": f"{sides[model.sides]}; dropout {model.dropout:g}; "
-        + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained"),
+        + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained")
+        + f"; the mean of these and of a share of {train.pretrained_share:g} of the pretrained ones"
+        * (train.pretrained_share > 0),
         "texts": f"cut at {model.max_length} tokens, " + ("cleaned" if config.data.clean else "as they stand"),
         **({"prompts": "{!r} before queries, {!r} before texts".format(*model.prompts)} if any(model.prompts) else {}),
         "data": f"{_corpus(config.data.root)}; fingerprint `{dataset.fingerprint}`, seed {config.run.seed}",

@@ -23,7 +23,7 @@ from biencoder.training.engine.precision import Precision, precision_of_auto
 from biencoder.training.engine.settings import Settings, precision_of, read_settings
 from biencoder.training.recovery.out_of_memory import within_bound
 from biencoder.training.recovery.run_folder import run_folder
-from biencoder.training.same_input import check_same, configuration_facts, input_facts
+from biencoder.training.same_input import WEIGHTS, check_same, configuration_facts, input_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Plan:
     """What rank 0's device computes fastest; fp32 where that is set."""
     dataset: Dataset
     pretrained: Pretrained
+    start: str
+    """Short hash of the pretrained weights."""
     mining: str
     """One line on the memory that mining takes."""
 
@@ -52,7 +54,8 @@ class Plan:
     @property
     def identity(self) -> dict[str, str]:
         """What must be as it was when the run goes on from a checkpoint, beside the settings that are FIXED."""
-        return {"fingerprint": self.dataset.fingerprint, "precision": self.precision}
+        start = {"start": self.start} if self.config.train.pretrained_share else {}  # else the checkpoint has what counts
+        return {"fingerprint": self.dataset.fingerprint, "precision": self.precision, **start}
 
     @property
     def truncation(self) -> Truncation:
@@ -93,13 +96,14 @@ def make_plan(config: Config, world: World) -> Plan:
     settings = world.together(lambda: read_configuration(config, world.size, fastest=fastest))
     dataset = world.together(lambda: read_data(config))
     pretrained = world.together(lambda: read_model(config, dataset.texts, dataset.findings))
-    check_same(world, input_facts(dataset, pretrained, settings))
+    facts = input_facts(dataset, pretrained, settings)
+    check_same(world, facts)
     dataset.texts.share(world)
     config, requested = (replace(given, model=pretrained.settled(given.model)) for given in (config, requested))
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
     world.together(lambda: config.truncations(config.model.embedding_dim))
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
-    return Plan(config, requested, folder, settings, fastest, dataset, pretrained, mining)
+    return Plan(config, requested, folder, settings, fastest, dataset, pretrained, facts[WEIGHTS], mining)
 
 
 def read_configuration(config: Config, world_size: int, *, fastest: Precision) -> Settings:

@@ -99,7 +99,7 @@ def check_seen(plan: Plan, world: World, token: str) -> None:
 
 def look_for_checkpoint(checkpoints: CheckpointFolder, plan: Plan, world: World) -> tuple[Checkpoint | None, int | None]:
     """On rank 0 the checkpoint to go on from, on every rank its step; None if there is none. Every rank takes part."""
-    checkpoint = world.keep_on_main(lambda: find_checkpoint(checkpoints, plan.config, **plan.identity))
+    checkpoint = world.keep_on_main(lambda: find_checkpoint(checkpoints, plan.config, plan.identity))
     return checkpoint, world.on_main(lambda: checkpoint.step if checkpoint else None)
 
 

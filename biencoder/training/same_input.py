@@ -15,6 +15,9 @@ from biencoder.model.pretrained import Pretrained
 from biencoder.training.engine.settings import Settings
 from biencoder.training.preflight.judgements import judge_equal
 
+WEIGHTS = "the pretrained weights"
+"""The fact that is their hash."""
+
 
 def check_same(world: World, facts: Mapping[str, str]) -> None:
     """Compare the ranks' facts. Every rank takes part.
@@ -41,7 +44,7 @@ def input_facts(dataset: Dataset, pretrained: Pretrained, settings: Settings) ->
         "the corpus": dataset.fingerprint[:12],
         "the number of texts": str(len(dataset.texts)),
         "the tokenizer": tokenizer_digest(pretrained.tokenizer),
-        "the pretrained weights": weights_digest(pretrained.weights),
+        WEIGHTS: weights_digest(pretrained.weights),
         "the prompts": str(pretrained.prompts),
     }
 

@@ -48,6 +48,7 @@ CONTRASTIVE = {
     "mining__overlap": "true",
     "model__sides": "heads",
     "train__batches": "clusters",
+    "train__pretrained_share": 0.3,
     "train__micro_batch_size": 4,
     "deepspeed_config": "ds_configs/zero3.json",
 }

@@ -34,6 +34,26 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
                 assert row[2] == pytest.approx(expected[2], rel=1e-12), (name, size)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_share_of_the_pretrained_weights_is_measured_and_saved_but_not_trained(
+    size: int, tiny_bert: Path, tmp_path: Path
+) -> None:
+    out, files = tmp_path / "out.json", MODES if size == 2 else EACH_FILE
+    ends, _ = run_ranks(
+        "state.measure_between_steps", size, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(out)
+    )
+    assert [end.code for end in ends] == [0] * size, ends[0].stderr[-3000:]
+    for mode, found in json.loads(out.read_text()).items():
+        without, shared = found["rows"]
+        assert shared == without, mode  # bit for bit: measuring leaves no trace in the steps
+        rounding = {"fp32": 1e-7, "fp16": 1e-3, "bf16": 8e-3}[mode.split()[1]]  # of weights near 1
+        assert found["start"] <= rounding, mode
+        assert found["moved"] > 1e-3, mode
+        assert found["towers"] <= rounding, mode
+        assert found["classifier"], mode
+        assert found["vectors"] < {"fp32": 1e-5, "fp16": 0.01, "bf16": 0.05}[mode.split()[1]], mode
+
+
 def test_a_step_whose_gradient_is_not_finite_on_one_rank_changes_nothing_on_any(tiny_bert: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     ends, _ = run_ranks(

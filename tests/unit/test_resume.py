@@ -50,7 +50,7 @@ def run_with(folder: Path, overrides: dict[str, str], /, **facts: Any) -> tuple[
 
 
 def resumed(checkpoints: CheckpointFolder, config: Config, **facts: str) -> int | None:
-    found = find_checkpoint(checkpoints, config, **({"fingerprint": "f" * 64, "precision": "fp32"} | facts))
+    found = find_checkpoint(checkpoints, config, {"fingerprint": "f" * 64, "precision": "fp32"} | facts)
     return found.step if found else None
 
 
@@ -97,6 +97,13 @@ def test_another_corpus_or_precision_is_refused_with_old_and_new(tmp_path: Path)
         resumed(checkpoints, config, fingerprint="0" * 64)
     with pytest.raises(ConfigError, match="the precision was fp32 and is bf16"):
         resumed(checkpoints, config, precision="bf16")
+
+
+def test_other_pretrained_weights_are_refused_where_a_share_of_them_counts(tmp_path: Path) -> None:
+    checkpoints, config = run_with(tmp_path, {"train.pretrained_share": "0.3"}, start="abc")
+    assert resumed(checkpoints, config, start="abc") == 8
+    with pytest.raises(ConfigError, match="the pretrained weights' hash was abc and is def"):
+        resumed(checkpoints, config, start="def")
 
 
 def test_checkpoints_of_another_version_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from biencoder.model.attention import use_blocks, use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.model.packed import hindrance, pack
 from biencoder.training.engine.gradient_sums import sum_in_fp32
+from biencoder.training.engine.interpolation import Interpolation
 from biencoder.training.engine.optim import build_optimizer, schedule
 from biencoder.training.engine.overflow import ask_together
 from biencoder.training.engine.settings import Settings, import_deepspeed, precision_of
@@ -88,6 +89,7 @@ class Engine:
             ask_together(self._engine.optimizer)
         self._engine.train()  # pretrained encoders come in evaluation mode
         self._tensors = EngineTensors(self._engine, model, world)
+        self._interpolation = Interpolation(model, config.pretrained_share, release=self._engine.empty_partition_cache)
         self._plain_norm: torch.Tensor | None = None
         self._lr = 0.0
         self._forward = Stopwatch(world.device)
@@ -109,6 +111,11 @@ class Engine:
         with self._forward.running():
             scores: Scores = self._engine(batch.to(self.device))
         return scores
+
+    def interpolated(self) -> AbstractContextManager[None]:
+        """Within this context the model is the one that is measured and saved, which `train.pretrained_share` makes another
+        than the one that is trained. Every rank takes part."""
+        return self._interpolation.in_place()
 
     @torch.no_grad()
     def encode(self, tokens: Batch) -> Sides:
@@ -185,15 +192,16 @@ class Engine:
         return twin.eval()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """All weights in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part.
+        """All weights of the model that is measured, in fp32 on the CPU, on rank 0; None elsewhere. Every rank takes part.
 
         Under ZeRO-3 no rank holds more than one whole tensor at a time, but for rank 0's copies.
         """
         weights = {}
-        for name, weight in self.model.state_dict(keep_vars=True).items():
-            with self._gathered([weight]):
-                if self._world.is_main:
-                    weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
+        with self.interpolated():
+            for name, weight in self.model.state_dict(keep_vars=True).items():
+                with self._gathered([weight]):
+                    if self._world.is_main:
+                        weights[name] = weight.detach().to("cpu", torch.float32, copy=True)
         return weights if self._world.is_main else None
 
     def state(self) -> EngineState | None:

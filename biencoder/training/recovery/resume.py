@@ -27,6 +27,8 @@ _BEFORE = {"model.query_prompt": "", "model.document_prompt": ""}
 """What runs have computed with before these keys existed, whose defaults are others."""
 _FORMAT = 2
 """Of what a checkpoint holds; another one's counters and names mean something else."""
+_FACTS = {"fingerprint": "the corpus's fingerprint", "precision": "the precision", "start": "the pretrained weights' hash"}
+"""What must be as it was beside settings, and how it is named to users."""
 
 
 class Stateful(Protocol):
@@ -57,7 +59,7 @@ class Recovery:
     ) -> None:
         """
         Args:
-            identity: fingerprint of the corpus and precision, see `find_checkpoint`.
+            identity: of `Plan`, see `find_checkpoint`.
             others: further parts that have a state.
         """
         self._checkpoints, self._config, self._identity = checkpoints, config, identity
@@ -207,11 +209,14 @@ def newest_checkpoint(folder: CheckpointFolder) -> Checkpoint | None:
     return checkpoint
 
 
-def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: str, precision: str) -> Checkpoint | None:
+def find_checkpoint(folder: CheckpointFolder, config: Config, identity: Mapping[str, str]) -> Checkpoint | None:
     """The checkpoint to go on from, if there is one. For rank 0.
 
+    Args:
+        identity: by the names of _FACTS.
+
     Raises:
-        ConfigError: none is whole, or the newest belongs to other settings, data or precision.
+        ConfigError: none is whole, or the newest belongs to other settings, data, precision or pretrained weights.
     """
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
@@ -224,10 +229,10 @@ def find_checkpoint(folder: CheckpointFolder, config: Config, *, fingerprint: st
             "version, or choose another run.dir to start anew"
         )
     differing = _differing(checkpoint.state["settings"], config)
-    facts = {"fingerprint": ("the corpus's fingerprint", fingerprint), "precision": ("the precision", precision)}
-    for fact, (name, now) in facts.items():
-        if checkpoint.state[fact] != now:
-            differing.append(f"{name} was {checkpoint.state[fact]} and is {now}")
+    for fact, now in identity.items():
+        then = checkpoint.state.get(fact, now)  # one of another pretrained_share may lack it
+        if then != now:
+            differing.append(f"{_FACTS[fact]} was {then} and is {now}")
     if differing:
         raise ConfigError(
             f"run.dir {config.run.dir} holds a run with other settings: {'; '.join(differing)}; set them back, or choose "

@@ -1,11 +1,12 @@
 """The training state saved and restored, and steps without a finite gradient."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from biencoder.config.schema import TrainConfig
@@ -106,6 +107,50 @@ def _warming_up(ranks: World) -> TrainConfig:
         schedule="cosine",
         warmup_ratio=WARM_UP / STEPS,
     )
+
+
+def measure_between_steps(tiny_bert: str, files: list[str], out: str) -> None:
+    """Under each DeepSpeed file: steps between which the model is measured and saved with a share of its first weights."""
+
+    def work(ranks: World) -> None:
+        let_any_cpu_compute_fp16()
+        found = {}
+        for file in files:
+            rows = {}
+            for share in (0.0, 0.25):
+                setup = training_setup(tiny_bert, normalize=True)
+                start = {name: weight.clone() for name, weight in setup[0].state_dict().items()}
+                engine = engine_for(setup[0], file, ranks, replace(_warming_up(ranks), pretrained_share=share))
+                at_start = engine.weights() or {}
+                rows[share] = train_steps(engine, ranks, setup, range(2))
+                batch = setup[1].batch(np.arange(6))
+                with engine.interpolated():
+                    vectors = engine.encode(batch).query.embedding
+                weights = engine.weights() or {}
+                rows[share] += train_steps(engine, ranks, setup, range(2, 4))
+                if not share:
+                    trained = weights
+            if ranks.is_main:
+                twin = training_setup(tiny_bert, normalize=True)[0].eval()
+                twin.load_state_dict(weights)
+                with torch.no_grad():
+                    expected = twin(batch).query.embedding
+                found[file] = {
+                    "rows": list(rows.values()),
+                    "start": max(float((at_start[name] - start[name]).abs().max()) for name in start),
+                    "towers": max(
+                        float((weights[name] - torch.lerp(trained[name], start[name], 0.25)).abs().max())
+                        for name in start
+                        if not name.startswith("classifier.")
+                    ),
+                    "classifier": all(weights[name].equal(trained[name]) for name in start if "classifier" in name),
+                    "moved": max(float((trained[name] - start[name]).abs().max()) for name in start),
+                    "vectors": float((vectors.float() - expected).abs().max()),
+                }
+        if ranks.is_main:
+            Path(out).write_text(json.dumps(found))
+
+    in_world(work, silence_s=120)
 
 
 def a_step_without_finite_gradient(tiny_bert: str, files: list[str], out: str) -> None:
