@@ -106,9 +106,9 @@ def evaluate_split(
             )
             if hubness is not None:
                 calibration = world.on_main(
-                    lambda ranking=ranking, candidates=candidates, hubness=hubness: fit_calibration(  # type: ignore[misc]
-                        *_judged(ranking, candidates, top_k), _hubness_of_judged(ranking, hubness, top_k)
-                    )
+                    lambda ranking=ranking, candidates=candidates, hubness=hubness: _calibration(
+                        ranking, candidates, hubness, top_k
+                    )  # type: ignore[misc]
                 )
     num_candidates = len(split.candidate_text_C) - (split.judgements is None)
     return SplitResult(split.name, len(pair_Q), num_candidates, metrics, examples, calibration)
@@ -196,10 +196,11 @@ def _judged(
     return probability_Qk[there_Qk], right_Qk[there_Qk]
 
 
-def _hubness_of_judged(ranking: "Ranking", hubness: Hubness, top_k: int) -> npt.NDArray[np.float32]:
-    """Hubness of all candidates that are re-ranked and of their queries (X, 2), in the order of `_judged`."""
-    candidate_Qk = ranking.candidate_Qk[:, :top_k]
-    return hubness.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk)[candidate_Qk >= 0]
+def _calibration(ranking: "Ranking", candidates: Candidates, hubness: Hubness, top_k: int) -> Calibration | None:
+    """The calibration for the candidates that are re-ranked."""
+    candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
+    right_Qk = candidates.answers.grades(candidate_Qk) > 0
+    return fit_calibration(probability_Qk, right_Qk, hubness.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk))
 
 
 def example_retrievals(split: Split, pair_Q: Ids, ranking: "Ranking", candidates: Candidates) -> list[Example]:

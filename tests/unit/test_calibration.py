@@ -27,7 +27,7 @@ def test_the_fit_finds_the_scale_on_which_answers_were_drawn() -> None:
     odds = rng.normal(-2.0, 1.5, 20_000)
     right = rng.random(20_000) < expit(odds)
     wrong_scale = expit(4 * odds + 3).astype(np.float32)
-    fitted = fit_calibration(wrong_scale, right)
+    fitted = fit_calibration(wrong_scale.reshape(-1, 10), right.reshape(-1, 10))
     assert fitted is not None
     assert fitted.scale == pytest.approx(1 / 4, rel=0.05)
     assert fitted.shift == pytest.approx(-3 / 4, rel=0.1)
@@ -36,7 +36,7 @@ def test_the_fit_finds_the_scale_on_which_answers_were_drawn() -> None:
 
 
 def test_what_separates_right_from_wrong_gets_a_finite_scale_and_what_orders_them_wrongly_none() -> None:
-    probability = np.array([0.0, 0.1, 0.2, 0.9, 1.0], dtype=np.float32)
+    probability = np.array([[0.0, 0.1, 0.2, 0.9, 1.0]], dtype=np.float32)
     right = probability > 0.5
     fitted = fit_calibration(probability, right)
     assert fitted is not None
@@ -44,15 +44,43 @@ def test_what_separates_right_from_wrong_gets_a_finite_scale_and_what_orders_the
     assert np.isfinite(fitted.shift)
     for none in (~right, np.zeros_like(right), np.ones_like(right)):
         assert fit_calibration(probability, none) is None
-    assert fit_calibration(np.full(5, 0.3, np.float32), right) is None
+    assert fit_calibration(np.full((1, 5), 0.3, np.float32), right) is None
 
 
 def test_the_fit_finds_what_hubness_takes_off() -> None:
     rng = np.random.default_rng(0)
-    odds, hubness_X2 = rng.normal(0.0, 1.5, 20_000), rng.normal(-0.3, 0.1, (20_000, 2))
-    right = rng.random(20_000) < expit(odds - 3 + hubness_X2 @ np.array([-10, 5]))
-    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, hubness_X2.astype(np.float32))
+    odds, hubness = rng.normal(0.0, 1.5, (3_000, 10)), rng.normal(-0.3, 0.1, (3_000, 10))
+    query_hubness = np.repeat(rng.normal(-0.3, 0.1, (3_000, 1)), 10, axis=1)
+    right = rng.random(odds.shape) < expit(odds - 3 - 10 * hubness + 5 * query_hubness)
+    hubness_Qk2 = np.stack([hubness, query_hubness], axis=-1).astype(np.float32)
+    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, hubness_Qk2)
     assert fitted == pytest.approx((0.5, -3, -10, 5), rel=0.15)
+
+
+def test_what_orders_the_candidates_of_a_query_is_not_what_tells_queries_apart() -> None:
+    """Hubness that differs between queries, and lies with the difficulty of a query, does not count in the order."""
+    rng = np.random.default_rng(0)
+    easy = rng.random((3_000, 1)) < 0.5
+    near = rng.normal(0.0, 0.3, (3_000, 10))
+    near[:, 0] += np.where(easy[:, 0], 1.0, 0.3)
+    right = np.arange(10) == np.where(easy | (rng.random((3_000, 1)) < 0.3), 0, 9)
+    hubness_Qk2 = np.zeros((3_000, 10, 2), dtype=np.float32)
+    hubness_Qk2[..., 0] = np.where(easy, 0.5, -0.5)
+    fitted = fit_calibration(expit(near).astype(np.float32), right, hubness_Qk2)
+    assert fitted is not None
+    assert fitted.scale > 0.5
+    assert fitted.hubness == pytest.approx(0, abs=1e-6)
+
+
+def test_where_there_is_no_candidate_nothing_is_fitted() -> None:
+    rng = np.random.default_rng(0)
+    odds, right = rng.normal(0.0, 1.0, (200, 4)), np.arange(4) == rng.integers(0, 4, (200, 1))
+    odds[right] += 1
+    probability = expit(odds).astype(np.float32)
+    some = fit_calibration(probability, right)
+    padded = np.pad(probability, ((0, 3), (0, 2)), constant_values=np.nan)
+    assert some is not None
+    assert fit_calibration(padded, np.pad(right, ((0, 3), (0, 2)), constant_values=True)) == pytest.approx(some)
 
 
 def residual(dim: int, *, seed: int = 0) -> PairClassifier:
@@ -86,7 +114,11 @@ def test_an_evaluation_says_how_to_calibrate_and_is_right_afterwards() -> None:
     classifier.calibrate(*first.calibration)
     second = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
     assert second.metrics["rerank/calibration_error"] < 0.05 < first.metrics["rerank/calibration_error"]
-    assert second.calibration == pytest.approx((1, 0, 0, 0), abs=0.2)
+    assert second.calibration is not None
+    assert second.calibration.scale == pytest.approx(1, abs=0.1)
+    classifier.calibrate(*second.calibration)
+    third = evaluate_split(split, embedded, classifier, top_k=10, world=World.alone())
+    assert third.metrics == pytest.approx(second.metrics, abs=0.01)
     linear = PairClassifier(ModelConfig(), embedding_dim=8, hidden=8)
     assert evaluate_split(split, embedded, linear, top_k=10, world=World.alone()).calibration is None
 
