@@ -36,6 +36,8 @@ class Figures:
     forbidden: int
     pair_distance: float
     harder_share: float
+    still_harder_share: float
+    """NaN if there were no negatives before."""
     near_copies: float
     spread: float
     effective_rank: float
@@ -66,8 +68,20 @@ class Audit:
     """A hash of the embeddings, and so of the weights, texts and settings that made them."""
 
 
-def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: EmbeddedTexts, world: World) -> Audit:
-    """Audit the negatives. Every rank of `world`, the holders of `embedded`, takes part and gets the same result."""
+def audit(
+    split: Split,
+    negative_text_PK: Ids,
+    forbidden: Forbidden,
+    embedded: EmbeddedTexts,
+    world: World,
+    *,
+    before_PK: Ids | None = None,
+) -> Audit:
+    """Audit the negatives. Every rank of `world`, the holders of `embedded`, takes part and gets the same result.
+
+    Args:
+        before_PK: the negatives that the embeddings were trained on since the last audit, if there are such.
+    """
     start = time.perf_counter()
     place_X = spread_over(negative_text_PK.size, MOST_NEGATIVES)
     sample_X, negative_X = place_X // negative_text_PK.shape[1], negative_text_PK.ravel()[place_X]
@@ -75,6 +89,8 @@ def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: E
     samples, of_X = np.unique(sample_X, return_inverse=True)
     pairs = embedded.distances("query", split.point_text_P[samples], split.counter_text_P[samples], world)
     pair_X, negative_distance_X = pairs[of_X], embedded.distances("query", point_X, negative_X, world)
+    if before_PK is not None:
+        before_X = embedded.distances("query", point_X, before_PK.ravel()[place_X], world)
     # All as candidates: queries may have an encoder of their own, and so a geometry of their own.
     to_counter_X = embedded.distances("candidate", counter_X, negative_X, world)
     copied_X = np.minimum(embedded.distances("candidate", point_X, negative_X, world), to_counter_X)
@@ -86,6 +102,7 @@ def audit(split: Split, negative_text_PK: Ids, forbidden: Forbidden, embedded: E
         forbidden=int((~forbidden.allows(split.point_text_P[:, None], negative_text_PK)).sum()),
         pair_distance=float(pairs.mean()),
         harder_share=float((hardness_X > 0).mean()),
+        still_harder_share=math.nan if before_PK is None else float((pair_X > before_X).mean()),
         near_copies=float((copied_X < NEAR_COPY * math.sqrt(2) * spread).mean()),
         spread=spread,
         effective_rank=effective_rank,

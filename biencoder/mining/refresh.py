@@ -241,7 +241,9 @@ class Miner:
             negative_text_PK[samples, number] = random_negatives(
                 samples, negative_text_PK[samples], split, self._forbidden, seed=seed, epoch=epoch, number=number
             )
-        return negative_text_PK, search, audit(split, negative_text_PK, self._forbidden, embedded, holders)
+        trained_PK = None if self._config.overlap else before_PK  # with overlap they are yet to be trained on
+        figures = audit(split, negative_text_PK, self._forbidden, embedded, holders, before_PK=trained_PK)
+        return negative_text_PK, search, figures
 
     def _given_text_PK(self, epoch: int) -> Ids:
         """The given negatives of an epoch (P, K) in their places; -1 in those that are left."""

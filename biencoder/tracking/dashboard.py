@@ -57,6 +57,10 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
             [f"train/loss_{part}" for part in ("triplet", "ce_positive", "ce_negative", "contrastive")],
         ),
         Curves("Share of triplets that still teach", ["train/active_triplets"]),
+        Curves(
+            "Probability of wrong candidates, and of mined negatives among them",
+            ["train/wrong_probability", "train/mined_probability"],
+        ),
     ],
     "Gradients": [
         Curves("Gradient norm before and after clipping", ["train/grad_norm", "train/grad_norm_clipped"], log=True),
@@ -67,7 +71,10 @@ SECTIONS: dict[str, Sequence[Curves | Texts]] = {
     ],
     "Mining": [
         Curves("Distances from a point: own counter, nearest negative", ["mine/pair_distance", "mine/nearest_distance"]),
-        Curves("Negatives nearer than the counter; near copies", ["mine/harder_share", "mine/near_copies"]),
+        Curves(
+            "Negatives nearer than the counter; those of the epoch before, now; near copies",
+            ["mine/harder_share", "mine/still_harder_share", "mine/near_copies"],
+        ),
         Curves("Hardness of the negatives (histogram: look at one run)", [HARDNESS]),
         Curves(
             "Random rate; shares of near and of given",

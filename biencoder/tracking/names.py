@@ -17,6 +17,9 @@ STEP = {
     "train/loss_ce_positive": "its part for (point, counter), or for the counter among its negatives, before its weight",
     "train/loss_ce_negative": "its part for (point, negative), before its weight; 0 where loss.classification is ranking",
     "train/loss_contrastive": "its in-batch contrastive part, summed and before its weight alike; 0 where it has none",
+    "train/wrong_probability": "mean probability that the contrastive loss sees in wrong candidates, and pushes away; 0 where "
+    "it has no weight",
+    "train/mined_probability": "the part of it that mined negatives have; the rest are texts of the batch",
     "train/active_triplets": "share of triplets whose triplet loss is above 0",
     "train/grad_norm": "global L2 norm of the gradient before clipping",
     "train/grad_norm_clipped": "the same after clipping",
@@ -49,10 +52,11 @@ MINE = {
     "mine/forbidden": "negatives that are their point, its counter, or a copy of either: must be 0",
     "mine/pair_distance": "mean distance from a point to its own counter",
     "mine/harder_share": "share of negatives nearer to the point than its counter",
+    "mine/still_harder_share": "the same now of what the epoch before has trained on; there only if it had negatives",
     "mine/near_copies": "share of negatives that are nearly a copy of their point or counter",
     "mine/spread": "root mean square distance of the candidates' embeddings from their mean",
     "mine/effective_rank": "number of dimensions that the embeddings really use",
-    "mine/audit_s": "seconds to measure the six above, distances of at most 50,000 negatives, evenly spread",
+    "mine/audit_s": "seconds to measure the seven above, distances of at most 50,000 negatives, evenly spread",
 }
 EVAL = {
     "eval/{split}/{ranking}/accuracy@1": "share of points whose own counter comes first",
@@ -105,7 +109,7 @@ CLOSEST = "mine/closest"
 
 AT_SIZE = tuple(name.rpartition("/")[2] for name in EVAL if "{size}" in name)
 """What is measured of embeddings that are cut to a size."""
-LOSS_PARTS = tuple(STEP)[:6]
+LOSS_PARTS = tuple(STEP)[:8]
 """In the order of `LossParts`."""
 
 

@@ -94,6 +94,10 @@ class CachedGradients(NamedTuple):
 
     step_loss: torch.Tensor
     """The loss of the whole step, the same for all micro-batches of a rank."""
+    wrong: torch.Tensor
+    """Probability that the rank's points give to wrong candidates, their mean: what the loss pushes away."""
+    mined: torch.Tensor
+    """The part of it that mined negatives have."""
     at_embeddings: list[torch.Tensor]
     """The gradient of the rank's loss at each of the micro-batch's embeddings, in the order of `_embeddings`."""
 
@@ -117,24 +121,37 @@ def contrast(
     candidate_CD = world.all_gather(torch.cat([counter_SD, negative_XD, rival_SD[targets.rivals_S]]))
     points_PD = world.all_gather(point_SD) if config.symmetric else None
 
-    def at(cut: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        loss = cross_entropy(cut(point_SD), cut(candidate_CD), targets.own_S, targets.left_out_2X, config.temperature)
+    def at(cut: Callable[[torch.Tensor], torch.Tensor]) -> CrossEntropy:
+        found = cross_entropy(cut(point_SD), cut(candidate_CD), targets.own_S, targets.left_out_2X, config.temperature)
         if points_PD is None:
-            return loss
+            return found
         own, left_out = targets.own_point_S, targets.left_out_2Y
-        return (loss + cross_entropy(cut(counter_SD), cut(points_PD), own, left_out, config.temperature)) / 2
+        back = cross_entropy(cut(counter_SD), cut(points_PD), own, left_out, config.temperature)
+        return found._replace(loss=(found.loss + back.loss) / 2)
 
-    loss = at(lambda whole: whole)
+    loss, wrong_C = at(lambda whole: whole)
     for size in truncation.sizes:
-        loss = loss + at(partial(truncation.cut, size=size))
+        loss = loss + at(partial(truncation.cut, size=size)).loss
     loss.backward()  # type: ignore[no-untyped-call]
-    return [CachedGradients(loss.detach(), [leaf.grad for leaf in chunk if leaf.grad is not None]) for chunk in leaves]
+    first, end = len(counter_SD), len(counter_SD) + len(negative_XD)
+    wrong, mined = wrong_C.sum(), wrong_C.view(world.size, -1)[:, first:end].sum()
+    return [
+        CachedGradients(loss.detach(), wrong, mined, [leaf.grad for leaf in chunk if leaf.grad is not None])
+        for chunk in leaves
+    ]
+
+
+class CrossEntropy(NamedTuple):
+    loss: torch.Tensor
+    """Mean over queries of the negative log-probability of each one's own candidate."""
+    wrong_C: torch.Tensor
+    """Each candidate's probability as a wrong answer, its mean over queries; without graph."""
 
 
 def cross_entropy(
     query_SD: torch.Tensor, candidate_CD: torch.Tensor, own_S: torch.Tensor, left_out_2X: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Mean over queries of the negative log-probability of each one's own candidate.
+) -> CrossEntropy:
+    """The loss of queries among candidates, as a softmax over their distances gives it.
 
     Takes the memory of one block of logits, and as much as queries and candidates themselves.
 
@@ -142,8 +159,7 @@ def cross_entropy(
         query_SD, candidate_CD: fp32.
         left_out_2X: (query, candidate), ordered by query, of the pairs to mask.
     """
-    loss: torch.Tensor = _CrossEntropy.apply(query_SD, candidate_CD, own_S, left_out_2X, temperature)  # type: ignore[no-untyped-call]
-    return loss
+    return CrossEntropy(*_CrossEntropy.apply(query_SD, candidate_CD, own_S, left_out_2X, temperature))  # type: ignore[no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -157,11 +173,11 @@ class _CrossEntropy(torch.autograd.Function):
         own_S: torch.Tensor,
         left_out_2X: torch.Tensor,
         temperature: float,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         S, C = len(query_SD), len(candidate_CD)
         # -|q - c|^2 / 2 = q.c - |c|^2 / 2 - |q|^2 / 2, and |q|^2 drops out of the softmax.
         bias_C = candidate_CD.square().sum(1) / (-2 * temperature)
-        loss, mass_C = query_SD.new_zeros(()), query_SD.new_zeros(C)
+        loss, mass_C, missing_S = query_SD.new_zeros(()), query_SD.new_zeros(C), query_SD.new_empty(S)
         to_query_SD, to_candidate_CD = torch.empty_like(query_SD), torch.zeros_like(candidate_CD)
         starts = range(0, S, max(1, min(S, _BLOCK_BYTES // (4 * C))))
         block_BC = query_SD.new_empty(starts.step, C)
@@ -181,8 +197,12 @@ class _CrossEntropy(torch.autograd.Function):
             torch.mm(weight_BC, candidate_CD, out=to_query_SD[start : start + starts.step]).mul_(scale_B1)
             to_candidate_CD.addmm_(weight_BC.T, query_BD * scale_B1)
             mass_C += weight_BC.T @ scale_B1[:, 0]
+            missing_S[start : start + starts.step] = (weight_BC.gather(1, own_B1) * -scale_B1)[:, 0]
         ctx.save_for_backward(to_query_SD, to_candidate_CD.addcmul_(candidate_CD, mass_C[:, None], value=-1))
-        return loss / S
+        # The mass has in it what the own candidates lack, below 0.
+        wrong_C = mass_C.index_add(0, own_S, missing_S) * temperature
+        ctx.mark_non_differentiable(wrong_C)
+        return loss / S, wrong_C
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:

@@ -29,6 +29,10 @@ class LossParts(NamedTuple):
     ce_negative: torch.Tensor
     contrastive: torch.Tensor
     """0 where it has no weight."""
+    wrong: torch.Tensor
+    """Probability that the contrastive loss sees in wrong candidates; 0 where it has no weight."""
+    mined: torch.Tensor
+    """The part of it that mined negatives have."""
     active_triplets: torch.Tensor
     """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0, at full size."""
 
@@ -60,12 +64,13 @@ def combined_loss(
         triplet = triplet + _mean(_triplets(point_Bd, counter_Bd, negative_BKd, config.margin))
     ce_positive, ce_negative = (_ranking if config.classification == "ranking" else _pairs)(scores)
     total = config.triplet_weight * triplet + config.classification_weight * (ce_positive + ce_negative)
-    contrastive = torch.zeros_like(triplet)
+    contrastive = wrong = mined = torch.zeros_like(triplet)
     if cached:
+        wrong, mined = cached.wrong, cached.mined
         contrastive, surrogate = cached.step_loss, num_chunks * cached.surrogate(scores)
         # The sum has the surrogate's gradient and the contrastive loss's value.
         total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
-    return LossParts(total, triplet, ce_positive, ce_negative, contrastive, _mean((triplet_BK > 0).float()))
+    return LossParts(total, triplet, ce_positive, ce_negative, contrastive, wrong, mined, _mean((triplet_BK > 0).float()))
 
 
 def _triplets(point_BD: torch.Tensor, counter_BD: torch.Tensor, negative_BKD: torch.Tensor, margin: float) -> torch.Tensor:

@@ -67,7 +67,11 @@ def mine_metrics(mined: Mined, encode_s: float) -> Metrics:
         "mine/churn": mined.churn,
         **({} if math.isnan(mined.given_share) else {"mine/given_share": mined.given_share}),
         **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.search).items()},
-        **{f"mine/{name}": value for name, value in dataclasses.asdict(mined.audit.figures).items()},
+        **{
+            f"mine/{name}": value
+            for name, value in dataclasses.asdict(mined.audit.figures).items()
+            if name != "still_harder_share" or not math.isnan(value)
+        },
     }
 
 

@@ -73,8 +73,11 @@ class Window:
         """Go on from a state that rank 0 has; the others have its numbers only. Every rank takes part."""
         self.clear()
         self.steps = int(state["window_steps"])
-        ranks = self._world.on_main(lambda: len(state["window"]))
-        sums_RK = self._world.broadcast(state.get("window", torch.empty(ranks, len(self.parts_K))).clone())
+        shape = self._world.on_main(lambda: tuple(state["window"].shape))
+        ranks = shape[0]
+        sums_RK = self._world.broadcast(state.get("window", torch.empty(shape)).clone())
+        # A run of an earlier version has fewer parts: the others are not known for this window.
+        sums_RK = torch.nn.functional.pad(sums_RK, (0, len(self.parts_K) - sums_RK.shape[1]), value=math.nan)
         # On another number of ranks the sums are shared out evenly: their mean over the ranks is what gets logged.
         own_K = sums_RK[self._world.rank] if ranks == self._world.size else sums_RK.mean(0)
         self.parts_K = own_K.to(self._world.device)

@@ -39,6 +39,15 @@ def test_hardness_is_the_counter_s_distance_less_the_negative_s() -> None:
     assert (nearest.to_point, nearest.to_counter, nearest.counter_to_point) == pytest.approx((1, 2, 3))
 
 
+def test_the_negatives_of_the_epoch_before_are_measured_again() -> None:
+    split = Split("training", (None,) * 2, np.array([0, 3]), np.array([1, 4]))  # type: ignore[arg-type]
+    embedded, forbidden = embed([[0.0], [3.0], [1.0], [10.0], [11.0], [14.0]]), Forbidden.of(split, 6)
+    for before, expected in (([2, 5], 0.5), ([5, 2], 0.0), ([2, 2], 0.5)):
+        found = audit(split, np.array([[5], [5]]), forbidden, embedded, ALONE, before_PK=np.array(before)[:, None])
+        assert (found.figures.still_harder_share, found.figures.harder_share) == (expected, 0)
+    assert math.isnan(audit(split, np.array([[5], [5]]), forbidden, embedded, ALONE).figures.still_harder_share)
+
+
 def test_copies_of_point_or_counter_are_counted() -> None:
     values = np.random.default_rng(0).standard_normal((40, 8))
     points, counters, negatives = list(range(10)), list(range(10, 20)), list(range(20, 30))

@@ -64,12 +64,35 @@ def test_the_loss_is_a_softmax_over_distances() -> None:
     query, candidate = torch.randn(3, 5, generator=generator), torch.randn(7, 5, generator=generator)
     left_out = torch.tensor([[0, 2], [4, 0]])
     logits = -torch.cdist(query, candidate).square() / (2 * 0.3)
-    expected = []
+    expected, wrong = [], torch.zeros(7)
     for i, own in enumerate((1, 2, 6)):
         kept = [column for column in range(7) if (i, column) not in ((0, 4), (2, 0))]
-        expected.append(-logits[i, kept].log_softmax(0)[kept.index(own)])
+        log_probability = logits[i, kept].log_softmax(0)
+        expected.append(-log_probability[kept.index(own)])
+        wrong[kept] += log_probability.exp()
+        wrong[own] -= log_probability[kept.index(own)].exp()
     found = cross_entropy(query, candidate, torch.tensor([1, 2, 6]), left_out, 0.3)
-    torch.testing.assert_close(found, torch.stack(expected).mean())
+    torch.testing.assert_close(found.loss, torch.stack(expected).mean())
+    torch.testing.assert_close(found.wrong_C, wrong / 3)
+
+
+def test_mined_negatives_have_a_part_of_the_probability_of_wrong_candidates() -> None:
+    far = torch.full((2, 1), 1.0)
+    point, counter, negative = torch.zeros(2, 1), 10 * far, torch.tensor([[[1.0], [50.0]], [[1.0], [50.0]]])
+    chunk = Scores(point, counter, negative, far, far, 50 * far)  # of each point only the two near negatives count
+    split = Split("training", (None,) * 2, np.array([0, 1]), np.array([2, 3]))  # type: ignore[arg-type]
+    wanted = targets(np.array([[0, 1]]), split, np.array([[4, 5], [6, 7]]), Forbidden.of(split, 8), rank=0)
+    config = LossConfig(contrastive_weight=1.0, temperature=1.0)
+
+    def parts(scores: Scores) -> tuple[float, float]:
+        found = contrast([scores], wanted, config, World.alone())[0]
+        return float(found.wrong), float(found.mined)
+
+    assert parts(chunk) == pytest.approx((1, 1))
+    assert parts(chunk._replace(rival_BD=0.5 * far, negative_BKD=negative + 40)) == pytest.approx((1, 0), abs=1e-6)
+    # Of the 7 others, all as far, the own point is left out; one is the other's counter, one its point, four are mined.
+    alike = chunk._replace(rival_BD=far, negative_BKD=torch.ones(2, 2, 1), counter_BD=far)
+    assert parts(alike) == pytest.approx((6 / 7, 4 / 7))
 
 
 def scores(B: int, K: int, *, seed: int) -> Scores:
@@ -146,7 +169,8 @@ def test_blocks_give_the_loss_and_gradient_of_the_whole(
     results = []
     for loss_of, dtype in ((dense, torch.float64), (dense, torch.float32), (cross_entropy, torch.float32)):
         leaves: list[Any] = [part.to(dtype).requires_grad_() for part in (query, candidate)]
-        loss = cast(Any, loss_of)(*leaves, own, torch.tensor(sorted(pairs)).T, 0.05)
+        result = cast(Any, loss_of)(*leaves, own, torch.tensor(sorted(pairs)).T, 0.05)
+        loss = result if loss_of is dense else result.loss
         (3 * loss).backward()
         results.append([loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
     exact, plain, blocks = results

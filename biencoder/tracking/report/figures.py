@@ -138,6 +138,19 @@ PLOTS = (
         percent=True,
     ),
     Plot(
+        "Loss",
+        "What the contrastive loss pushes away",
+        "Probability that it sees in wrong candidates, and the part of it that mined negatives have; the rest are texts of "
+        "the batch.",
+        "step",
+        [
+            Curve("train/wrong_probability", "wrong candidates", compared=True),
+            Curve("train/mined_probability", "mined negatives"),
+        ],
+        percent=True,
+        dull=0.0,
+    ),
+    Plot(
         "Gradients",
         "Gradient norm",
         "Before and after clipping. A norm that grows over many steps comes before an explosion.",
@@ -194,11 +207,13 @@ PLOTS = (
     Plot(
         "Mining",
         "What negatives were mined",
-        "Nearest texts against random ones; how many negatives are nearer than the counter, and how many nearly copy it.",
+        "Nearest texts against random ones; how many negatives are nearer than the counter, how many of the epoch before "
+        "still are, and how many nearly copy it.",
         "mine",
         [
             Curve("mine/nearest_share", "nearest text"),
             Curve("mine/harder_share", "nearer than the counter", compared=True),
+            Curve("mine/still_harder_share", "still nearer after their epoch", "dot"),
             Curve("mine/near_copies", "near copies", compared=True),
         ],
         percent=True,
