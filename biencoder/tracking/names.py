@@ -17,7 +17,7 @@ STEP = {
     "train/loss_ce_positive": "its part for (point, counter), or for the counter among its negatives, before its weight",
     "train/loss_ce_negative": "its part for (point, negative), before its weight; 0 where loss.classification is ranking",
     "train/loss_contrastive": "its in-batch contrastive part, summed and before its weight alike; 0 where it has none",
-    "train/wrong_probability": "mean probability that the contrastive loss sees in wrong candidates and pushes away; 0 where "
+    "train/wrong_probability": "mean probability that the contrastive loss sees in wrong candidates and pushes away; 0 if "
     "it has no weight",
     "train/mined_probability": "the part of it that mined negatives have; the rest are texts of the batch",
     "train/active_triplets": "share of triplets whose triplet loss is above 0",
