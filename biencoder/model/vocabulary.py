@@ -9,8 +9,9 @@ from biencoder.data.records import Findings
 from biencoder.errors import DataError, ModelError
 from biencoder.rng import permutation
 
-_SAMPLE = 1000
-"""Texts that `check_corpus` tokenizes, the same ones on all ranks. This takes some tenths of a second."""
+_SAMPLE, _SAMPLE_CHARACTERS = 1000, 1000
+"""Texts that `check_corpus` tokenizes, the same ones on all ranks, and how much of each. This takes some tenths of a
+second."""
 _TOO_MANY, _MANY = 0.5, 0.05
 """Shares of unknown tokens above which a corpus is refused, and above which they become a finding."""
 
@@ -72,7 +73,8 @@ def check_corpus(
     if tokenizer.unk_token_id is None or not texts:
         return  # a byte-level tokenizer knows every token
     places = permutation(seed=0, purpose="texts to look for unknown tokens", epoch=0, size=len(texts))[:_SAMPLE]
-    encoded = tokenizer([texts[place] for place in places], add_special_tokens=False)["input_ids"]
+    looked_at = [texts[place][:_SAMPLE_CHARACTERS] for place in places]
+    encoded = tokenizer(looked_at, add_special_tokens=False, verbose=False)["input_ids"]  # no word on their length
     unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded]
     share = sum(unknown) / max(1, sum(len(ids) for ids in encoded))
     example = texts[places[unknown.index(max(unknown))]][:60]
