@@ -119,7 +119,8 @@ def checkpoint_encoder(config: Config, place: Path) -> Embed:
         model = build_model(settled, pretrained, seed=config.run.seed)
         weights = load_file(place / "model.safetensors")
         for name, parameter in model.named_parameters():  # what towers share has one name
-            parameter.data.copy_(weights[name])
+            share = 0.0 if name.startswith("classifier.") else config.train.pretrained_share
+            parameter.data.copy_(weights[name].lerp(parameter.data, share))
         return TrainedModel(model.eval(), pretrained.tokenizer, settled, torch.device("cpu")).embed_texts(
             dataset.texts, ids
         )

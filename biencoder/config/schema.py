@@ -163,7 +163,7 @@ class MiningConfig:
     Finding them takes 0.4 ms a text, the first time."""
     focus: Annotated[Literal["corpus", "themes", "debates", "other_debates"], FIXED] = "corpus"
     """Where near negatives come from: anywhere, the theme or the debate of their sample alone, or any debate but that one,
-    whose texts are rivals already in batches of whole debates."""
+    whose texts are rivals already in batches of whole debates (anywhere, if the corpus names no debates)."""
     range_min: Annotated[int, FIXED, Field(ge=0, le=10_000)] = 0
     """Leave out so many of the nearest texts, the likeliest to be right answers."""
     range_max: Annotated[int, FIXED, Field(ge=0, le=10_000)] = 0

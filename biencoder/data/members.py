@@ -30,10 +30,11 @@ class Members:
         """The members of a split's groups.
 
         Args:
-            kind: `debates`, `themes` or `other_debates`; for any other the result is None.
+            kind: `debates`, `themes` or `other_debates`; for any other the result is None, and for the last one where all
+                samples are of one debate: it has no others, and its texts may come from anywhere.
         """
         group_P = split.groups(kind)
-        if group_P is None:
+        if group_P is None or (kind == "other_debates" and not group_P.any()):
             return None
         codes = np.concatenate([group_P * num_texts + texts for texts in (split.point_text_P, split.counter_text_P)])
         return cls(group_P, np.unique(codes), num_texts, inside=kind != "other_debates")

@@ -86,7 +86,7 @@ def ungrouped(plan: Plan) -> list[str]:
     group_of = {key: plan.dataset.splits["training"].groups(kind) for key, kind in keys.items()}
     then = {"train.batches": "; clusters needs no labels"}
     if plan.config.mining.focus == "other_debates":
-        then["mining.focus"] = "; all negatives are random"
+        then["mining.focus"] = "; near negatives come from anywhere"
     return [
         f"{key} is {keys[key]}, but no two training pairs differ in it, so it divides nothing{then.get(key, '')}"
         for key, group_P in group_of.items()

@@ -411,6 +411,19 @@ def test_focused_negatives_stand_in_their_sample_s_debate_or_in_another(focus: A
     assert found.search.shortfalls == 20 - has_some
 
 
+def test_where_there_are_no_other_debates_near_negatives_come_from_anywhere() -> None:
+    pairs: Any = (SimpleNamespace(point=SimpleNamespace(source="somewhere", domain="", topic="")),) * 20
+    split = Split("training", pairs, np.arange(20), np.arange(20, 40))
+    embedded, forbidden = embed(vectors("gaussian", size=40)), Forbidden.of(split, 40)
+    found = [
+        Miner(split, forbidden, World.alone(), MiningConfig(random_rate=0, focus=focus), seed=0, num_epochs=1)
+        .mine(0, embedded)
+        .negative_text_PK.tolist()
+        for focus in ("other_debates", "corpus")
+    ]
+    assert found[0] == found[1]
+
+
 class Asked:
     """An index that notes the most rows it was asked for."""
 

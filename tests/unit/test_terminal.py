@@ -284,7 +284,7 @@ def test_batches_of_debates_in_data_without_debates_are_said(root: str, *, warne
     why = "but no two training pairs differ in it, so it divides nothing"
     for focus, expected in (
         ("corpus", []),
-        ("other_debates", [f"mining.focus is other_debates, {why}; all negatives are random"]),
+        ("other_debates", [f"mining.focus is other_debates, {why}; near negatives come from anywhere"]),
     ):
         config = load_config(overrides={"train.batches": "debates", "mining.focus": focus})
         plan: Any = SimpleNamespace(config=config, dataset=dataset)
