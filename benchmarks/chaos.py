@@ -49,8 +49,11 @@ STEPS_PER_EPOCH = 9  # 144 training pairs in batches of 16
 
 def start(run_dir: Path, ranks: int, **changed: str) -> subprocess.Popen[bytes]:
     """Args: changed: settings other than SETTINGS, `__` for the dot in their names."""
+    return launch(run_dir, ranks, SETTINGS | {f"--{name.replace('__', '.')}": value for name, value in changed.items()})
+
+
+def launch(run_dir: Path, ranks: int, settings: dict[str, str]) -> subprocess.Popen[bytes]:
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    settings = SETTINGS | {f"--{name.replace('__', '.')}": value for name, value in changed.items()}
     arguments = [part for pair in settings.items() for part in pair]
     return subprocess.Popen(
         [sys.executable, *launcher, "launcher/train.py", *arguments, "--run.dir", str(run_dir)],
@@ -75,7 +78,14 @@ def steps_done(run_dir: Path) -> int:
     return max((record["step"] for record in records(run_dir) if record["kind"] == "step"), default=0)
 
 
-def kill_in(phase: str, run_dir: Path, process: subprocess.Popen[bytes], dice: random.Random) -> bool:
+def kill_in(
+    phase: str,
+    run_dir: Path,
+    process: subprocess.Popen[bytes],
+    dice: random.Random,
+    *,
+    epoch_steps: int = STEPS_PER_EPOCH,
+) -> bool:
     """Wait for the phase and a random moment in it, then kill a rank; False where the run ended before."""
     started, enough = psutil.Process(process.pid).create_time(), dice.randint(2, 5)
     while process.poll() is None:
@@ -85,7 +95,7 @@ def kill_in(phase: str, run_dir: Path, process: subprocess.Popen[bytes], dice: r
         if {
             "training": len(steps) >= enough,
             "saving": bool(steps) and any((run_dir / "checkpoints").glob(".step-*.new")),
-            "evaluation": bool(steps) and fresh[-1]["kind"] == "step" and steps[-1] % STEPS_PER_EPOCH == 0,
+            "evaluation": bool(steps) and fresh[-1]["kind"] == "step" and steps[-1] % epoch_steps == 0,
             "mining": bool(steps) and last_measured == "eval",
         }[phase]:
             time.sleep(dice.uniform(0, 0.05 if phase == "mining" else 0.4))
