@@ -33,6 +33,8 @@ class Clusters:
         self._split, self._world, self._sharded, self._seed = split, world, sharded, seed
         self.number_P: Ids | None = None
         """None before they have been found."""
+        self._saved: torch.Tensor | None = None
+        """The same, as a checkpoint holds it."""
 
     def find(self, embedded: EmbeddedTexts | None) -> None:
         """Every rank takes part.
@@ -46,7 +48,7 @@ class Clusters:
             return clustered(pair_vectors(self._split, embedded, holders), seed=self._seed)
 
         number_P = self._world.on_holders(found, sharded=self._sharded)
-        self.number_P = self._world.broadcast(torch.from_numpy(number_P)).numpy()
+        self._take(self._world.broadcast(torch.from_numpy(number_P)))
 
     @property
     def described(self) -> str:
@@ -56,14 +58,17 @@ class Clusters:
         return f"{len(np.unique(self.number_P))} of {len(self.number_P)} pairs, {digest}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.number_P is None else {"clusters": torch.from_numpy(self.number_P)}
+        return {} if self._saved is None else {"clusters": self._saved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state, which rank 0 has. Every rank takes part."""
-        self.number_P = None
+        self.number_P = self._saved = None
         if self._world.on_main(lambda: "clusters" in state):
             empty = torch.empty(len(self._split), dtype=torch.int64)
-            self.number_P = self._world.broadcast(state.get("clusters", empty).clone()).numpy()
+            self._take(self._world.broadcast(state.get("clusters", empty).clone()))
+
+    def _take(self, number_P: torch.Tensor) -> None:
+        self._saved, self.number_P = number_P, number_P.numpy()
 
 
 def pair_vectors(split: Split, embedded: EmbeddedTexts, world: World) -> torch.Tensor:

@@ -108,6 +108,8 @@ class Miner:
         """The embeddings of the background search."""
         self._newest: Ids | None = None
         """The newest negatives (P, K)."""
+        self._saved: torch.Tensor | None = None
+        """The newest negatives, as they were saved last."""
         self._in_use = False
         """Whether the newest negatives belong to the current epoch."""
 
@@ -183,13 +185,17 @@ class Miner:
         self._ahead, self._searched = (epoch, future), embedded
 
     def state_dict(self) -> dict[str, Any]:
-        """The negatives, and the embeddings of the background search. Not collective."""
+        """The negatives, and the embeddings of the background search: the same tensors as long as they do not change. Not
+        collective."""
         state: dict[str, Any] = {"epoch_is_mined": self._in_use, "ahead": self._ahead[0] if self._ahead else None}
         if self._newest is not None:
-            state["negatives"] = torch.from_numpy(self._newest)
+            if self._saved is None or self._saved.data_ptr() != self._newest.ctypes.data:
+                self._saved = torch.from_numpy(self._newest)
+            state["negatives"] = self._saved
         if self._ahead and self._searched:
-            state["ahead_query"] = self._searched.query.embedding.contiguous()
-            state["ahead_candidate"] = self._searched.candidate.embedding.clone()
+            state["ahead_query"] = self._searched.query.embedding
+            if self._searched.candidate is not self._searched.query:
+                state["ahead_candidate"] = self._searched.candidate.embedding
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,9 +209,10 @@ class Miner:
 
     def _embedded(self, state: Mapping[str, Any]) -> EmbeddedTexts:
         """The embeddings of the background search; it needs no pooled vectors, so the state has none."""
-        query, candidate = (
-            Vectors(rows, rows.new_empty(len(rows), 0)) for rows in (state["ahead_query"], state["ahead_candidate"])
-        )
+        query = Vectors(state["ahead_query"], torch.empty(len(state["ahead_query"]), 0))
+        candidate = query
+        if "ahead_candidate" in state:
+            candidate = Vectors(state["ahead_candidate"], query.pooled)
         return EmbeddedTexts.whole(self._split.text_ids, query, candidate)
 
     def raise_failure(self) -> None:

@@ -67,15 +67,14 @@ class Window:
     def state_dict(self) -> dict[str, Any]:
         """The sums of all ranks, on rank 0. Every rank takes part."""
         sums = self._world.gather(self.parts_K[None])
-        return {"window_steps": self.steps} | ({"window": torch.cat(sums)} if sums else {})
+        return {"window_steps": self.steps} | ({"window": torch.cat(sums).tolist()} if sums else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that rank 0 has; the others have its numbers only. Every rank takes part."""
         self.clear()
         self.steps = int(state["window_steps"])
-        shape = self._world.on_main(lambda: tuple(state["window"].shape))
-        ranks = shape[0]
-        sums_RK = self._world.broadcast(state.get("window", torch.empty(shape)).clone())
+        sums_RK = torch.as_tensor(self._world.on_main(lambda: state["window"]))  # earlier versions kept a tensor
+        ranks = len(sums_RK)
         # A run of an earlier version has fewer parts: the others are not known for this window.
         sums_RK = torch.nn.functional.pad(sums_RK, (0, len(self.parts_K) - sums_RK.shape[1]), value=math.nan)
         # On another number of ranks the sums are shared out evenly: their mean over the ranks is what gets logged.

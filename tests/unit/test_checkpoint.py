@@ -1,9 +1,11 @@
 """A checkpoint is whole or not there, whatever happens while it is written."""
 
+import errno
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -46,6 +48,38 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         write(folder, step, also_keep=2 if step > 2 else -1)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-0000000{n}" for n in (2, 4, 5)]
+
+
+def test_large_tensors_of_an_epoch_are_written_once_and_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, mining = CheckpointFolder(tmp_path, keep=2), {"ahead": torch.arange(1000.0)}
+
+    def write_mining(step: int, mining: Mapping[str, torch.Tensor]) -> Path:
+        folder.write(replace(checkpoint(step), mining=mining), also_keep=-1)
+        folder.wait()
+        return tmp_path / f"step-{step:08d}" / "mining.safetensors"
+
+    assert not write_mining(1, mining).samefile(write_mining(2, mining))  # small: each has its own
+    monkeypatch.setattr("biencoder.training.recovery.checkpoint._LINKED_BYTES", 1000)
+    written = [write_mining(step, mining) for step in (3, 4)]
+    assert written[0].samefile(written[1])
+    fifth = write_mining(5, mining)
+    assert not written[0].exists()  # deleted, and what was linked is there
+    equal = write_mining(6, {"ahead": mining["ahead"].clone()})  # another tensor may be another one's
+    assert not equal.samefile(fifth)
+    seventh = write_mining(7, {"ahead": mining["ahead"] + 1, "more": torch.ones(1)})
+    assert not seventh.samefile(equal)
+    found, complaints = folder.newest()
+    assert complaints == []
+    assert found is not None
+    assert found.mining["ahead"].equal(mining["ahead"] + 1)
+    monkeypatch.setattr("os.link", no_links)
+    eighth = write_mining(8, found.mining)
+    assert not write_mining(9, found.mining).samefile(eighth)
+    assert CheckpointFolder(tmp_path, keep=2).newest()[1] == []
+
+
+def no_links(source: Path, target: Path) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
 def test_leftovers_of_a_killed_writer_are_no_checkpoint_and_go_away(tmp_path: Path) -> None:

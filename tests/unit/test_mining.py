@@ -260,6 +260,17 @@ def test_overlap_trains_an_epoch_on_the_embeddings_of_the_one_before() -> None:
         assert mined[epoch].search.nearest_share == expected.search.nearest_share
 
 
+def test_what_lasts_for_an_epoch_is_saved_as_the_same_tensors() -> None:
+    ahead = miner(overlap=True)
+    ahead.mine(0, moving(0))
+    first, second = ahead.state_dict(), ahead.state_dict()
+    assert {"negatives", "ahead_query"} <= first.keys()
+    assert all(first[name] is second[name] for name in first if isinstance(first[name], torch.Tensor))
+    ahead.mine(1, moving(1))
+    assert ahead.state_dict()["negatives"] is not first["negatives"]
+    assert ahead.state_dict()["ahead_query"] is not first["ahead_query"]
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_epochs_between_keep_their_negatives_also_where_a_run_goes_on(overlap: bool) -> None:
     whole = miner(num_epochs=6, overlap=overlap, every_epochs=2)

@@ -8,6 +8,9 @@
                                  part-*.safetensors      in place of these two: parts of every rank, see parts.py
                 checkpoints/latest                       name of the newest one, for people
 
+What an epoch goes on from is the same in all checkpoints of the epoch. Where it is large (the embeddings of a background
+search), their files are one: hard links to what the first of them has written, where the file system knows such.
+
 A checkpoint is written to a hidden folder, flushed to the disk, read back against its manifest, and renamed: it is the
 rename that makes it one. Nothing in it is a pickle. Unless there are parts, only rank 0 touches the folder, so other nodes
 need not see it.
@@ -18,8 +21,10 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +41,11 @@ from biencoder.training.recovery.parts import PART_FILES, write_parts
 
 Tensors = Mapping[str, torch.Tensor]
 WHOLE_FILES = ("model", "optimizer")
-_ALWAYS = ("state.json", "mining.safetensors")
+_MINING = "mining.safetensors"
+_ALWAYS = ("state.json", _MINING)
 _MANIFEST = "manifest.json"
+_LINKED_BYTES = 64 * 2**20
+"""Size from which a file is shared by the checkpoints of an epoch; damage to a shared one is damage to all of them."""
 T = TypeVar("T")
 _Facts = dict[str, list[Any]]
 """Size and SHA-256 of files, by name."""
@@ -63,6 +71,7 @@ class CheckpointFolder:
         self._folder, self._keep = folder, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._last = _Lasting({}, folder, [])
 
     def write(self, checkpoint: Checkpoint, *, also_keep: int) -> None:
         """Start to write; waits for the write before, and raises what that one failed with.
@@ -138,31 +147,36 @@ class CheckpointFolder:
         if failure:
             return self._given_up(fresh, failure, world)
         of_ranks = [facts for facts, _ in outcomes if facts is not None]
-        _, failure = world.on_main(lambda: _tried(lambda: self._end(checkpoint.step, of_ranks, also_keep)))
+        _, failure = world.on_main(lambda: _tried(lambda: self._end(checkpoint, of_ranks, also_keep)))
         return self._given_up(fresh, failure, world) if failure else None
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         """Write rank 0's share of a sharded checkpoint."""
         fresh = self._fresh(checkpoint.step)
         self._make(fresh)
-        save_file(dict(checkpoint.mining), fresh / "mining.safetensors")
+        self._save_mining(checkpoint, fresh)
         _write_state(checkpoint, fresh)
 
-    def _end(self, step: int, of_ranks: Sequence[_Facts], also_keep: int) -> None:
+    def _save_mining(self, checkpoint: Checkpoint, fresh: Path) -> None:
+        file = fresh / _MINING
+        if not self._last.link(checkpoint.mining, file):
+            save_file({name: tensor.contiguous() for name, tensor in checkpoint.mining.items()}, file)
+
+    def _end(self, checkpoint: Checkpoint, of_ranks: Sequence[_Facts], also_keep: int) -> None:
         """Make a checkpoint of what all ranks have written.
 
         Args:
             of_ranks: of the files of each rank.
         """
-        fresh = self._fresh(step)
-        facts = _flushed([fresh / name for name in _ALWAYS])
+        fresh = self._fresh(checkpoint.step)
+        facts = self._last.flushed([fresh / name for name in _ALWAYS])
         for rank, theirs in enumerate(of_ranks):
             for name, (size, _) in theirs.items():
                 if not (fresh / name).is_file() or (fresh / name).stat().st_size != size:
                     raise OSError(errno.EIO, f"{name}, which rank {rank} has written, is not whole for rank 0")
             facts |= theirs
-        self._commit(step, facts)
-        self._delete_old(step, also_keep)
+        self._commit(checkpoint, facts)
+        self._delete_old(checkpoint.step, also_keep)
 
     def _given_up(self, fresh: Path, failure: OSError, world: World) -> OSError:
         if world.is_main:
@@ -184,10 +198,11 @@ class CheckpointFolder:
 
         def write() -> None:
             self._make(fresh)
-            for kind in (*WHOLE_FILES, "mining"):
+            for kind in WHOLE_FILES:
                 save_file(dict(getattr(checkpoint, kind)), fresh / f"{kind}.safetensors")
+            self._save_mining(checkpoint, fresh)
             _write_state(checkpoint, fresh)
-            self._commit(checkpoint.step, _flushed(sorted(fresh.iterdir())))
+            self._commit(checkpoint, self._last.flushed(sorted(fresh.iterdir())))
 
         try:
             _, failure = _tried(write)
@@ -199,9 +214,9 @@ class CheckpointFolder:
             raise failure
         self._delete_old(checkpoint.step, also_keep)
 
-    def _commit(self, step: int, facts: _Facts) -> None:
+    def _commit(self, checkpoint: Checkpoint, facts: _Facts) -> None:
         """Make a checkpoint of a hidden folder whose files are on the disk."""
-        final, fresh = self._folder / _name(step), self._fresh(step)
+        final, fresh = self._folder / _name(checkpoint.step), self._fresh(checkpoint.step)
         (fresh / _MANIFEST).write_text(json.dumps(facts, indent=1))
         for path in (fresh / _MANIFEST, fresh):
             _flush(path)
@@ -209,11 +224,49 @@ class CheckpointFolder:
         os.rename(fresh, final)
         _flush(self._folder)
         replace_file(self._folder / "latest", final.name + "\n")
+        self._last = _Lasting.of(checkpoint.mining, final / _MINING, facts[_MINING])
 
     def _delete_old(self, step: int, also_keep: int) -> None:
         for old in self._all()[: -self._keep]:
             if old.name not in (_name(also_keep), _name(step)):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lasting:
+    """The tensors of a file that a checkpoint has, for the next one that has the same."""
+
+    tensors: Mapping[str, "weakref.ref[torch.Tensor]"]
+    file: Path
+    facts: list[Any]
+    """The file's size and SHA-256."""
+
+    @classmethod
+    def of(cls, tensors: Tensors, file: Path, facts: list[Any]) -> "_Lasting":
+        return cls({name: weakref.ref(tensor) for name, tensor in tensors.items()}, file, facts)
+
+    def link(self, tensors: Tensors, file: Path) -> bool:
+        """Make `file` a link to this one, if it holds these tensors and is large."""
+        same = {name: kept() for name, kept in self.tensors.items()}
+        if same.keys() != tensors.keys() or any(same[name] is not tensor for name, tensor in tensors.items()):
+            return False
+        if not same or self.facts[0] < _LINKED_BYTES:
+            return False
+        with suppress(OSError):  # no file system has to know hard links, and the old file may have gone
+            os.link(self.file, file)
+            return True
+        return False
+
+    def flushed(self, files: Sequence[Path]) -> _Facts:
+        """As `_flushed`; what was linked is on the disk already, and is not read again."""
+        linked = [file for file in files if self.facts and file.name == self.file.name and _same_file(file, self.file)]
+        return _flushed([file for file in files if file not in linked]) | {file.name: self.facts for file in linked}
+
+
+def _same_file(file: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return file.samefile(other)
+    return False
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, OSError | None]:
@@ -252,7 +305,7 @@ def _name(step: int) -> str:
 def _read(folder: Path) -> Checkpoint:
     _verify(folder)
     state = json.loads((folder / "state.json").read_text())
-    mining, parts = load_file(folder / "mining.safetensors"), sorted(folder.glob(PART_FILES))
+    mining, parts = load_file(folder / _MINING), sorted(folder.glob(PART_FILES))
     whole = {} if parts else {kind: load_file(folder / f"{kind}.safetensors") for kind in WHOLE_FILES}
     return Checkpoint(int(state["step"]), state, mining, **whole, parts=parts)
 
