@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--every", type=int, default=32, help="steps between two measurements")
     parser.add_argument("--seconds", type=float, default=2400, help="processor time of a peer [default: 2400]")
+    parser.add_argument("--max-length", type=int, default=0, help="tokens of a text for a peer [default: the recipe's]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of ours")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -65,7 +66,9 @@ def main() -> None:
             settings = dict(item.split("=", 1) for item in arguments.set)
             facts, seconds, embeds = ours(arguments.data, Path(folder), arguments.every, settings)
         else:
-            facts, seconds, embeds = peer(arguments.what, arguments.data, Path(folder), arguments.every, arguments.seconds)
+            facts, seconds, embeds = peer(
+                arguments.what, arguments.data, Path(folder), arguments.every, arguments.seconds, arguments.max_length
+            )
         dataset = load_dataset(arguments.data, clean=True)
         points = []
         for step, embed in embeds.items():
@@ -128,9 +131,11 @@ def checkpoint_encoder(config: Config, place: Path) -> Embed:
     return embed
 
 
-def peer(loss: str, root: str, folder: Path, every: int, limit_s: float) -> tuple[dict[str, Any], dict[int, float], Any]:
+def peer(
+    loss: str, root: str, folder: Path, every: int, limit_s: float, max_length: int
+) -> tuple[dict[str, Any], dict[int, float], Any]:
     """Train for so many processor seconds, as far as a few steps foretell; as `ours`."""
-    own = Peer(loss, lr=5e-5, seed=0)
+    own = Peer(loss, lr=5e-5, seed=0, max_length=max_length)
     samples = own.samples(root)
     mined = time.process_time()
     own.train(samples, _TIMED_STEPS)

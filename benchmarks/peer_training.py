@@ -4,7 +4,8 @@
     python benchmarks/peer_training.py --loss triplet --data DIR --minutes 30 --out peers/triplet
     python launcher/evaluate.py --model runs/RUN/model/best --model peers/mnrl --model peers/triplet --data.root DIR
 
-Base model, training pairs, length, batch and precision are those of `configs/arguana.toml`. The peer gets what is known to
+Base model, training pairs, length (unless `--max-length` says otherwise), batch and precision are those of
+`configs/arguana.toml`. The peer gets what is known to
 serve it: dropout 0 (fused attention on CPUs), batches without duplicates, its trainer's own learning rate, optimizer and
 linear decay with a tenth of warm-up. Some steps are timed first; then it trains as many as fit in the time, of which its
 mining is a part.
@@ -49,9 +50,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=5e-5, help="the trainer's own default")
+    parser.add_argument("--max-length", type=int, default=0, help="tokens of a text [default: the recipe's]")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    peer = Peer(arguments.loss, arguments.lr, arguments.seed)
+    peer = Peer(arguments.loss, arguments.lr, arguments.seed, max_length=arguments.max_length)
     samples = peer.samples(arguments.data)
     peer.train(samples, 3)  # warms up
     timed = time.perf_counter()
@@ -67,11 +69,12 @@ def main() -> None:
 class Peer:
     """sentence-transformers with the settings of configs/arguana.toml."""
 
-    def __init__(self, loss: str, lr: float, seed: int) -> None:
+    def __init__(self, loss: str, lr: float, seed: int, *, max_length: int = 0) -> None:
+        """Args: max_length: in tokens; 0: that of the recipe."""
         config = load_config(file=Path("configs/arguana.toml"))
         self.loss, self.lr, self.seed = loss, lr, seed
         self.precision = fast_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self.batch, self._max_length = config.train.global_batch_size, config.model.max_length
+        self.batch, self._max_length = config.train.global_batch_size, max_length or config.model.max_length
 
     def samples(self, root: str) -> Dataset:
         """The training pairs; for `triplet` with mined negatives."""
