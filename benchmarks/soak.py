@@ -79,7 +79,7 @@ class Sampler:
         while self._process.poll() is None:
             epoch = sum(record["kind"] == "mine" for record in records(self._run_dir))
             held = []
-            for rank in process_ranks(self._process):
+            for rank in process_ranks(self._process) or [self._process.pid]:
                 try:
                     held.append(own_bytes(psutil.Process(rank)))
                 except psutil.Error:  # it has just ended
@@ -90,7 +90,9 @@ class Sampler:
 
     def most_of_epochs(self) -> list[float]:
         self._thread.join()
-        return [max(mib for epoch, mib in self.samples if epoch == number) for number in range(1, EPOCHS + 1)]
+        return [
+            max((mib for epoch, mib in self.samples if epoch == number), default=0.0) for number in range(1, EPOCHS + 1)
+        ]
 
 
 def left_alone(run_dir: Path, settings: dict[str, str], ranks: int) -> dict[str, Any]:

@@ -294,8 +294,8 @@ class TrainConfig:
     weight_decay: Annotated[float, FIXED, Field(ge=0, le=1)] = 0.0
     """Weight decay (not on biases and LayerNorms)."""
     pretrained_share: Annotated[float, FIXED, Field(ge=0, lt=1)] = 0.0
-    """Share of the pretrained weights in the model that is measured, mined with and saved; the rest are the trained ones,
-    from which training itself goes on (WiSE-FT, Wortsman et al. 2022)."""
+    """Share of the pretrained weights in the model that is measured, mined with and saved (WiSE-FT, Wortsman et al. 2022).
+    Training itself goes on from the trained weights alone."""
     clip_norm: Annotated[float, FIXED, Field(ge=0)] = 1.0
     """Largest global gradient norm; larger gradients are scaled down. 0: off."""
     max_skipped: Annotated[int, FREE, Field(ge=1)] = 10

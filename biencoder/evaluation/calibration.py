@@ -47,7 +47,8 @@ def fit_calibration(
     odds_Qk = logit(np.clip(np.where(there_Qk, probability_Qk, 0.5).astype(np.float64), *eps))
     hubness_Qk2 = np.zeros((*odds_Qk.shape, 2)) if hubness_Qk2 is None else hubness_Qk2.astype(np.float64)
     right_Qk = right_Qk & there_Qk
-    odds_weight, weight = _weights_of_order(np.stack([odds_Qk, hubness_Qk2[..., 0]], axis=-1), right_Qk, there_Qk)
+    weights = _weights_of_order(np.stack([odds_Qk, hubness_Qk2[..., 0]], axis=-1), right_Qk, there_Qk)
+    odds_weight, weight = weights or (1.0, 0.0)
     if odds_weight <= 0:
         return None
     hubness = weight / odds_weight
@@ -61,17 +62,18 @@ def fit_calibration(
 
 def _weights_of_order(
     features_Qkf: Floats, right_Qk: npt.NDArray[np.bool_], there_Qk: npt.NDArray[np.bool_]
-) -> tuple[float, ...]:
+) -> tuple[float, ...] | None:
     """The weights of features under which the right candidates are likeliest among those of their query.
 
-    Queries without a right or without a wrong candidate say nothing. A standard normal prior on the weights of
-    standardised features keeps them finite where an order makes no error, and near 0 where few queries speak.
+    Queries without a right or without a wrong candidate say nothing; None if there are no others. A standard normal prior
+    on the weights of standardised features keeps them finite where an order makes no error, and near 0 where few queries
+    speak.
     """
     speaks_Q = right_Qk.any(axis=1) & (there_Qk & ~right_Qk).any(axis=1)
     features_Qkf, right_Qk, there_Qk = features_Qkf[speaks_Q], right_Qk[speaks_Q], there_Qk[speaks_Q]
     num_features, num_queries = int(features_Qkf.shape[-1]), len(features_Qkf)
     if not num_queries:
-        return (0.0,) * num_features
+        return None
     spread_f = features_Qkf[there_Qk].std(axis=0)
     spread_f[spread_f == 0] = 1  # such a feature orders nothing, and its weight stays 0
     standard_Qkf = (features_Qkf - features_Qkf[there_Qk].mean(axis=0)) / spread_f

@@ -198,7 +198,8 @@ def _judged(
 
 def _calibration(ranking: "Ranking", candidates: Candidates, hubness: Hubness, top_k: int) -> Calibration | None:
     """The calibration for the candidates that are re-ranked."""
-    candidate_Qk, probability_Qk = ranking.candidate_Qk[:, :top_k], ranking.probability_Qk[:, :top_k]
+    candidate_Qk = ranking.candidate_Qk[:, :top_k]
+    probability_Qk = np.where(candidate_Qk >= 0, ranking.probability_Qk[:, :top_k], np.nan)
     right_Qk = candidates.answers.grades(candidate_Qk) > 0
     return fit_calibration(probability_Qk, right_Qk, hubness.of_pairs(np.arange(len(candidate_Qk)), candidate_Qk))
 

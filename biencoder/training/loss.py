@@ -29,12 +29,12 @@ class LossParts(NamedTuple):
     ce_negative: torch.Tensor
     contrastive: torch.Tensor
     """0 where it has no weight."""
+    active_triplets: torch.Tensor
+    """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0, at full size."""
     wrong: torch.Tensor
     """Probability that the contrastive loss sees in wrong candidates; 0 where it has no weight."""
     mined: torch.Tensor
     """The part of it that mined negatives have."""
-    active_triplets: torch.Tensor
-    """Share of triplets that the margin still separates too little, i.e. whose triplet loss is above 0, at full size."""
 
     def detached(self) -> torch.Tensor:
         """All of them as one vector without graph, in the order of the fields."""
@@ -70,7 +70,8 @@ def combined_loss(
         contrastive, surrogate = cached.step_loss, num_chunks * cached.surrogate(scores)
         # The sum has the surrogate's gradient and the contrastive loss's value.
         total = total + config.contrastive_weight * (surrogate - surrogate.detach() + contrastive)
-    return LossParts(total, triplet, ce_positive, ce_negative, contrastive, wrong, mined, _mean((triplet_BK > 0).float()))
+    active = _mean((triplet_BK > 0).float())
+    return LossParts(total, triplet, ce_positive, ce_negative, contrastive, active, wrong, mined)
 
 
 def _triplets(point_BD: torch.Tensor, counter_BD: torch.Tensor, negative_BKD: torch.Tensor, margin: float) -> torch.Tensor:

@@ -153,7 +153,7 @@ def _training(config: Config, dataset: Dataset, step: int) -> dict[str, str]:
         "learning rate": ", ".join([f"{train.peak_lr:.3g}, {warmup}{schedule}", *filter(None, factors)]),
         "model": f"{sides[model.sides]}; dropout {model.dropout:g}; "
         + ("the encoder was frozen" if model.freeze_encoder else "all weights were trained")
-        + f"; the mean of these and of a share of {train.pretrained_share:g} of the pretrained ones"
+        + f"; saved are {1 - train.pretrained_share:g} of them plus {train.pretrained_share:g} of the pretrained ones"
         * (train.pretrained_share > 0),
         "texts": f"cut at {model.max_length} tokens, " + ("cleaned" if config.data.clean else "as they stand"),
         **({"prompts": "{!r} before queries, {!r} before texts".format(*model.prompts)} if any(model.prompts) else {}),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from biencoder.config.schema import Config
 from biencoder.data import Dataset, load_dataset
 from biencoder.data.records import Findings
@@ -43,7 +45,7 @@ class Plan:
     dataset: Dataset
     pretrained: Pretrained
     start: str
-    """Short hash of the pretrained weights."""
+    """Hash of what the towers start from; where a projection is drawn, with the version that draws it."""
     mining: str
     """One line on the memory that mining takes."""
 
@@ -103,7 +105,23 @@ def make_plan(config: Config, world: World) -> Plan:
     num_texts, hidden = len(dataset.splits["training"].text_ids), pretrained.encoder.config.hidden_size
     world.together(lambda: config.truncations(config.model.embedding_dim))
     mining = world.together(lambda: check_mining_memory(config, world, num_texts=num_texts, hidden=hidden))
-    return Plan(config, requested, folder, settings, fastest, dataset, pretrained, facts[WEIGHTS], mining)
+    return Plan(
+        config,
+        requested,
+        folder,
+        settings,
+        fastest,
+        dataset,
+        pretrained,
+        _start(config, pretrained, facts[WEIGHTS]),
+        mining,
+    )
+
+
+def _start(config: Config, pretrained: Pretrained, digest: str) -> str:
+    given = pretrained.projection_DH is not None
+    drawn = not given and config.model.embedding_dim != pretrained.encoder.config.hidden_size
+    return f"{digest}, torch {torch.__version__}" if drawn else digest
 
 
 def read_configuration(config: Config, world_size: int, *, fastest: Precision) -> Settings:

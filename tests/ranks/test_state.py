@@ -38,7 +38,11 @@ def test_training_goes_on_from_a_state_on_the_same_and_on_other_numbers_of_ranks
 def test_a_share_of_the_pretrained_weights_is_measured_and_saved_but_not_trained(
     size: int, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    out, files = tmp_path / "out.json", MODES if size == 2 else EACH_FILE
+    out, files = tmp_path / "out.json", [*(MODES if size == 2 else EACH_FILE)]
+    settings = json.loads(Path("ds_configs/zero3.json").read_text())
+    settings["zero_optimization"]["zero_hpz_partition_size"] = size  # a copy of all weights within the node
+    (tmp_path / "hpz.json").write_text(json.dumps(settings))
+    files.append(f"{tmp_path / 'hpz.json'} bf16")
     ends, _ = run_ranks(
         "state.measure_between_steps", size, timeout_s=300, tiny_bert=str(tiny_bert), files=files, out=str(out)
     )

@@ -1,8 +1,11 @@
 """Probabilities are brought onto the right scale, and exported with the model."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from scipy.special import expit
@@ -10,13 +13,14 @@ from scipy.special import expit
 from biencoder.config.schema import ModelConfig
 from biencoder.data import Split
 from biencoder.distributed.world import World
-from biencoder.evaluation import evaluate_split
+from biencoder.evaluation import evaluate_split, protocol
 from biencoder.evaluation.calibration import fit_calibration
 from biencoder.evaluation.metrics import calibration_error
-from biencoder.evaluation.protocol import measure_hubness
+from biencoder.evaluation.protocol import Ranking, measure_hubness
 from biencoder.evaluation.rankers import EmbeddingRanker
 from biencoder.model.bi_encoder import PairClassifier, Vectors
 from biencoder.retrieval.embedding import EmbeddedTexts
+from biencoder.retrieval.hubness import Hubness
 from biencoder.retrieval.saved_index import SearchIndex
 from biencoder.training.reranking import calibrated_classifier
 from tests.models import export
@@ -70,6 +74,28 @@ def test_what_orders_the_candidates_of_a_query_is_not_what_tells_queries_apart()
     assert fitted is not None
     assert fitted.scale > 0.5
     assert fitted.hubness == pytest.approx(0, abs=1e-6)
+
+
+def test_where_no_query_has_a_right_and_a_wrong_candidate_the_scale_is_fitted_alone() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0.0, 1.5, (5_000, 1))
+    right, hubness_Qk2 = rng.random(odds.shape) < expit(odds), rng.normal(size=(5_000, 1, 2)).astype(np.float32)
+    fitted = fit_calibration(expit(2 * odds).astype(np.float32), right, hubness_Qk2)
+    assert fitted is not None
+    assert fitted.scale == pytest.approx(0.5, rel=0.1)
+    assert fitted.hubness == 0
+
+
+def test_places_without_a_candidate_are_no_wrong_answers() -> None:
+    """Points 0 and 1 are queries, and of the few passages one is point 0 itself, which it may not get."""
+    asked: list[npt.NDArray[np.float32]] = []
+    ranking = Ranking(np.array([[1, 2, -1], [0, 1, 2]]), np.ones((2, 3), np.float32), np.full((2, 3), 0.5, np.float32))
+    candidates: Any = SimpleNamespace(answers=SimpleNamespace(grades=lambda place_Qk: place_Qk == 1))
+    hubness = Hubness(np.zeros(2, np.float32), np.zeros(3, np.float32))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(protocol, "fit_calibration", lambda probability_Qk, *_: asked.append(probability_Qk))
+        protocol._calibration(ranking, candidates, hubness, 3)
+    assert np.isnan(asked[0]).tolist() == [[False, False, True], [False, False, False]]
 
 
 def test_where_there_is_no_candidate_nothing_is_fitted() -> None:

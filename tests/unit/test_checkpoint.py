@@ -64,6 +64,10 @@ def test_large_tensors_of_an_epoch_are_written_once_and_linked(tmp_path: Path, m
     assert written[0].samefile(written[1])
     fifth = write_mining(5, mining)
     assert not written[0].exists()  # deleted, and what was linked is there
+    flip(fifth)
+    again = write_mining(5, mining)
+    assert load_file(again)["ahead"].equal(mining["ahead"])  # damage is found before it is linked
+    fifth = again
     equal = write_mining(6, {"ahead": mining["ahead"].clone()})  # another tensor may be another one's
     assert not equal.samefile(fifth)
     seventh = write_mining(7, {"ahead": mining["ahead"] + 1, "more": torch.ones(1)})
@@ -76,6 +80,12 @@ def test_large_tensors_of_an_epoch_are_written_once_and_linked(tmp_path: Path, m
     eighth = write_mining(8, found.mining)
     assert not write_mining(9, found.mining).samefile(eighth)
     assert CheckpointFolder(tmp_path, keep=2).newest()[1] == []
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def no_links(source: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ from biencoder.training.engine.memory import (
     GIB,
     bucket_bytes,
     check_mining_memory,
+    interpolation_bytes,
     mining_bytes,
     offloaded_bytes,
     state_bytes,
@@ -95,3 +96,10 @@ def test_gradient_buckets_have_a_fixed_size() -> None:
     assert bucket_bytes({"zero_optimization": {"stage": 2, "reduce_bucket_size": 100}, "bf16": {"enabled": True}}) == 200
     assert bucket_bytes({"zero_optimization": {"stage": 2, "reduce_bucket_size": 100, "overlap_comm": True}}) == 800
     assert bucket_bytes({"zero_optimization": {"stage": 2, "contiguous_gradients": False}}) == 0
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 400), (2, 400), (3, 100)])
+def test_a_share_of_the_pretrained_weights_takes_two_copies_of_what_a_rank_holds(stage: int, expected: int) -> None:
+    settings = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}
+    assert interpolation_bytes(settings, 100, share=0.2, num_ranks=4) == expected
+    assert interpolation_bytes(settings, 100, share=0.0, num_ranks=4) == 0

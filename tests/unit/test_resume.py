@@ -1,17 +1,22 @@
 """Which settings a resume may change: each key says so itself, and here every one of them is changed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from biencoder.config.keys import describe
 from biencoder.config.load import load_config
 from biencoder.config.schema import Config
+from biencoder.distributed.world import World
 from biencoder.errors import ConfigError
+from biencoder.tracking.names import LOSS_PARTS
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
 from biencoder.training.recovery.resume import find_checkpoint
+from biencoder.training.window import Window
 
 FREE = """data.root data.columns data.corpus run.dir run.resume mining.placement mining.memory_gib train.micro_batch_size
 train.log_every train.max_skipped train.max_rollbacks checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
@@ -118,3 +123,14 @@ def test_a_checkpoint_from_before_there_were_prompts_is_resumed_without(tmp_path
     assert resumed(checkpoints, load_config(overrides=none)) == 8
     said = refusal(checkpoints, load_config(overrides=none | {"model.query_prompt": "query: "}))
     assert "model.query_prompt was '' and is 'query: '" in said
+
+
+def test_a_window_of_a_version_with_fewer_loss_parts_goes_on_without_the_new_ones() -> None:
+    window, old = Window(World.alone()), torch.tensor([[5.0, 1.0, 2.0, 3.0, 2.5, 3.5]])
+    window.load_state_dict({"window_steps": 5, "window": old})
+    known = dict(zip(LOSS_PARTS, (window.parts_K / 5).tolist(), strict=True))
+    assert known["train/loss"] == 1
+    assert known["train/active_triplets"] == pytest.approx(0.7)
+    assert np.isnan([known["train/wrong_probability"], known["train/mined_probability"]]).all()
+    window.load_state_dict(json.loads(json.dumps(window.state_dict())))  # as a checkpoint keeps it
+    assert window.parts_K[:6].tolist() == old[0].tolist()

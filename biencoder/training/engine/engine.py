@@ -89,7 +89,7 @@ class Engine:
             ask_together(self._engine.optimizer)
         self._engine.train()  # pretrained encoders come in evaluation mode
         self._tensors = EngineTensors(self._engine, model, world)
-        self._interpolation = Interpolation(model, config.pretrained_share, release=self._engine.empty_partition_cache)
+        self._interpolation = Interpolation(model, config.pretrained_share, release=self._release_gathered)
         self._plain_norm: torch.Tensor | None = None
         self._lr = 0.0
         self._forward = Stopwatch(world.device)
@@ -237,6 +237,12 @@ class Engine:
         if not getattr(scaler, "dynamic", False):
             return {}
         return {name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")}
+
+    def _release_gathered(self) -> None:
+        """Give up what was gathered from the parts of all ranks, also the copy within a node that hpZ keeps."""
+        self._engine.empty_partition_cache()
+        if hasattr(self._engine.optimizer, "invalidate_secondary_tensor"):
+            self._engine.optimizer.invalidate_secondary_tensor()
 
     def _gathered(self, weights: Iterable[torch.Tensor]) -> Any:
         """Within this context these are whole on every rank; only ZeRO-3 has work to do."""

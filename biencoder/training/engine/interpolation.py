@@ -5,7 +5,6 @@ Weight-space ensembles of Wortsman et al. 2022 (arXiv 2109.01903): `pretrained_s
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ class Interpolation:
         Args:
             model: under DeepSpeed, with the weights that it starts from.
             share: of these weights, in [0, 1).
-            release: gives up gathered copies of weights that lie in parts on all ranks.
+            release: gives up all copies of weights that were gathered from the parts of all ranks.
         """
         self._model, self._share, self._release = model, share, release
         self._start = self._copies() if share else []
@@ -54,11 +53,4 @@ class Interpolation:
         """What this rank holds of the towers' weights, in the precision that it computes in."""
         for name, parameter in self._model.named_parameters():
             if not name.startswith("classifier."):
-                yield from _held(parameter)
-
-
-def _held(parameter: Any) -> list[torch.Tensor]:
-    """The tensors that a parameter's values lie in on this rank; under ZeRO-3 its part of them, and hpZ's larger one."""
-    if not hasattr(parameter, "ds_id"):
-        return [parameter.detach()]
-    return [part.detach() for part in (parameter.ds_tensor, parameter.ds_secondary_tensor) if part is not None]
+                yield getattr(parameter, "ds_tensor", parameter).detach()  # under ZeRO-3 this rank's part

@@ -97,6 +97,13 @@ def offloaded_bytes(settings: Settings, num_parameters: int, *, num_ranks: int) 
     return round(num_parameters * (weights + optimizer) / num_ranks)
 
 
+def interpolation_bytes(settings: Settings, num_parameters: int, *, share: float, num_ranks: int) -> int:
+    """What train.pretrained_share keeps in the host's memory for one rank: the pretrained weights, and the trained ones
+    while the rank embeds or saves; under ZeRO-3 the rank's part of them. 0 without a share."""
+    ranks = num_ranks if int(settings["zero_optimization"].get("stage", 0)) >= 3 else 1
+    return round(num_parameters * 2 * _width(settings) / ranks) if share else 0
+
+
 def bucket_bytes(settings: Settings) -> int:
     """The buffers of fixed size that ZeRO collects gradients in before it sums them over the ranks, on one device."""
     zero = settings["zero_optimization"]

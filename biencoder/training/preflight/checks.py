@@ -38,6 +38,7 @@ from biencoder.training.engine.memory import (
     available_bytes,
     bucket_bytes,
     check_mining_memory,
+    interpolation_bytes,
     mining_bytes,
     offloaded_bytes,
     state_bytes,
@@ -239,6 +240,8 @@ def _check_room(checks: _Checks, config: Config, world: World, job: _Job) -> Non
     mining = mining_bytes(config, num_texts=job.num_texts, hidden=job.hidden, world_size=world.size)
     state = state_bytes(job.settings, job.num_parameters, num_ranks=world.size) + bucket_bytes(job.settings)
     offloaded = offloaded_bytes(job.settings, job.num_parameters, num_ranks=world.size)
+    share = config.train.pretrained_share
+    offloaded += interpolation_bytes(job.settings, job.num_parameters, share=share, num_ranks=world.size)
 
     def memory() -> Memory:
         refusal = _attempt(lambda: check_mining_memory(config, world, num_texts=job.num_texts, hidden=job.hidden))

@@ -254,11 +254,16 @@ class _Lasting:
             return False
         with suppress(OSError):  # no file system has to know hard links, and the old file may have gone
             os.link(self.file, file)
+            try:
+                _verify_file(file, self.facts)
+            except CheckpointError:  # damaged since it was written; the tensors are here to write it anew
+                file.unlink()
+                return False
             return True
         return False
 
     def flushed(self, files: Sequence[Path]) -> _Facts:
-        """As `_flushed`; what was linked is on the disk already, and is not read again."""
+        """As `_flushed`; what was linked is on the disk already, and was read back by `link`."""
         linked = [file for file in files if self.facts and file.name == self.file.name and _same_file(file, self.file)]
         return _flushed([file for file in files if file not in linked]) | {file.name: self.facts for file in linked}
 
