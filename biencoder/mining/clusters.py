@@ -31,10 +31,12 @@ class Clusters:
 
     def __init__(self, split: Split, world: World, *, sharded: bool, seed: int) -> None:
         self._split, self._world, self._sharded, self._seed = split, world, sharded, seed
-        self.number_P: Ids | None = None
-        """None before they have been found."""
-        self._saved: torch.Tensor | None = None
-        """The same, as a checkpoint holds it."""
+        self._numbers: torch.Tensor | None = None
+
+    @property
+    def number_P(self) -> Ids | None:
+        """The cluster of each pair; None before they have been found."""
+        return None if self._numbers is None else self._numbers.numpy()
 
     def find(self, embedded: EmbeddedTexts | None) -> None:
         """Every rank takes part.
@@ -48,7 +50,7 @@ class Clusters:
             return clustered(pair_vectors(self._split, embedded, holders), seed=self._seed)
 
         number_P = self._world.on_holders(found, sharded=self._sharded)
-        self._take(self._world.broadcast(torch.from_numpy(number_P)))
+        self._numbers = self._world.broadcast(torch.from_numpy(number_P))
 
     @property
     def described(self) -> str:
@@ -58,17 +60,14 @@ class Clusters:
         return f"{len(np.unique(self.number_P))} of {len(self.number_P)} pairs, {digest}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._saved is None else {"clusters": self._saved}
+        return {} if self._numbers is None else {"clusters": self._numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state, which rank 0 has. Every rank takes part."""
-        self.number_P = self._saved = None
+        self._numbers = None
         if self._world.on_main(lambda: "clusters" in state):
             empty = torch.empty(len(self._split), dtype=torch.int64)
-            self._take(self._world.broadcast(state.get("clusters", empty).clone()))
-
-    def _take(self, number_P: torch.Tensor) -> None:
-        self._saved, self.number_P = number_P, number_P.numpy()
+            self._numbers = self._world.broadcast(state.get("clusters", empty).clone())
 
 
 def pair_vectors(split: Split, embedded: EmbeddedTexts, world: World) -> torch.Tensor:

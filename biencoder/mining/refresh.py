@@ -106,10 +106,8 @@ class Miner:
         """The epoch of the background search, on all ranks, and the search itself on rank 0."""
         self._searched: EmbeddedTexts | None = None
         """The embeddings of the background search."""
-        self._newest: Ids | None = None
+        self._negatives: torch.Tensor | None = None
         """The newest negatives (P, K)."""
-        self._saved: torch.Tensor | None = None
-        """The newest negatives, as they were saved last."""
         self._in_use = False
         """Whether the newest negatives belong to the current epoch."""
 
@@ -117,6 +115,10 @@ class Miner:
     def given_left_out(self) -> int:
         """Given negatives that are left out because they count as the same as a right answer."""
         return len(self._split.given.text_X) - len(self._given.text_X) if self._split.given and self._given else 0
+
+    @property
+    def _newest(self) -> Ids | None:
+        return None if self._negatives is None else self._negatives.numpy()
 
     @property
     def current(self) -> Ids | None:
@@ -129,16 +131,16 @@ class Miner:
 
     def due(self, epoch: int) -> bool:
         """Whether an epoch's negatives are to be mined; else it keeps those that there are. The same on every rank."""
-        return self._newest is None or epoch % self._config.every_epochs == 0
+        return self._negatives is None or epoch % self._config.every_epochs == 0
 
     def keep(self) -> None:
         """Begin an epoch with the negatives of the one before."""
-        assert self._newest is not None
+        assert self._negatives is not None
         self._in_use = True
 
     def mine_nothing(self) -> None:
         """Begin an epoch without negatives."""
-        self._newest, self._in_use = np.empty((len(self._split), 0), dtype=np.int64), True
+        self._negatives, self._in_use = torch.empty((len(self._split), 0), dtype=torch.int64), True
 
     def mine(self, epoch: int, embedded: EmbeddedTexts | None) -> Mined:
         """Mine the negatives of an epoch, which become `current`. Every rank takes part.
@@ -158,7 +160,7 @@ class Miner:
             return self._select(epoch, embedded, holders, self._newest)
 
         negative_text_PK, search, figures = self._world.on_holders(select, sharded=self._config.sharded)
-        before, self._newest, self._in_use = self._newest, negative_text_PK, True
+        before, self._negatives, self._in_use = self._newest, torch.from_numpy(negative_text_PK), True
         wait_s = time.perf_counter() - start
         if self._config.overlap:
             self.search_ahead(epoch + self._config.every_epochs, embedded)
@@ -188,10 +190,8 @@ class Miner:
         """The negatives, and the embeddings of the background search: the same tensors as long as they do not change. Not
         collective."""
         state: dict[str, Any] = {"epoch_is_mined": self._in_use, "ahead": self._ahead[0] if self._ahead else None}
-        if self._newest is not None:
-            if self._saved is None or self._saved.data_ptr() != self._newest.ctypes.data:
-                self._saved = torch.from_numpy(self._newest)
-            state["negatives"] = self._saved
+        if self._negatives is not None:
+            state["negatives"] = self._negatives
         if self._ahead and self._searched:
             state["ahead_query"] = self._searched.query.embedding
             if self._searched.candidate is not self._searched.query:
@@ -200,10 +200,10 @@ class Miner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state. Rank 0 has all of it, other ranks all but the tensors. Every rank takes part."""
-        self._newest, self._in_use, self._ahead = None, bool(state["epoch_is_mined"]), None
+        self._negatives, self._in_use, self._ahead = None, bool(state["epoch_is_mined"]), None
         if self._world.on_main(lambda: "negatives" in state):
             empty = torch.empty(len(self._split), self._config.negatives, dtype=torch.int64)
-            self._newest = self._world.broadcast(state.get("negatives", empty).clone()).numpy()
+            self._negatives = self._world.broadcast(state.get("negatives", empty).clone())
         if state["ahead"] is not None:
             self.search_ahead(int(state["ahead"]), self._embedded(state) if "ahead_query" in state else None)
 

@@ -51,6 +51,5 @@ class Interpolation:
 
     def _held(self) -> Iterator[torch.Tensor]:
         """What this rank holds of the towers' weights, in the precision that it computes in."""
-        for name, parameter in self._model.named_parameters():
-            if not name.startswith("classifier."):
-                yield getattr(parameter, "ds_tensor", parameter).detach()  # under ZeRO-3 this rank's part
+        for parameter in self._model.towers.parameters():
+            yield getattr(parameter, "ds_tensor", parameter).detach()  # under ZeRO-3 this rank's part

@@ -230,7 +230,7 @@ def find_checkpoint(folder: CheckpointFolder, config: Config, identity: Mapping[
         )
     differing = _differing(checkpoint.state["settings"], config)
     for fact, now in identity.items():
-        then = checkpoint.state.get(fact) if fact == "start" else checkpoint.state[fact]  # it may be of another share
+        then = ({"start": now} | checkpoint.state)[fact]  # a run of another share may have none, and is refused for that
         if then != now:
             differing.append(f"{_FACTS[fact]} was {then} and is {now}")
     if differing:
