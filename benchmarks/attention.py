@@ -56,7 +56,7 @@ def main() -> None:
             ratio = sum(middle["fused"]) / sum(middle["blocks"])
             table.add_row(" x ".join(map(str, shape)), str(dtype).removeprefix("torch."), *cells, f"{ratio:.2f}")
     Console().print(table)
-    print("AMX:", torch.cpu._is_amx_tile_supported())
+    print("AMX:", torch.cpu._is_amx_tile_supported(), "AVX512-BF16:", torch.cpu._is_avx512_bf16_supported())
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ from biencoder.distributed.world import World
 from biencoder.mining import Miner
 from biencoder.model.bi_encoder import build_model
 from biencoder.model.folder import save_model
+from biencoder.model.precision import inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.trained_model import TrainedModel
-from biencoder.training.engine.precision import fast_precision
 
 OUT = Path(__file__).parent / "results" / "encoding.json"
 
@@ -54,8 +54,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = fast_precision(device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = inference_dtype("auto", device)
+    precision = precision_name(dtype)
     dataset = load_dataset(arguments.data, clean=True)
     split = sample_pairs(dataset.splits["training"], arguments.texts)
     standing, distinct = np.concatenate([split.point_text_P, split.counter_text_P]), split.text_ids
@@ -100,8 +100,7 @@ def load_both(length: int, dtype: torch.dtype) -> tuple[TrainedModel, SentenceTr
         pretrained = load_pretrained(config)
         model = build_model(config, pretrained, seed=0)
         save_model(Path(folder) / "model", model, model.state_dict(), pretrained.tokenizer, config, card="")
-        ours = TrainedModel.load(f"{folder}/model", precision="fp32")
-        ours.model.to(dtype)
+        ours = TrainedModel.load(f"{folder}/model")
         peer = SentenceTransformer(f"{folder}/model", model_kwargs={"dtype": dtype})
     peer.max_seq_length = length
     return ours, peer

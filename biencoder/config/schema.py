@@ -59,7 +59,7 @@ class ModelConfig:
     """Dropout of the encoder's hidden states, a probability. Above 0 the masks and the losses depend on the number of ranks
     and on the micro-batch."""
     attention_dropout: Annotated[float, FIXED, Field(ge=0, lt=1)] = 0.0
-    """Dropout of attention weights; above 0 it forbids the fast CPU attention kernel."""
+    """Dropout of attention weights. Above 0 attention is slow in fp32 on CPUs, and GPUs pad texts."""
     trust_remote_code: Annotated[bool, FIXED] = False
     """Run the Python code that the model brings along, for architectures that transformers does not have. Such code may do
     whatever you may: read it first."""

@@ -27,8 +27,12 @@ def inference_dtype(asked: AskedPrecision, device: torch.device) -> torch.dtype:
         return _DTYPES[asked]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if cpu_knows_bf16() else torch.float32
+
+
+def cpu_knows_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 by instructions of its own: AMX or AVX512-BF16."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -24,7 +24,7 @@ from biencoder.config.schema import EvalConfig, ModelConfig
 from biencoder.data.cleaning import tidier
 from biencoder.data.tokens import Batch, Packing, TokenizedTexts, tokenize, tokenize_sides
 from biencoder.errors import DataError, ModelError
-from biencoder.model.attention import use_gpu_kernels
+from biencoder.model.attention import use_blocks, use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Side, Sides, Vectors, build_model
 from biencoder.model.folder import Reranking, has_classifier, load_model, measured_reranking, trained_on_clean_texts
 from biencoder.model.packed import hindrance, pack
@@ -336,9 +336,11 @@ def _placed(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> BiEnc
 
 
 def _packing(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> Packing | None:
-    """How its texts are packed; None where they are padded. On a GPU its encoders use the fused kernels afterwards."""
+    """How its texts are packed; None where they are padded. Its encoders use this device's fast attention afterwards."""
     if device.type == "cuda":
         use_gpu_kernels(model.encoders)
+    else:
+        use_blocks(model.encoders, dtype)
     return None if hindrance(model.encoders, device, dtype) else pack(model.encoders)
 
 

@@ -1,4 +1,4 @@
-"""Attention by blocks of products gives what the fused kernel and the plain formula give."""
+"""Attention in blocks of products gives what the fused kernel and the plain formula give."""
 
 from pathlib import Path
 from typing import cast
@@ -28,12 +28,12 @@ def gradients(out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: 
     return torch.autograd.grad(out, (query, key, value), torch.randn(out.shape).to(out.dtype))
 
 
-@pytest.mark.parametrize("block_bytes", [1, 2**20])
+@pytest.mark.parametrize("block_bytes", [1, 2000, 2**20])
 @pytest.mark.parametrize("masked", [None, "true where one may look", "added"])
 def test_outputs_and_gradients_are_those_of_the_plain_formula(
     monkeypatch: pytest.MonkeyPatch, block_bytes: int, masked: str | None
 ) -> None:
-    monkeypatch.setattr(attention, "_BLOCK_BYTES", block_bytes)  # a text at a time, or all of them
+    monkeypatch.setattr(attention, "_BLOCK_BYTES", block_bytes)  # a head at a time, a text, or all of them
     query, key, value, mask = inputs(5, 3, 11, 8, torch.float32)
     added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     module = torch.nn.Module()
@@ -51,6 +51,27 @@ def test_gradients_are_those_of_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda q, k, v: attention_forward(torch.nn.Module(), q, k, v, mask)[0], (query, key, value)
     )
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2**20])
+def test_dropout_drops_the_same_weights_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(attention, "_BLOCK_BYTES", block_bytes)
+    query, key, value, mask = inputs(3, 2, 6, 3, torch.float64)
+
+    def seeded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return attention_forward(torch.nn.Module(), query, key, value, mask, dropout=0.4)[0]
+
+    assert torch.autograd.gradcheck(seeded, (query, key, value))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    query, key, value, mask = (part.detach() for part in inputs(4, 2, 8, 3, torch.float64))
+    plain, _ = attention_forward(torch.nn.Module(), query, key, value, mask)
+    drawn = [attention_forward(torch.nn.Module(), query, key, value, mask, dropout=0.4)[0] for _ in range(400)]
+    assert not torch.equal(drawn[0], drawn[1])
+    spread = torch.stack(drawn).std(0) / 20  # of a mean of 400
+    assert ((torch.stack(drawn).mean(0) - plain).abs() <= 5 * spread + 1e-12).all()
 
 
 def test_in_bf16_gradients_are_as_near_to_fp32_as_the_fused_kernel_s() -> None:
@@ -75,11 +96,19 @@ def model(tiny_bert: Path) -> BiEncoder:
     return build_model(config, load_pretrained(config), seed=0)
 
 
-def test_it_is_used_in_bf16_on_processors_with_amx_alone(model: BiEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    for amx, bf16, used in ((False, True, False), (True, False, False), (True, True, True)):
+def test_it_is_used_in_bf16_on_processors_that_know_it(model: BiEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for amx, avx512_bf16, dtype, used in (
+        (False, False, bf16, False),
+        (True, True, fp32, False),
+        (False, True, bf16, True),
+        (True, False, bf16, True),
+    ):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert use_blocks(model, bf16=bf16) is used
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda knows=avx512_bf16: knows)
+        assert use_blocks(model.encoders, dtype) is used
         assert encoder_of(model).config._attn_implementation == (NAME if used else "sdpa")
+        encoder_of(model).set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -99,8 +128,8 @@ def test_an_encoder_has_the_same_outputs_and_gradients(
         return out, [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
 
     fused, expected = run()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert use_blocks(model, bf16=True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert use_blocks(model.encoders, torch.bfloat16)
     out, found = run()
     assert torch.allclose(out[mask.bool()], fused[mask.bool()], atol=1e-5)
     assert len(found) == len(expected) > 10
@@ -108,7 +137,7 @@ def test_an_encoder_has_the_same_outputs_and_gradients(
 
 
 def test_a_saved_encoder_does_not_ask_for_it(model: BiEncoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert use_blocks(model, bf16=True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert use_blocks(model.encoders, torch.bfloat16)
     encoder_of(model).save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()

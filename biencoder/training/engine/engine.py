@@ -72,7 +72,7 @@ class Engine:
         self._schedule = schedule(config, total_steps)
         if world.device.type == "cpu":
             sum_in_fp32(model)
-            use_blocks(model, bf16=self.precision == "bf16")
+            use_blocks(model.encoders, _DTYPES[self.precision])
         else:
             use_gpu_kernels(model.encoders)
             torch.backends.cuda.matmul.allow_tf32 = self.precision != "fp32"  # who asks for fp32 gets it
