@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cost_model import (
     AUDITED,
     BERT_BASE,
@@ -145,16 +146,7 @@ def _mining_predictions(results: Results, machine: Machine) -> Iterator[tuple[st
     wanted += [("faiss flat", row, 2, one_core) for row in rows_of(results, "faiss flat, sharded")]
     wanted += [("faiss ivf", row, 1, machine) for row in rows_of(results, "faiss ivf")]
     for index, row, ranks, each in wanted:
-        job = Job(
-            texts=row["vectors"],
-            pairs=row["vectors"] // 2,
-            ranks=ranks,
-            batch=16,
-            tokens=128,
-            encoder=replace(MINILM, dimension=results["mining"]["dimension"]),
-            near_share=row["queries"] / (row["vectors"] / 2),
-            sharded=ranks > 1,
-        )
+        job = search_job(results, row, ranks=ranks)
         predicted = ivf_search_seconds(job, each) if index == "faiss ivf" else search_seconds(job, each)
         where = "two ranks of a core" if ranks > 1 else "one rank"
         what = f"{index}, {row['queries']:,} queries in {row['vectors']:,} texts, {where}"
@@ -166,6 +158,68 @@ def _mining_predictions(results: Results, machine: Machine) -> Iterator[tuple[st
                 ranking_seconds(row["texts"] / 2, row["texts"], 1, machine),
                 row["seconds"],
             )
+
+
+def search_job(results: Results, row: dict[str, Any], *, ranks: int) -> Job:
+    """The search that this row measured."""
+    return Job(
+        texts=row["vectors"],
+        pairs=row["vectors"] // 2,
+        ranks=ranks,
+        batch=16,
+        tokens=128,
+        encoder=replace(MINILM, dimension=results["mining"]["dimension"]),
+        near_share=row["queries"] / (row["vectors"] / 2),
+        sharded=ranks > 1,
+    )
+
+
+def growths(results: Results, machine: Machine) -> Iterator[tuple[str, Sequence[float], Sequence[float], Sequence[float]]]:
+    """(what, sizes, measured, what the model says) of every part that was measured at two or more sizes or rank counts."""
+    if "mining" in results:
+        for case, seconds_of in (("faiss flat", search_seconds), ("faiss ivf", ivf_search_seconds)):
+            rows = rows_of(results, case)
+            jobs = [search_job(results, row, ranks=1) for row in rows]
+            yield (
+                f"{case}, of a query, by texts",
+                [row["vectors"] for row in rows],
+                [(row["build_s"] + row["search_s"]) / row["queries"] for row in rows],
+                [seconds_of(job, machine) / row["queries"] for job, row in zip(jobs, rows, strict=True)],
+            )
+    if "parts" in results:
+        rows = results["parts"]["corpus"]
+        texts = [row["texts"] for row in rows]
+        for what, name in (
+            ("memory of the corpus on a rank", "held_bytes_per_text"),
+            ("reading", "read_s_per_million"),
+            ("tokens on disk", "token_bytes_per_text"),
+        ):
+            yield f"{what}, by texts", texts, [row["texts"] * row[name] for row in rows], texts
+        yield "order of an epoch, by texts", texts, [row["order_s"] for row in rows], texts
+        rows = results["parts"]["evaluation"]
+        texts = [row["texts"] for row in rows]
+        ranking = [ranking_seconds(size / 2, size, 1, machine) for size in texts]
+        yield "ranking a split, every second text a query, by texts", texts, [row["seconds"] for row in rows], ranking
+    if "traffic" in results:
+        ranks = sorted(map(int, results["traffic"]))
+        bounded = [(size - 1) / size for size in ranks]
+        for part in results["traffic"][str(ranks[0])]:
+            sent = [results["traffic"][str(size)][part] for size in ranks]
+            yield f"bytes that a rank sends, {part}, by ranks", ranks, sent, bounded
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the power of the size that comes nearest to the values: the slope of their logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def exponents_table(results: Results, machine: Machine) -> str:
+    rows = [
+        (what, ", ".join(f"{size:,}" for size in sizes), f"{exponent(sizes, found):.2f}", f"{exponent(sizes, model):.2f}")
+        for what, sizes, found, model in growths(results, machine)
+        if len(sizes) > 1
+    ]
+    return markdown(("what, by what", "measured at", "exponent", "the model's"), rows)
 
 
 # GPUs: public figures and assumptions
@@ -353,6 +407,7 @@ def main() -> None:
     machine = measured(results)
     print(f"Constants, from {', '.join(results) or 'TWO_CORES'}:\n\n{constants_table(machine)}\n\n{machine}\n")
     print(f"Predicted and measured:\n\n{predictions_table(results, machine)}\n")
+    print(f"How parts grow (exponents):\n\n{exponents_table(results, machine)}\n")
     print(f"Epochs on GPUs (assumptions: see the file):\n\n{epochs_table(machine)}\n\n{choices_table(machine)}\n")
     print(f"Shares:\n\n{shares_table(machine)}\n")
     print(f"Limits:\n\n{limits_table(machine)}")

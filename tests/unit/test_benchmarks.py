@@ -163,6 +163,27 @@ def test_constants_come_back_from_the_results_that_they_would_give() -> None:
     assert found == told
 
 
+def test_exponents_are_those_of_the_powers_that_made_the_values() -> None:
+    from scaling import exponents_table
+
+    bounded = {str(size): {"answers": 5e6 * (size - 1) / size} for size in (2, 4, 8)}
+    corpus = [
+        {"texts": n, "held_bytes_per_text": 7, "read_s_per_million": n, "token_bytes_per_text": 7, "order_s": n**0.5}
+        for n in (100, 10_000)
+    ]
+    evaluation = [{"texts": n, "seconds": n**2} for n in (100, 10_000)]
+    rows = exponents_table(
+        {"traffic": bounded, "parts": {"corpus": corpus, "evaluation": evaluation}}, replace(machine(), rank_query_s=0)
+    ).splitlines()[2:]
+    found = {row.split("|")[1].strip(): [float(cell) for cell in row.split("|")[3:5]] for row in rows}
+    assert found["memory of the corpus on a rank, by texts"] == [1, 1]
+    assert found["reading, by texts"] == [2, 1]
+    assert found["order of an epoch, by texts"] == [0.5, 1]
+    assert found["ranking a split, every second text a query, by texts"] == [2, 2]
+    measured, modelled = found["bytes that a rank sends, answers, by ranks"]
+    assert measured == modelled == pytest.approx(0.4, abs=0.01)  # 1/2, 3/4, 7/8
+
+
 def test_the_document_holds_the_tables_that_the_model_makes() -> None:
     import cost_model
     import scaling
