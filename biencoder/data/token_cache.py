@@ -1,14 +1,19 @@
 """A cache of token ids on disk, mapped into memory. The processes of a machine share it, and later runs use it again.
 
 The name of an entry is a hash of the texts, their prompt, the tokenizer and `max_length`. A change of any of them makes a
-new entry.
+new entry. An entry grows in a folder beside it, from which the next process goes on if the first one is killed.
 
 N: texts, T: their tokens.
 """
 
+import fcntl
+import os
+import secrets
+import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +21,14 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from biencoder import environment
-from biencoder.data.ids import Ids
 from biencoder.data.texts import texts_sha256
-from biencoder.data.tokens import TokenizedTexts, both_sides, offsets, pad_id_of, token_chunks, tokenize
+from biencoder.data.tokens import CHUNK_TEXTS, TokenizedTexts, both_sides, offsets, pad_id_of, token_chunks, tokenize
+from biencoder.distributed.file_server import appears
 from biencoder.distributed.world import World
 
-_FLAT, _OFFSETS = "flat.int32", "offsets.npy"
+_FLAT, _OFFSETS, _LENGTHS, _LOCK = "flat.int32", "offsets.npy", "lengths.int64", "lock"
+_NAMES_APPEAR_S = 60.0
+"""In which a client of NFS forgets that a name was not there."""
 
 
 def cached_tokens(
@@ -33,7 +40,9 @@ def cached_tokens(
     prompts: tuple[str, str] = ("", ""),
     advance: Callable[[int], None] = lambda count: None,
 ) -> TokenizedTexts:
-    """The texts' token ids from the cache; the first rank of each machine fills it if needed. Every rank takes part.
+    """The texts' token ids from the cache. Every rank takes part.
+
+    What the cache lacks the first rank of a machine makes, for all machines that see the same folder.
 
     Args:
         prompts: what is put before queries, and before candidates.
@@ -50,22 +59,44 @@ def _cached(
     prompt: str,
     advance: Callable[[int], None],
 ) -> TokenizedTexts:
-    """The texts after one prompt.
-
-    A cache that cannot be read or written is skipped. A complete entry is never replaced: other processes have it mapped.
-    """
+    """The texts after one prompt. A cache that cannot be read or written is skipped."""
     folder = cache_folder() / _name(texts, tokenizer, max_length, prompt)
     pad_id = pad_id_of(tokenizer)
 
-    def entry(folder: Path) -> TokenizedTexts | None:
+    def entry(folder: Path = folder) -> TokenizedTexts | None:
         return _read(folder, len(texts), pad_id, max_length)
 
-    if world.local_rank == 0 and entry(folder) is None:
-        chunks = token_chunks(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance)
+    def make() -> None:
         with suppress(OSError):
-            _write(folder, chunks, lambda place: entry(place) is not None)
+            _make(folder, texts, tokenizer, max_length, prompt, advance, lambda place: entry(place) is not None)
+
+    lacking = entry() is None
+    if any(world.all_gather_object(lacking)):
+        with _sees_rank_0(folder.parent, world) as shared:
+            if lacking and world.local_rank == 0 and not shared:
+                make()
+            world.together(lambda: None)
+        if world.on_main(lambda: entry() is not None) and shared:
+            appears(lambda: entry() is not None, within_s=_NAMES_APPEAR_S)
+    return entry() or tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
+
+
+@contextmanager
+def _sees_rank_0(folder: Path, world: World) -> Iterator[bool]:
+    """Whether rank 0, on another machine, has this very folder. Every rank takes part."""
+    if world.ranks_on_this_host == world.size:
+        yield False
+        return
+    marker = folder / str(world.on_main(lambda: f".{secrets.token_hex(8)}.seen"))
+    with suppress(OSError):
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            marker.touch()
     world.together(lambda: None)
-    return entry(folder) or tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
+    yield world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
+    if world.is_main:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
@@ -90,30 +121,74 @@ def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> Tokeniz
     return TokenizedTexts(flat_T, offsets_N1, pad_id, max_length)
 
 
-def _write(folder: Path, chunks: Iterable[tuple[npt.NDArray[np.int32], Ids]], there: Callable[[Path], bool]) -> None:
-    """Write beside `folder`, then rename, so that no process reads half of it.
+def _make(
+    folder: Path,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt: str,
+    advance: Callable[[int], None],
+    there: Callable[[Path], bool],
+) -> None:
+    """Make the entry, or go on with it where a process that was killed has left it; then give it its name.
+
+    A complete entry is never replaced: other processes have it mapped.
 
     Args:
-        chunks: token ids of some texts at a time, and the number of each text's.
         there: whether a folder holds a complete entry.
 
     Raises:
         OSError: a complete entry is there already, and stays; or nothing can be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        whole, lengths = Path(beside) / "tokens", []
-        whole.mkdir()
-        with (whole / _FLAT).open("wb") as file:
-            for flat_T, lengths_N in chunks:
-                file.write(flat_T.data)
-                lengths.append(lengths_N)
-        np.save(whole / _OFFSETS, offsets(lengths))
-        for _ in range(2):
-            try:
-                whole.rename(folder)  # fails if a folder with files is there already
-                return
-            except OSError:
+    unfinished = folder.with_name(f"{folder.name}.{socket.gethostname()}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with (unfinished / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until another process on this machine has made it, or is gone
+        try:
+            if not there(folder):
+                _fill(unfinished, texts, tokenizer, max_length, prompt, advance)
+                (unfinished / _LENGTHS).unlink()
+                (unfinished / _LOCK).unlink()
+                _move(unfinished, folder, there)
+        except OSError:  # a full disk, say: it shall not stay full
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)  # where another process was quicker
+
+
+def _fill(
+    folder: Path,
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    prompt: str,
+    advance: Callable[[int], None],
+) -> None:
+    """Write what the folder lacks of an entry. The number of a text's tokens is written after the tokens themselves."""
+    with (folder / _FLAT).open("ab") as flat, (folder / _LENGTHS).open("ab") as lengths:
+        known_N = np.fromfile(folder / _LENGTHS, np.int64)
+        known_N = known_N[: len(known_N) // CHUNK_TEXTS * CHUNK_TEXTS]
+        if 4 * known_N.sum() > flat.tell():
+            known_N = known_N[:0]
+        flat.truncate(4 * int(known_N.sum()))
+        lengths.truncate(8 * len(known_N))
+        advance(len(known_N))
+        chunks = token_chunks(texts, tokenizer, max_length=max_length, prompt=prompt, advance=advance, first=len(known_N))
+        for flat_T, lengths_N in chunks:
+            for file, part in ((flat, flat_T.data), (lengths, lengths_N.data)):
+                file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+    np.save(folder / _OFFSETS, offsets([np.fromfile(folder / _LENGTHS, np.int64)]))
+
+
+def _move(whole: Path, folder: Path, there: Callable[[Path], bool]) -> None:
+    for _ in range(2):
+        try:
+            whole.rename(folder)  # fails if a folder with files is there already
+            return
+        except OSError:
+            with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
                 _make_way(folder, there, Path(beside) / "taken")
 
 

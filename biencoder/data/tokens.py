@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from biencoder.data.ids import Ids
 
-_CHUNK_TEXTS = 4096
+CHUNK_TEXTS = 4096
 _PAD_TO_MULTIPLE = 8
 
 
@@ -205,10 +205,15 @@ def token_chunks(
     max_length: int,
     prompt: str,
     advance: Callable[[int], None],
+    first: int = 0,
 ) -> Iterator[tuple[npt.NDArray[np.int32], Ids]]:
-    """The token ids of some texts at a time, one text after the other, and the number of each text's."""
-    for start in range(0, len(texts), _CHUNK_TEXTS):
-        chunk = [prompt + text for text in texts[start : start + _CHUNK_TEXTS]]
+    """The token ids of CHUNK_TEXTS texts at a time, one text after the other, and the number of each text's.
+
+    Args:
+        first: the text to begin with.
+    """
+    for start in range(first, len(texts), CHUNK_TEXTS):
+        chunk = [prompt + text for text in texts[start : start + CHUNK_TEXTS]]
         encoded = tokenizer(
             chunk,
             truncation=True,

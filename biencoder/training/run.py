@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from biencoder.config.schema import Config
+from biencoder.distributed.file_server import appears
 from biencoder.distributed.stop_requests import StopRequests
 from biencoder.distributed.world import World
 from biencoder.errors import ConfigError, OutOfMemory, Stopped, tell
@@ -23,7 +24,6 @@ from biencoder.training.loop import Trainer
 from biencoder.training.opening import closing_line, opening
 from biencoder.training.plan import Plan, make_plan
 from biencoder.training.recovery.checkpoint import Checkpoint, CheckpointFolder
-from biencoder.training.recovery.file_server import appears
 from biencoder.training.recovery.out_of_memory import record_bound
 from biencoder.training.recovery.resume import find_checkpoint, warn_of_failure
 from biencoder.training.recovery.run_folder import check_folder, finished_at, record_end, record_start, record_stop

@@ -56,6 +56,16 @@ def test_the_ranks_of_a_machine_share_one_file_of_texts(tmp_path: Path, other: b
     assert texts == (["a", "b", "d"], ["a", "b", "d"], ["a", "b", "c" if other else "d"])
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_machines_that_share_a_folder_make_tokens_once(tmp_path: Path, tiny_bert: Path, shared: bool) -> None:
+    ends, _ = run_ranks("world.tokens_shared", 3, cache=str(tmp_path), model=str(tiny_bert), shared=shared)
+    assert [end.code for end in ends] == [0, 0, 0], ends
+    made, tokens, left = zip(*(ast.literal_eval(end.stdout) for end in ends), strict=True)
+    assert made == ((2, 0, 0) if shared else (2, 2, 2))
+    assert tokens[0] == tokens[1] == tokens[2]
+    assert left == ([""], [""], [""])  # the entry alone
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_user_error_on_one_rank_is_one_sentence_and_exit_code_2_on_all(rank: int) -> None:
     ends, _ = run_ranks("world.one_fails_together", 3, rank=rank, kind="user")

@@ -1,7 +1,12 @@
 """Padding, the cache of token ids, and batches made ahead."""
 
+import errno
+import os
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +14,7 @@ import numpy as np
 import pytest
 
 from biencoder.config.schema import ModelConfig
-from biencoder.data import token_cache
+from biencoder.data import token_cache, tokens
 from biencoder.data.prefetch import prefetched
 from biencoder.data.token_cache import cache_folder, cached_tokens
 from biencoder.data.tokens import TokenizedTexts
@@ -116,9 +121,10 @@ def test_a_slower_starter_leaves_the_whole_cache_that_others_have_mapped(
     real = cast(Any, token_cache).token_chunks
 
     def overtaken(*args: Any, **options: Any) -> Iterator[Any]:
-        """Another process starts, finishes and goes on to train while this one still works."""
+        """A process on another machine starts, finishes and goes on to train while this one still works."""
         yield from real(*args, **options)
         monkeypatch.setattr(token_cache, "token_chunks", real)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
         (own,) = cache.iterdir()
         tokens_of(tiny_bert)
         (entry,) = {*cache.iterdir()} - {own}
@@ -142,9 +148,10 @@ def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
     real, inodes = Path.rename, list[int]()
 
     def overtaken(path: Path, target: Path) -> Path:
-        """Another process mends the damaged one after this one has looked at it."""
+        """A process on another machine mends the damaged one after this one has looked at it."""
         if path == entry and not inodes:
             inodes.append(0)
+            monkeypatch.setattr(socket, "gethostname", lambda: "another")
             tokens_of(tiny_bert)
             inodes[0] = (entry / "flat.int32").stat().st_ino
         return real(path, target)
@@ -153,3 +160,81 @@ def test_a_whole_cache_that_takes_the_place_of_a_damaged_one_meanwhile_stays(
     tokens_of(tiny_bert)
     assert [(entry / "flat.int32").stat().st_ino] == inodes
     assert list(cache.iterdir()) == [entry]
+
+
+def test_a_process_goes_on_where_one_that_was_killed_has_stopped(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tokens, token_cache):
+        monkeypatch.setattr(module, "CHUNK_TEXTS", 2)
+    texts = [f"{number} apples" for number in range(7)]
+    with monkeypatch.context() as other:
+        other.setenv("XDG_CACHE_HOME", str(cache.parent / "other"))
+        whole = tokens_of(tiny_bert, texts)
+    real = cast(Any, token_cache).token_chunks
+
+    def killed(*args: Any, **options: Any) -> Iterator[Any]:
+        chunks = real(*args, **options)
+        yield next(chunks)
+        yield next(chunks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(token_cache, "token_chunks", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tokens_of(tiny_bert, texts)
+    (unfinished,) = cache.iterdir()
+    with (unfinished / "flat.int32").open("ab") as file:
+        file.write(b"half of a chunk, whose lengths were not written")
+    begun_at = []
+
+    def watched(*args: Any, first: int, **options: Any) -> Iterator[Any]:
+        begun_at.append(first)
+        return cast(Iterator[Any], real(*args, first=first, **options))
+
+    monkeypatch.setattr(token_cache, "token_chunks", watched)
+    found = tokens_of(tiny_bert, texts)
+    assert begun_at == [4]
+    assert isinstance(found.flat_T, np.memmap)
+    np.testing.assert_array_equal(found.flat_T, whole.flat_T)
+    np.testing.assert_array_equal(found.offsets_N1, whole.offsets_N1)
+    (entry,) = cache.iterdir()
+    assert {file.name for file in entry.iterdir()} == {"flat.int32", "offsets.npy"}
+
+
+def test_lengths_without_their_tokens_are_not_believed(tiny_bert: Path, cache: Path) -> None:
+    """As a machine may leave them that lost its power."""
+    expected = tokens_of(tiny_bert)
+    (entry,) = cache.iterdir()
+    unfinished = entry.rename(entry.with_name(f"{entry.name}.{socket.gethostname()}.unfinished"))
+    np.full(tokens.CHUNK_TEXTS, 5, np.int64).tofile(unfinished / "lengths.int64")
+    found = tokens_of(tiny_bert)
+    np.testing.assert_array_equal(found.flat_T, expected.flat_T)
+    np.testing.assert_array_equal(found.offsets_N1, expected.offsets_N1)
+
+
+def test_a_full_disk_leaves_nothing_behind(tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert len(tokens_of(tiny_bert).offsets_N1) > 1
+    assert list(cache.iterdir()) == []
+
+
+def test_processes_of_a_machine_make_an_entry_once(tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = cast(Any, token_cache).token_chunks, []
+    begun = threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Iterator[Any]:
+        calls.append(options["first"])
+        begun.set()
+        time.sleep(0.3)
+        return cast(Iterator[Any], real(*args, **options))
+
+    monkeypatch.setattr(token_cache, "token_chunks", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(tokens_of, tiny_bert)
+        assert begun.wait(30)
+        second = tokens_of(tiny_bert)
+    assert calls == [0]
+    np.testing.assert_array_equal(second.flat_T, first.result().flat_T)

@@ -31,6 +31,7 @@ from biencoder import __version__, environment
 from biencoder.config.paths import PROJECT_ROOT
 from biencoder.config.schema import Config, ModelConfig
 from biencoder.data.records import Findings
+from biencoder.distributed.file_server import appears
 from biencoder.distributed.world import World
 from biencoder.errors import BiencoderError, ConfigError
 from biencoder.model.bi_encoder import build_model
@@ -62,7 +63,6 @@ from biencoder.training.preflight.judgements import (
     judge_shared,
 )
 from biencoder.training.preflight.network import time_all_reduce
-from biencoder.training.recovery.file_server import appears
 from biencoder.training.recovery.run_folder import run_folder
 from biencoder.training.same_input import configuration_facts, settings_digest, tokenizer_digest, weights_digest
 

@@ -3,16 +3,23 @@
 import gc
 import os
 import signal
+import socket
 import time
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from biencoder.data import texts
+from biencoder.config.schema import ModelConfig
+from biencoder.data import texts, token_cache
 from biencoder.data.texts import Pile, Texts
+from biencoder.data.token_cache import cache_folder, cached_tokens
+from biencoder.distributed.file_server import appears
 from biencoder.distributed.world import World
 from biencoder.errors import DataError
+from biencoder.model.pretrained import load_pretrained
 from tests.ranks.cases import in_world
 
 
@@ -32,6 +39,29 @@ def collectives() -> None:
             "gathered": [rows[0, 0].item() for rows in gathered] if gathered else None,
         }
         print(found)
+
+    in_world(work)
+
+
+def tokens_shared(cache: str, model: str, shared: bool) -> None:
+    """Each rank is the first of a machine of its own; which of them makes the tokens of a text, and what all of them get.
+
+    Args:
+        shared: whether the machines share the folder of the cache.
+    """
+
+    def work(ranks: World) -> None:
+        tokenizer = load_pretrained(ModelConfig(name=model, max_length=16)).tokenizer
+        machine = replace(ranks, local_rank=0, hosts=tuple(map(str, range(ranks.size))))
+        made: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", cache if shared else f"{cache}/{ranks.rank}")
+            patch.setattr(token_cache, "appears", partial(appears, within_s=0.5))
+            patch.setattr(socket, "gethostname", lambda: str(ranks.rank))
+            tokens = cached_tokens(["a quick fox", "votes"], tokenizer, max_length=16, world=machine, advance=made.append)
+            ranks.together(lambda: None)
+            left = sorted(path.suffix for path in cache_folder().iterdir())
+        print([sum(made), tokens.flat_T.tolist(), left])
 
     in_world(work)
 
