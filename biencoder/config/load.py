@@ -41,8 +41,11 @@ def load_config(*, file: Path | None = None, overrides: Mapping[str, str] | None
     try:
         return _adapter.validate_python(values)
     except ValidationError as error:
-        where = f" in {file}" if file else ""
-        raise ConfigError("; ".join(_sentence(fault) for fault in error.errors()) + where) from None
+        given = [_sentence(fault) for fault in error.errors() if _name(fault) in (overrides or {})]
+        written = [_sentence(fault) for fault in error.errors() if _name(fault) not in (overrides or {})]
+        if written and file:
+            written[-1] += f" in {file}"
+        raise ConfigError("; ".join(written + given)) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -72,8 +75,12 @@ def _read(file: Path) -> dict[str, Any]:
     return values
 
 
+def _name(fault: Any) -> str:
+    return ".".join(str(part) for part in fault["loc"])
+
+
 def _sentence(fault: Any) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
+    name = _name(fault)
     if fault["type"] == "unexpected_keyword_argument":
         return f"unknown key `{name}`; the nearest valid one is `{nearest_key(name)}`"
     found = json.dumps(fault["input"], default=str)

@@ -80,6 +80,21 @@ def test_wrong_files_get_one_sentence(tmp_path: Path, name: str, text: str, sent
     assert name in str(error.value)
 
 
+def test_the_file_is_named_for_what_stands_in_it_alone(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[train]\nepochs = 0\n")
+    with pytest.raises(ConfigError) as both:
+        load_config(file=file, overrides={"train.lr": "fast"})
+    epochs, lr = str(both.value).split("; ")
+    assert epochs.startswith("`train.epochs` is 0")
+    assert epochs.endswith(f" in {file}")
+    assert lr.startswith('`train.lr` is "fast"')
+    assert str(file) not in lr
+    with pytest.raises(ConfigError) as one:
+        load_config(file=file, overrides={"train.epochs": "-1"})
+    assert str(file) not in str(one.value)
+
+
 def test_launchers_may_add_their_own_arguments() -> None:
     assert parse("--local_rank=1", "--deepspeed", "--deepspeed_config", "x.json").deepspeed_config == "x.json"
 
