@@ -2,11 +2,12 @@
 
     python benchmarks/large_corpus.py                            # a million further texts
     python benchmarks/large_corpus.py --texts 100000             # for a first look
+    python benchmarks/large_corpus.py --texts 10000000 --dimension 64 --cases "4 ranks, sharded ivf"   # 20 GB, half an hour
 
 10,000 pairs of short texts stand in one table, and further texts in another, `data.corpus`. They are read, tokenized,
 embedded by a BERT of 2 layers and 64 dimensions with random weights (by the mean over tokens, because vectors of a random
 pooler hardly differ), and searched for the nearest negative of each pair, by the code that a training run uses: on one
-rank, on two with rank 0 searching, and on two that hold a part each.
+rank, on two with rank 0 searching, and on two and four that hold a part each.
 
 read, tokens    seconds of reading the tables, and of tokenizing on the first of the ranks
 embed, mine     seconds of embedding all texts, and of building, searching and auditing
@@ -56,6 +57,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "2 ranks": (2, {}),
     "2 ranks, sharded": (2, {"placement": "sharded"}),
     "1 rank, ivf": (1, {"faiss_kind": "ivf"}),
+    "4 ranks, sharded ivf": (4, {"placement": "sharded", "faiss_kind": "ivf"}),
 }
 
 
@@ -141,11 +143,11 @@ def measure(ranks: World, config: Config) -> dict[str, Any]:
     }
 
 
-def worker(case: str, folder: Path) -> None:
+def worker(case: str, folder: Path, dimension: int) -> None:
     _, mining = CASES[case]
     config = Config(
         data=DataConfig(root=str(folder / "train.jsonl"), corpus=str(folder / "corpus.jsonl")),
-        model=ModelConfig(name=str(folder / "model"), max_length=32, embedding_dim=128, pooling="mean"),
+        model=ModelConfig(name=str(folder / "model"), max_length=32, embedding_dim=dimension, pooling="mean"),
         mining=MiningConfig(random_rate=0.0, **mining),
     )
     with join(DistributedConfig(timeout_s=3600, silence_s=3600)) as ranks:
@@ -171,11 +173,12 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1_000_000, help="of the corpus, besides those of the pairs")
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--dimension", type=int, default=128, help="of the embeddings")
     parser.add_argument("--worker", choices=list(CASES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        worker(given.worker, given.folder)
+        worker(given.worker, given.folder, given.dimension)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +189,8 @@ def main() -> None:
         write_corpus(Path(folder), vocabulary, pairs=given.pairs, texts=given.texts)
         for case in given.cases:
             os.environ["XDG_CACHE_HOME"] = f"{folder}/cache of {case}"  # noqa: TID251 - of the children
-            row = run_ranks(__file__, ["--worker", case, "--folder", folder], size=CASES[case][0])
+            worker_of = ["--worker", case, "--folder", folder, "--dimension", str(given.dimension)]
+            row = run_ranks(__file__, worker_of, size=CASES[case][0])
             rows.append({"case": case} | row)
             show(rows[-1:])
     show(rows)
