@@ -132,6 +132,8 @@ def _epoch_predictions(results: Results, machine: Machine) -> Iterator[tuple[str
 
 
 def _training_predictions(results: Results, machine: Machine) -> Iterator[tuple[str, float, float]]:
+    if "triplet" not in results["training"]:
+        return
     rows, length = results["training"]["triplet"]["rows"], results["training"]["triplet"]["setting"]["length"]
     weight_bytes = 4 if results["training"]["triplet"]["setting"]["precision"] == "fp32" else 2
     sums_s = sum_seconds(weight_bytes * MINILM.parameters, 2, machine)
@@ -174,6 +176,10 @@ def search_job(results: Results, row: dict[str, Any], *, ranks: int) -> Job:
     )
 
 
+OF_ALL = {"gradients", "parts"}
+"""What benchmarks/traffic.py measures and every rank gets from every other; all else is divided among the ranks."""
+
+
 def growths(results: Results, machine: Machine) -> Iterator[tuple[str, Sequence[float], Sequence[float], Sequence[float]]]:
     """(what, sizes, measured, what the model says) of every part that was measured at two or more sizes or rank counts."""
     if "mining" in results:
@@ -202,10 +208,11 @@ def growths(results: Results, machine: Machine) -> Iterator[tuple[str, Sequence[
         yield "ranking a split, every second text a query, by texts", texts, [row["seconds"] for row in rows], ranking
     if "traffic" in results:
         ranks = sorted(map(int, results["traffic"]))
-        bounded = [(size - 1) / size for size in ranks]
+        # The batch grows with the ranks, so every rank gets the gradients of more texts; a manifest names every rank.
+        of_all, divided = [size - 1 for size in ranks], [(size - 1) / size for size in ranks]
         for part in results["traffic"][str(ranks[0])]:
             sent = [results["traffic"][str(size)][part] for size in ranks]
-            yield f"bytes that a rank sends, {part}, by ranks", ranks, sent, bounded
+            yield f"bytes that a rank sends, {part}, by ranks", ranks, sent, of_all if part in OF_ALL else divided
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
