@@ -182,8 +182,12 @@ def peer_model(work: Work, dropout: float, *, on_gpu: bool) -> Any:
     return model
 
 
-def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[str, float]:
-    """What a step of the training loop takes by its own record, and the tokens of a text, without padding."""
+def ours(work: Work, settings: list[str], folder: Path, *, one_padding: bool = False) -> dict[str, float]:
+    """What a step of the training loop takes by its own record, and the tokens of a text, without padding.
+
+    Args:
+        folder: of the run, the same on all ranks.
+    """
     tokens: list[int] = []
 
     def only_steps(self: Trainer) -> None:
@@ -198,17 +202,16 @@ def ours(work: Work, settings: list[str], *, one_padding: bool = False) -> dict[
     Recovery.save = lambda self: None  # type: ignore[method-assign]  # it would be written during the steps
     if one_padding:
         Engine.pass_cost = math.inf  # type: ignore[assignment,method-assign]
-    with tempfile.TemporaryDirectory() as folder:
-        train.main(
-            f"""--config configs/triplets.toml --data.root {work.data} --run.dir {folder}/run --tracking.wandb disabled
-            --tracking.report false --model.name {work.model} --model.pooling mean --model.max_length {work.length}
-            --train.global_batch_size {work.batch} --train.epochs 1000 --train.max_steps {WARM_UP + work.steps}
-            --train.log_every {WARM_UP} --train.precision {work.precision}""".split()
-            + (CONTRASTIVE if work.loss == "contrastive" else [])
-            + settings
-        )
-        record = Path(folder) / "run" / "metrics.jsonl"
-        lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []  # on rank 0 alone
+    train.main(
+        f"""--config configs/triplets.toml --data.root {work.data} --run.dir {folder} --tracking.wandb disabled
+        --tracking.report false --model.name {work.model} --model.pooling mean --model.max_length {work.length}
+        --train.global_batch_size {work.batch} --train.epochs 1000 --train.max_steps {WARM_UP + work.steps}
+        --train.log_every {WARM_UP} --train.precision {work.precision}""".split()
+        + (CONTRASTIVE if work.loss == "contrastive" else [])
+        + settings
+    )
+    record = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []  # on rank 0 alone
     seconds = seconds_of_steps(lines, after=WARM_UP)
     return {"step_s": seconds / work.steps, "tokens_per_text": float(np.mean(tokens))}
 
@@ -223,10 +226,10 @@ def seconds_of_steps(lines: list[dict[str, Any]], *, after: int) -> float:
     return seconds
 
 
-def worker(case: str, work: Work) -> None:
+def worker(case: str, work: Work, folder: Path) -> None:
     if case == ONE_CORE:
         os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
-    found = peer(work, PEERS[case]) if case in PEERS else ours(work, OURS[case], one_padding="padding" in case)
+    found = peer(work, PEERS[case]) if case in PEERS else ours(work, OURS[case], folder, one_padding="padding" in case)
     peak = (
         torch.cuda.max_memory_allocated()
         if torch.cuda.is_available()
@@ -241,7 +244,9 @@ def compare(work: Work, cases: list[str], repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         for case in cases[:: -1 if repeat % 2 else 1]:
             size, threads = (2, 1) if case == TWO_RANKS else (1, 1 if case == ONE_CORE else 0)
-            found[case].append(run_ranks(__file__, ["--worker", case, *work.arguments()], size=size, threads=threads))
+            with tempfile.TemporaryDirectory() as folder:
+                worker_of = ["--worker", case, "--folder", folder, *work.arguments()]
+                found[case].append(run_ranks(__file__, worker_of, size=size, threads=threads))
             print(f"{work.loss}, {case}: {found[case][-1]['step_s']:.3g} s a step", flush=True)
     rows: dict[str, Any] = {}
     for case, each in found.items():
@@ -278,6 +283,7 @@ def main() -> None:
     parser.add_argument("--precision", help="default: what this machine is good at")
     parser.add_argument("--cases", nargs="+", default=[*PEERS, *OURS], choices=[*PEERS, *OURS])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = given.precision or fast_precision(device)
@@ -293,7 +299,8 @@ def main() -> None:
             precision=precision,
         )
         if given.worker:
-            worker(given.worker, work)
+            with tempfile.TemporaryDirectory() as own:
+                worker(given.worker, work, Path(given.folder or own) / "run")
             return
         cases = [case for case in CASES[loss] if case in given.cases]
         setting = asdict(work) | {"data": Path(given.data).name, "model": Path(given.model).name, "cores": os.cpu_count()}
