@@ -92,11 +92,13 @@ def _sees_rank_0(folder: Path, world: World) -> Iterator[bool]:
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
-    world.together(lambda: None)
-    yield world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
-    if world.is_main:
-        with suppress(OSError):
-            marker.unlink(missing_ok=True)
+    try:
+        world.together(lambda: None)
+        yield world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
+    finally:
+        if world.is_main:
+            with suppress(OSError):
+                marker.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:
