@@ -12,8 +12,9 @@ import secrets
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from biencoder.distributed.file_server import appears
 from biencoder.distributed.world import World
 
 _FLAT, _OFFSETS, _LENGTHS, _LOCK = "flat.int32", "offsets.npy", "lengths.int64", "lock"
+_UNFINISHED, _OLD_S = ".unfinished", 86_400.0
 _NAMES_APPEAR_S = 60.0
 """In which a client of NFS forgets that a name was not there."""
 
@@ -68,37 +70,40 @@ def _cached(
 
     def make() -> None:
         with suppress(OSError):
-            _make(folder, texts, tokenizer, max_length, prompt, advance, lambda place: entry(place) is not None)
+            _make(
+                folder,
+                lambda place: _fill(place, texts, tokenizer, max_length, prompt, advance),
+                lambda place: entry(place) is not None,
+            )
 
+    with suppress(OSError):  # before anything is looked for in it: file servers remember that a name was not there
+        folder.parent.mkdir(parents=True, exist_ok=True)
     lacking = entry() is None
     if any(world.all_gather_object(lacking)):
-        with _sees_rank_0(folder.parent, world) as shared:
-            if lacking and world.local_rank == 0 and not shared:
-                make()
-            world.together(lambda: None)
+        shared = _sees_rank_0(folder.parent, world)
+        if lacking and world.local_rank == 0 and not shared:
+            make()
+        world.together(lambda: None)
         if world.on_main(lambda: entry() is not None) and shared:
             appears(lambda: entry() is not None, within_s=_NAMES_APPEAR_S)
     return entry() or tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
 
 
-@contextmanager
-def _sees_rank_0(folder: Path, world: World) -> Iterator[bool]:
+def _sees_rank_0(folder: Path, world: World) -> bool:
     """Whether rank 0, on another machine, has this very folder. Every rank takes part."""
     if world.ranks_on_this_host == world.size:
-        yield False
-        return
+        return False
     marker = folder / str(world.on_main(lambda: f".{secrets.token_hex(8)}.seen"))
-    with suppress(OSError):
-        if world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
+    if world.is_main:
+        with suppress(OSError):
             marker.touch()
-    try:
-        world.together(lambda: None)
-        yield world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
-    finally:
-        if world.is_main:
-            with suppress(OSError):
-                marker.unlink(missing_ok=True)
+    world.together(lambda: None)
+    seen = world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
+    world.together(lambda: None)
+    if world.is_main:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
+    return seen
 
 
 def cache_folder() -> Path:
@@ -123,39 +128,52 @@ def _read(folder: Path, num_texts: int, pad_id: int, max_length: int) -> Tokeniz
     return TokenizedTexts(flat_T, offsets_N1, pad_id, max_length)
 
 
-def _make(
-    folder: Path,
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    prompt: str,
-    advance: Callable[[int], None],
-    there: Callable[[Path], bool],
-) -> None:
-    """Make the entry, or go on with it where a process that was killed has left it; then give it its name.
+def _make(folder: Path, fill: Callable[[Path], None], there: Callable[[Path], bool]) -> None:
+    """Make the entry, or go on with it where a process of this machine that was killed has left it.
 
     A complete entry is never replaced: other processes have it mapped.
 
     Args:
+        fill: writes into a folder what it lacks of an entry.
         there: whether a folder holds a complete entry.
 
     Raises:
         OSError: a complete entry is there already, and stays; or nothing can be written.
     """
-    unfinished = folder.with_name(f"{folder.name}.{socket.gethostname()}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    with (unfinished / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until another process on this machine has made it, or is gone
-        try:
-            if not there(folder):
-                _fill(unfinished, texts, tokenizer, max_length, prompt, advance)
-                (unfinished / _LENGTHS).unlink()
-                (unfinished / _LOCK).unlink()
-                _move(unfinished, folder, there)
-        except OSError:  # a full disk, say: it shall not stay full
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        shutil.rmtree(unfinished, ignore_errors=True)  # where another process was quicker
+    unfinished = folder.with_name(f"{folder.name}.{socket.gethostname()}{_UNFINISHED}")
+    while True:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with (unfinished / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until another process on this machine has made it, or is gone
+            except OSError:  # a file system without locks
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished = Path(tempfile.mkdtemp(_UNFINISHED, f"{folder.name}.", folder.parent))
+                return _fill_and_name(unfinished, folder, fill, there)
+            if (unfinished / _LOCK).exists() and os.path.samestat(os.fstat(lock.fileno()), (unfinished / _LOCK).stat()):
+                return _fill_and_name(unfinished, folder, fill, there)
+
+
+def _fill_and_name(unfinished: Path, folder: Path, fill: Callable[[Path], None], there: Callable[[Path], bool]) -> None:
+    try:
+        if not there(folder):
+            fill(unfinished)
+            _move(unfinished, folder, there)
+            for name in (_LENGTHS, _LOCK):
+                (folder / name).unlink(missing_ok=True)
+            _forget_old(folder)
+    except OSError:  # a full disk, say: it shall not stay full
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(unfinished, ignore_errors=True)  # where another process was quicker
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove what processes of other machines have left of this entry, if none has written there for a day."""
+    for left in folder.parent.glob(f"{folder.name}.*{_UNFINISHED}"):
+        with suppress(OSError):
+            if time.time() - (left / _FLAT).stat().st_mtime > _OLD_S:
+                shutil.rmtree(left)
 
 
 def _fill(
@@ -170,8 +188,8 @@ def _fill(
     with (folder / _FLAT).open("ab") as flat, (folder / _LENGTHS).open("ab") as lengths:
         known_N = np.fromfile(folder / _LENGTHS, np.int64)
         known_N = known_N[: len(known_N) // CHUNK_TEXTS * CHUNK_TEXTS]
-        if 4 * known_N.sum() > flat.tell():
-            known_N = known_N[:0]
+        if len(known_N) > len(texts) or (known_N <= 0).any() or 4 * known_N.sum() > flat.tell():
+            known_N = known_N[:0]  # a machine that loses its power may leave zeros, or lengths without their tokens
         flat.truncate(4 * int(known_N.sum()))
         lengths.truncate(8 * len(known_N))
         advance(len(known_N))

@@ -68,7 +68,8 @@ def attention_forward(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls attention: query, key, value (B, H, L, D) → (B, L, H, D)."""
-    special = query.shape != key.shape or getattr(module, "is_causal", False)
+    causal = getattr(module, "is_causal", False) or more.get("is_causal")
+    special = not query.shape == key.shape == value.shape or causal or more.get("position_bias") is not None
     if special or query.device.type != "cpu":
         outcome: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **more
@@ -76,7 +77,7 @@ def attention_forward(
         return outcome
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, _added(attention_mask, query), scale, dropout
+        query, key, value, attention_mask, scale, dropout
     )
     return out.transpose(1, 2), None
 
@@ -94,26 +95,26 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         B, H, L, D = query.shape
         seed = int(torch.randint(2**62, ())) if dropout else 0
-        random = torch.Generator().manual_seed(seed)
+        random, blocks, added = torch.Generator().manual_seed(seed), list(_blocks(query)), _added(mask, query)
         out = query.new_empty(B, L, H, D).transpose(1, 2)  # the layout that the next layer reads
-        for block in _blocks(query):
-            weights_XLL = _weights(query[block], key[block], None if mask is None else mask[block], scale)
+        for block in blocks:
+            weights_XLL = _weights(query[block], key[block], None if added is None else added[block], scale)
             if dropout:
                 weights_XLL.mul_(_kept(weights_XLL, dropout, random))
             out[block] = torch.bmm(weights_XLL, value[block].flatten(0, 1)).view_as(out[block])
         ctx.save_for_backward(query, key, value, mask, out)
-        ctx.scale, ctx.dropout, ctx.seed = scale, dropout, seed
+        ctx.scale, ctx.dropout, ctx.seed, ctx.blocks = scale, dropout, seed, blocks
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, mask, out = ctx.saved_tensors
-        random = torch.Generator().manual_seed(ctx.seed)
+        random, added = torch.Generator().manual_seed(ctx.seed), _added(mask, query)
         to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for block in _blocks(query):
+        for block in ctx.blocks:
             query_XLD, key_XLD, value_XLD, to_out_XLD = (part[block].flatten(0, 1) for part in (query, key, value, to_out))
-            weights_XLL = _weights(query[block], key[block], None if mask is None else mask[block], ctx.scale)
+            weights_XLL = _weights(query[block], key[block], None if added is None else added[block], ctx.scale)
             to_weights_XLL = torch.bmm(to_out_XLD, value_XLD.mT)
             used_XLL = weights_XLL
             if ctx.dropout:
@@ -135,7 +136,7 @@ def _kept(weights_XLL: torch.Tensor, dropout: float, random: torch.Generator) ->
     Drawn 16 bits a weight, which takes a seventh of the time that PyTorch's `bernoulli_` takes, so the share that is
     dropped is a multiple of 2**-16.
     """
-    dropped = round(dropout * 2**16)
+    dropped = min(round(dropout * 2**16), 2**16 - 1)
     words = torch.empty(-(-weights_XLL.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=random)
     draws_XLL = words.view(torch.int16)[: weights_XLL.numel()].view_as(weights_XLL)
     return (draws_XLL >= dropped - 2**15).to(weights_XLL.dtype).mul_(2**16 / (2**16 - dropped))

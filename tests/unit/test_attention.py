@@ -74,6 +74,12 @@ def test_dropout_keeps_the_mean() -> None:
     assert ((torch.stack(drawn).mean(0) - plain).abs() <= 5 * spread + 1e-12).all()
 
 
+def test_nearly_all_may_be_dropped() -> None:
+    query, key, value, mask = (part.detach() for part in inputs(2, 2, 8, 4, torch.float32))
+    out, _ = attention_forward(torch.nn.Module(), query, key, value, mask, dropout=0.9999999)
+    assert out.isfinite().all()
+
+
 def test_in_bf16_gradients_are_as_near_to_fp32_as_the_fused_kernel_s() -> None:
     exact = inputs(8, 4, 64, 32, torch.float32)
     query, key, value, mask = exact

@@ -1,7 +1,9 @@
 """Padding, the cache of token ids, and batches made ahead."""
 
 import errno
+import fcntl
 import os
+import shutil
 import socket
 import threading
 import time
@@ -201,15 +203,76 @@ def test_a_process_goes_on_where_one_that_was_killed_has_stopped(
     assert {file.name for file in entry.iterdir()} == {"flat.int32", "offsets.npy"}
 
 
-def test_lengths_without_their_tokens_are_not_believed(tiny_bert: Path, cache: Path) -> None:
+@pytest.mark.parametrize("length", [0, 5])
+def test_lengths_without_their_tokens_are_not_believed(tiny_bert: Path, cache: Path, length: int) -> None:
     """As a machine may leave them that lost its power."""
-    expected = tokens_of(tiny_bert)
+    texts = [f"{number} apples" for number in range(tokens.CHUNK_TEXTS + 1)]
+    expected = tokens_of(tiny_bert, texts)
     (entry,) = cache.iterdir()
     unfinished = entry.rename(entry.with_name(f"{entry.name}.{socket.gethostname()}.unfinished"))
-    np.full(tokens.CHUNK_TEXTS, 5, np.int64).tofile(unfinished / "lengths.int64")
-    found = tokens_of(tiny_bert)
+    (unfinished / "flat.int32").write_bytes(b"1234")
+    np.full(tokens.CHUNK_TEXTS, length, np.int64).tofile(unfinished / "lengths.int64")
+    found = tokens_of(tiny_bert, texts)
     np.testing.assert_array_equal(found.flat_T, expected.flat_T)
     np.testing.assert_array_equal(found.offsets_N1, expected.offsets_N1)
+
+
+def test_without_locks_of_files_there_is_a_cache_as_well(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lockless(_file: Any, _kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", lockless)
+    assert isinstance(tokens_of(tiny_bert).flat_T, np.memmap)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_process_that_comes_while_an_entry_gets_its_name_leaves_it_whole(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, others = token_cache._move, []
+
+    def then_another(*args: Any) -> None:
+        real(*args)
+        monkeypatch.setattr(token_cache, "_move", real)
+        others.append(tokens_of(tiny_bert))
+
+    monkeypatch.setattr(token_cache, "_move", then_another)
+    own = tokens_of(tiny_bert)
+    np.testing.assert_array_equal(own.flat_T, others[0].flat_T)
+    (entry,) = cache.iterdir()
+    assert {file.name for file in entry.iterdir()} == {"flat.int32", "offsets.npy"}
+
+
+def test_a_process_killed_before_its_entry_has_its_name_loses_nothing(
+    tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tokens, token_cache):
+        monkeypatch.setattr(module, "CHUNK_TEXTS", 2)
+
+    def killed(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as first:
+        first.setattr(token_cache, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tokens_of(tiny_bert)
+    monkeypatch.setattr(token_cache, "token_chunks", lambda *args, first, **options: iter([]) if first == 4 else None)
+    assert len(tokens_of(tiny_bert).offsets_N1) == 5  # four texts, in two chunks that are known
+
+
+def test_what_another_machine_has_left_is_removed_after_a_day(tiny_bert: Path, cache: Path) -> None:
+    tokens_of(tiny_bert)
+    (entry,) = cache.iterdir()
+    for host, age in (("gone", 90_000), ("at-work", 60)):
+        left = entry.with_name(f"{entry.name}.{host}.unfinished")
+        left.mkdir()
+        (left / "flat.int32").touch()
+        os.utime(left / "flat.int32", (time.time() - age,) * 2)
+    shutil.rmtree(entry)
+    tokens_of(tiny_bert)
+    assert {path.name for path in cache.iterdir()} == {entry.name, f"{entry.name}.at-work.unfinished"}
 
 
 def test_a_full_disk_leaves_nothing_behind(tiny_bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
