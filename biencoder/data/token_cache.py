@@ -8,7 +8,6 @@ N: texts, T: their tokens.
 
 import fcntl
 import os
-import secrets
 import shutil
 import socket
 import tempfile
@@ -24,13 +23,13 @@ from transformers import PreTrainedTokenizerBase
 from biencoder import environment
 from biencoder.data.texts import texts_sha256
 from biencoder.data.tokens import CHUNK_TEXTS, TokenizedTexts, both_sides, offsets, pad_id_of, token_chunks, tokenize
-from biencoder.distributed.file_server import appears
+from biencoder.distributed.file_server import MISSED_NAMES_S, appears, sees_rank_0
 from biencoder.distributed.world import World
 
 _FLAT, _OFFSETS, _LENGTHS, _LOCK = "flat.int32", "offsets.npy", "lengths.int64", "lock"
-_UNFINISHED, _OLD_S = ".unfinished", 86_400.0
-_NAMES_APPEAR_S = 60.0
-"""In which a client of NFS forgets that a name was not there."""
+_UNFINISHED = ".unfinished"
+_OLD_S = 86_400.0
+"""After which nobody is taken to go on with what is unfinished."""
 
 
 def cached_tokens(
@@ -80,30 +79,13 @@ def _cached(
         folder.parent.mkdir(parents=True, exist_ok=True)
     lacking = entry() is None
     if any(world.all_gather_object(lacking)):
-        shared = _sees_rank_0(folder.parent, world)
+        shared = sees_rank_0(folder.parent, world)
         if lacking and world.local_rank == 0 and not shared:
             make()
         world.together(lambda: None)
         if world.on_main(lambda: entry() is not None) and shared:
-            appears(lambda: entry() is not None, within_s=_NAMES_APPEAR_S)
+            appears(lambda: entry() is not None, within_s=MISSED_NAMES_S)
     return entry() or tokenize(texts, tokenizer, max_length=max_length, prompt=prompt)
-
-
-def _sees_rank_0(folder: Path, world: World) -> bool:
-    """Whether rank 0, on another machine, has this very folder. Every rank takes part."""
-    if world.ranks_on_this_host == world.size:
-        return False
-    marker = folder / str(world.on_main(lambda: f".{secrets.token_hex(8)}.seen"))
-    if world.is_main:
-        with suppress(OSError):
-            marker.touch()
-    world.together(lambda: None)
-    seen = world.hosts[world.rank] != world.hosts[0] and appears(marker.exists)
-    world.together(lambda: None)
-    if world.is_main:
-        with suppress(OSError):
-            marker.unlink(missing_ok=True)
-    return seen
 
 
 def cache_folder() -> Path:

@@ -164,7 +164,7 @@ def test_constants_come_back_from_the_results_that_they_would_give() -> None:
 
 
 def test_exponents_are_those_of_the_powers_that_made_the_values() -> None:
-    from scaling import exponents_table
+    from growth import exponents_table
 
     bounded = {str(size): {"answers": 5e6 * (size - 1) / size} for size in (2, 4, 8)}
     corpus = [

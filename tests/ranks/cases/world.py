@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from biencoder.config.schema import ModelConfig
-from biencoder.data import texts, token_cache
+from biencoder.data import texts
 from biencoder.data.texts import Pile, Texts
 from biencoder.data.token_cache import cache_folder, cached_tokens
+from biencoder.distributed import file_server
 from biencoder.distributed.file_server import appears
 from biencoder.distributed.world import World
 from biencoder.errors import DataError
@@ -56,7 +57,7 @@ def tokens_shared(cache: str, model: str, shared: bool) -> None:
         made: list[int] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", cache if shared else f"{cache}/{ranks.rank}")
-            patch.setattr(token_cache, "appears", partial(appears, within_s=0.5))
+            patch.setattr(file_server, "appears", partial(appears, within_s=0.5))
             patch.setattr(socket, "gethostname", lambda: str(ranks.rank))
             tokens = cached_tokens(["a quick fox", "votes"], tokenizer, max_length=16, world=machine, advance=made.append)
             ranks.together(lambda: None)
