@@ -24,6 +24,7 @@ from biencoder.tracking.names import CLOSEST, CLUSTERS, HARDNESS, Metrics
 from biencoder.tracking.terminal import Terminal
 from biencoder.tracking.tracker import Tracker
 from biencoder.training.best_model import BestModel
+from biencoder.training.engine.freed_memory import freed_memory_kept
 from biencoder.training.evaluator import Evaluator
 from biencoder.training.metrics import mine_metrics, step_note
 from biencoder.training.model_folders import ModelFolders
@@ -101,7 +102,7 @@ class Trainer:
         window.restart_clock()
         made = prefetched(self.step.batch(batch_G, negative_text_PK) for batch_G in batches_SG)
         shown = self.terminal.work(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
-        with shown as advance, self.stop.stepping(), closing(made):
+        with shown as advance, self.stop.stepping(), freed_memory_kept(), closing(made):
             for batch_G in batches_SG:
                 self.world.doing(f"training step {progress.step + 1}")
                 with window.batches.running():

@@ -27,7 +27,6 @@ from biencoder.model.bi_encoder import BiEncoder, TripletBatch, build_model
 from biencoder.model.pretrained import load_pretrained
 from biencoder.retrieval.faiss_index import FaissIndex
 from biencoder.training.contrastive import targets
-from biencoder.training.engine.overflow import is_not_finite
 from biencoder.training.engine.settings import read_settings
 from biencoder.training.objective import Objective, StepBatch
 from biencoder.training.recovery.out_of_memory import raising_out_of_memory
@@ -98,16 +97,6 @@ def test_mean_pooling_counts_above_256_in_bf16(tiny_bert: Path) -> None:
     pooled = model.query_tower._pool(SimpleNamespace(last_hidden_state=states), torch.ones(1, 257, dtype=torch.int64))
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled, torch.full((1, 4), 386 / 257).bfloat16(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gradients_are_asked_together_whether_they_are_finite(dtype: torch.dtype) -> None:
-    fine = [torch.full((3, 2), 6e4, dtype=dtype), torch.empty(0, dtype=dtype), torch.zeros(1, dtype=dtype)]
-    assert not is_not_finite(fine, "cpu")
-    assert not is_not_finite([], "cpu")
-    for value in (float("inf"), float("-inf"), float("nan")):
-        assert is_not_finite([*fine, torch.tensor([1.0, value], dtype=dtype)], "cpu")
-    assert is_not_finite(fine, "cpu").shape == (1,)
 
 
 def test_deepspeed_times_nothing_unless_asked() -> None:

@@ -15,10 +15,10 @@ from biencoder.distributed.world import World
 from biencoder.model.attention import use_blocks, use_gpu_kernels
 from biencoder.model.bi_encoder import BiEncoder, PairClassifier, Scores, Sides, TripletBatch
 from biencoder.model.packed import hindrance, pack
+from biencoder.training.engine.gradient_norms import measure_together
 from biencoder.training.engine.gradient_sums import sum_in_fp32
 from biencoder.training.engine.interpolation import Interpolation
 from biencoder.training.engine.optim import build_optimizer, schedule
-from biencoder.training.engine.overflow import ask_together
 from biencoder.training.engine.settings import Settings, import_deepspeed, precision_of
 from biencoder.training.engine.state import EngineState, EngineTensors, Part, SavedTensors, Shapes
 from biencoder.training.engine.stopwatch import Stopwatch
@@ -86,7 +86,7 @@ class Engine:
             )
         if hasattr(self._engine.optimizer, "check_grad_overflow"):
             self._engine.optimizer.check_grad_overflow = True  # a gradient that is not finite changes nothing, in fp32 too
-            ask_together(self._engine.optimizer)
+            measure_together(self._engine.optimizer)
         self._engine.train()  # pretrained encoders come in evaluation mode
         self._tensors = EngineTensors(self._engine, model, world)
         self._interpolation = Interpolation(model, config.pretrained_share, release=self._release_gathered)

@@ -1,0 +1,40 @@
+"""What a training step frees on a CPU stays with the process for the next step.
+
+Tensors on CPUs are made by malloc. That of Linux (glibc) gives blocks above 32 MiB, and what is free at the end of the
+heap, back to the system at once. The next step then has the kernel map and clear the same memory again, page by page.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of mallopt: how much may be free at the end of the heap, and from what size on a block is no part of it."""
+_NEVER = -1
+_STEP_BLOCK = 2**30
+"""Bytes: a step's tensors are smaller, embeddings of a large corpus are not."""
+_USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
+"""Where glibc's own thresholds come to in a process that has freed large blocks."""
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within this context; what is free at its end goes back to the system. Does nothing without glibc."""
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    libc.mallopt(_MMAP_THRESHOLD, _STEP_BLOCK)
+    try:
+        yield
+    finally:
+        for threshold, usual in _USUAL.items():
+            libc.mallopt(threshold, usual)
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if libc is not None and hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
