@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from biencoder import environment
-from biencoder.config.keys import describe, nearest_key
+from biencoder.config.keys import choices, describe, nearest_key
 from biencoder.config.paths import typed, user_path
 from biencoder.errors import BiencoderError, ConfigError, ExitCode, tell
 
@@ -113,7 +113,7 @@ def corpus_parser(*, prog: str, description: str, example: str) -> Parser:
         "--data.candidates",
         dest="data_candidates",
         default=default("data.candidates"),
-        choices=("auto", "counters"),
+        choices=choices("data.candidates"),
         help="what can be retrieved: also the points of pairs (auto), or their counters alone [default: auto]",
     )
     parser.add_argument(

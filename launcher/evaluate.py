@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from biencoder.errors import ConfigError
-from launcher.entry import as_read, cleans, model_parser, run
+from launcher.entry import as_read, cleans, heavy_imports, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.data import Dataset
@@ -75,12 +75,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """One model on every split."""
-    from biencoder.distributed.world import World
-    from biencoder.evaluation import evaluate_split
-    from biencoder.tracking.terminal import Terminal
-    from biencoder.training.evaluation_table import evaluation_table
-    from biencoder.training.metrics import eval_metrics
-    from biencoder.training.opening import findings_table
+    with heavy_imports():
+        from biencoder.distributed.world import World
+        from biencoder.evaluation import evaluate_split
+        from biencoder.tracking.terminal import Terminal
+        from biencoder.training.evaluation_table import evaluation_table
+        from biencoder.training.metrics import eval_metrics
+        from biencoder.training.opening import findings_table
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)
@@ -103,14 +104,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Models and baselines on the tasks of one split."""
-    import numpy as np
+    with heavy_imports():
+        import numpy as np
 
-    from biencoder.evaluation.comparison import Comparison
-    from biencoder.evaluation.leaks import leak_free
-    from biencoder.evaluation.tables import comparison_table, leak_free_line
-    from biencoder.evaluation.tasks import choose_tasks
-    from biencoder.tracking.terminal import Terminal
-    from biencoder.training.opening import findings_table
+        from biencoder.evaluation.comparison import Comparison
+        from biencoder.evaluation.leaks import leak_free
+        from biencoder.evaluation.tables import comparison_table, leak_free_line
+        from biencoder.evaluation.tasks import choose_tasks
+        from biencoder.tracking.terminal import Terminal
+        from biencoder.training.opening import findings_table
 
     terminal = Terminal(is_main=True)
     clean = cleans(arguments.clean, arguments.model)

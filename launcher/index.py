@@ -9,19 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 
 from biencoder.config.paths import typed, user_path
-from launcher.entry import add_dim, add_precision, as_read, cleans, corpus_parser, run
+from launcher.entry import add_dim, add_precision, as_read, cleans, corpus_parser, heavy_imports, run
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
-    from biencoder.data import load_texts
-    from biencoder.model.folder import model_sha256
-    from biencoder.model.vocabulary import check_corpus
-    from biencoder.model.whole_folder import output_folder
-    from biencoder.retrieval.saved_index import FACTS, write_index
-    from biencoder.retrieval.trained_model import TrainedModel
-    from biencoder.tracking.terminal import Terminal
-    from biencoder.training.opening import findings_table
+    with heavy_imports():
+        from biencoder.data import load_texts
+        from biencoder.model.folder import model_sha256
+        from biencoder.model.vocabulary import check_corpus
+        from biencoder.model.whole_folder import output_folder
+        from biencoder.retrieval.saved_index import FACTS, write_index
+        from biencoder.retrieval.trained_model import TrainedModel
+        from biencoder.tracking.terminal import Terminal
+        from biencoder.training.opening import findings_table
 
     terminal, folder = Terminal(is_main=True), output_folder(arguments.out, FACTS)
     model_folder = user_path(arguments.model).resolve()

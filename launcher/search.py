@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from biencoder.config.paths import user_path
 from biencoder.errors import ConfigError, DataError, ModelError
-from launcher.entry import as_read, cleans, model_parser, run
+from launcher.entry import as_read, cleans, heavy_imports, model_parser, run
 
 if TYPE_CHECKING:
     from biencoder.retrieval.saved_index import SearchIndex
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
-    from biencoder.evaluation.tables import hits_table
-    from biencoder.tracking.terminal import Terminal
+    with heavy_imports():
+        from biencoder.evaluation.tables import hits_table
+        from biencoder.tracking.terminal import Terminal
 
     terminal = Terminal(is_main=True)
     model, index = saved(arguments) if arguments.index else made_now(arguments, terminal)

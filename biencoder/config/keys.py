@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 _MODULE = "biencoder.config.schema"
+_ONE_OF = "one of "
 _KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -42,7 +43,7 @@ def _allowed(kind: ast.expr, marks: Sequence[ast.expr]) -> str:
     """What a field may be, whose type is `Annotated[kind, *marks]`."""
     match kind:
         case ast.Subscript(slice=ast.Tuple() as values):
-            return "one of " + ", ".join(ast.literal_eval(values))
+            return _ONE_OF + ", ".join(ast.literal_eval(values))
         case ast.Name(name):
             given = {word.arg: word.value for mark in marks if isinstance(mark, ast.Call) for word in mark.keywords}
             if "pattern" in given:
@@ -61,3 +62,8 @@ def nearest_key(name: str) -> str:
     """The valid dotted key that resembles `name` most."""
     keys = list(describe())
     return (difflib.get_close_matches(name, keys, n=1, cutoff=0.0) or keys)[0]
+
+
+def choices(name: str) -> list[str]:
+    """The values of a key that takes one of a few."""
+    return describe()[name][1].removeprefix(_ONE_OF).split(", ")

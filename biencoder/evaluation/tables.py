@@ -11,6 +11,7 @@ from biencoder.evaluation.fidelity import Agreement
 from biencoder.evaluation.leaks import LeakFree
 from biencoder.retrieval.trained_model import Hit
 from biencoder.tracking.console import shown
+from biencoder.tracking.formats import shortened
 
 _COMPARED = {"acc@1": "accuracy@1", "text": "accuracy@1_text", "MRR": "mrr@10", "nDCG": "ndcg@10", "recall": "accuracy@10"}
 _WITH_INTERVAL = ("acc@1", "nDCG")
@@ -93,16 +94,12 @@ def hits_table(query: str, hits: Sequence[Hit], *, probabilities: bool) -> Table
         probabilities: show the pair classifier's, where there is one.
     """
     has_probability = probabilities and not any(math.isnan(hit.probability) for hit in hits)
-    table = Table(title=shown(_cut(query), "table.title"), title_justify="left", box=None, show_lines=True)
+    table = Table(title=shown(shortened(query, _SHOWN), "table.title"), title_justify="left", box=None, show_lines=True)
     table.add_column("distance", justify="right")
     if has_probability:
         table.add_column("is a counter", justify="right")
     table.add_column("text", overflow="fold")
     for hit in hits:
         probability = [f"{100 * hit.probability:.0f} %"] if has_probability else []
-        table.add_row(f"{hit.distance:.3f}", *probability, shown(_cut(hit.text)))
+        table.add_row(f"{hit.distance:.3f}", *probability, shown(shortened(hit.text, _SHOWN)))
     return table
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} … and {len(text) - _SHOWN:,} more characters"

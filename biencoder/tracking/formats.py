@@ -1,4 +1,4 @@
-"""How values are written for people: shares, numbers, durations, moments, settings.
+"""How values are written for people: shares, numbers, durations, moments, settings, long texts.
 
 percent(0.7251)         # '72.5 %'
 duration(5400)          # '90 min'
@@ -44,3 +44,8 @@ def setting_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text, or its first characters and how many more it has."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … and {len(text) - limit:,} more characters"

@@ -6,8 +6,10 @@ from typing import Any, TypedDict
 from biencoder.data import Split
 from biencoder.evaluation.protocol import Example
 from biencoder.mining.audit import CloseNegative
+from biencoder.tracking.formats import shortened
 
-_LONGEST = 300
+_SHOWN = 300
+"""Characters of a text in a cell."""
 
 
 class Table(TypedDict):
@@ -21,11 +23,11 @@ def examples_table(examples: Sequence[Example], texts: Sequence[str]) -> Table:
         "columns": ["point", "gold", "gold_rank", "rank", "retrieved", "distance", "probability"],
         "rows": [
             [
-                cut(texts[example.point_text]),
-                cut(texts[example.gold_text]),
+                _cell(texts[example.point_text]),
+                _cell(texts[example.gold_text]),
                 example.gold_rank,
                 rank,
-                cut(texts[text]),
+                _cell(texts[text]),
                 distance,
                 probability,
             ]
@@ -41,9 +43,9 @@ def closest_table(closest: Sequence[CloseNegative], split: Split, texts: Sequenc
         "columns": ["point", "counter", "negative", "to_point", "to_counter", "counter_to_point"],
         "rows": [
             [
-                cut(texts[split.point_text_P[found.sample]]),
-                cut(texts[split.counter_text_P[found.sample]]),
-                cut(texts[found.negative_text]),
+                _cell(texts[split.point_text_P[found.sample]]),
+                _cell(texts[split.counter_text_P[found.sample]]),
+                _cell(texts[found.negative_text]),
                 found.to_point,
                 found.to_counter,
                 found.counter_to_point,
@@ -53,5 +55,5 @@ def closest_table(closest: Sequence[CloseNegative], split: Split, texts: Sequenc
     }
 
 
-def cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 2].rstrip() + " …"
+def _cell(text: str) -> str:
+    return shortened(text, _SHOWN)
