@@ -38,6 +38,9 @@ def growths(results: Results, machine: Machine) -> Iterator[tuple[str, Sequence[
         ):
             yield f"{what}, by texts", texts, [row["texts"] * row[name] for row in rows], texts
         yield "order of an epoch, by texts", texts, [row["order_s"] for row in rows], texts
+        rows = results["parts"].get("copies", [])
+        texts = [row["texts"] for row in rows]
+        yield "finding near-duplicates, by texts", texts, [row["seconds"] for row in rows], texts
         rows = results["parts"]["evaluation"]
         texts = [row["texts"] for row in rows]
         ranking = [ranking_seconds(size / 2, size, 1, machine) for size in texts]

@@ -5,6 +5,7 @@
 corpus     of so many texts (sentences of the embedded debates, put together anew): reading it, its bytes in the memory of
            every rank beside the mapped file of a large one, tokenizing it, its order for an epoch, and looking up what is
            forbidden for a block of 8,192 queries
+copies     finding the near-duplicates among so many texts of nine random words, one in ten a copy but for a word
 evaluation of a split of so many texts with vectors of 128 and 384 dimensions drawn at random: both rankings, re-ranking
 messages   between two ranks: a sum of gradients (90 MB, those of MiniLM), a small sum, rows sent to rank 0, ids sent to all
 merging    the answers of 64 ranks to a block of queries
@@ -15,6 +16,7 @@ Prints tables, and writes benchmarks/results/parts.json.
 import argparse
 import json
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -31,6 +33,7 @@ from rich.table import Table
 
 from biencoder.config.schema import DistributedConfig, ModelConfig
 from biencoder.data import Forbidden, Split, load_dataset
+from biencoder.data.near_duplicates import near_duplicates
 from biencoder.data.tokens import tokenize
 from biencoder.distributed.join import join
 from biencoder.distributed.world import World
@@ -98,6 +101,20 @@ def corpus(num_texts: int) -> dict[str, float]:
     }
 
 
+def copies(num_texts: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 20_000, (num_texts, 9))
+    words[::10, :-1] = words[rng.integers(0, num_texts // 10, len(words[::10])) * 10 + 1, :-1]
+    texts = [" ".join(map(str, row)) for row in words.tolist()]
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # noqa: TID251 - groups that are kept are not found
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        seconds, group_N = timed(lambda: near_duplicates(texts))
+    taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    grouped = int((group_N != np.arange(num_texts)).sum())
+    return {"texts": num_texts, "seconds": seconds, "bytes_per_text": taken / num_texts, "grouped": grouped}
+
+
 def evaluation(num_texts: int) -> dict[str, float]:
     """Ranking alone: the vectors are there."""
     ids = np.arange(num_texts)
@@ -134,13 +151,14 @@ def merging(ranks: int = 64) -> float:
 
 
 def worker(what: str, size: int) -> None:
-    found = messages() if what == "messages" else {"corpus": corpus, "evaluation": evaluation}[what](size)
+    sized = {"corpus": corpus, "copies": copies, "evaluation": evaluation}
+    found = messages() if what == "messages" else sized[what](size)
     if found:
         print(json.dumps(found), flush=True)
 
 
 def show(found: dict[str, Any]) -> None:
-    for kind in ("corpus", "evaluation"):
+    for kind in ("corpus", "copies", "evaluation"):
         table = Table(*found[kind][0], title=kind, box=None)
         for row in found[kind]:
             table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
@@ -164,6 +182,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "dimension": DIMENSION,
         "corpus": [run_ranks(__file__, ["--worker", "corpus", "--texts", str(size)]) for size in given.texts],
+        "copies": [run_ranks(__file__, ["--worker", "copies", "--texts", str(size)]) for size in given.texts],
         "evaluation": [run_ranks(__file__, ["--worker", "evaluation", "--texts", str(size)]) for size in given.ranked],
         "messages": run_ranks(__file__, ["--worker", "messages"], size=2),
         "gradient_bytes": GRADIENT_BYTES,

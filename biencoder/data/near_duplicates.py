@@ -11,16 +11,19 @@ at 0.7 or more almost surely. The same texts in the same order give the same gro
 
 The groups of a large corpus are kept on disk, named by a hash of its texts.
 
-N: texts.
+N: texts, B: bands of a sketch, R: rows of a band.
 """
 
 import re
 import tempfile
+from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from biencoder import environment
 from biencoder.data.ids import Ids
@@ -33,7 +36,7 @@ _BANDS, _ROWS = 42, 3
 _WORD = re.compile(r"\w+")
 _KEPT_FROM = 5_000
 """Texts from which on groups are kept: finding them takes seconds."""
-_FORMAT = 1
+_FORMAT = 2
 """Of what is kept; another number where the same texts would give other groups."""
 
 
@@ -73,21 +76,57 @@ def _write(file: Path, group_N: Ids) -> None:
 
 
 def _find(texts: Sequence[str]) -> Ids:
-    from datasketch import MinHash, MinHashLSH  # half a second, which only those wait for who need it
-    from scipy.cluster.hierarchy import DisjointSet
+    groups = _Groups(len(texts))
+    for hash_N in _band_hashes(texts):
+        order_N = np.argsort(hash_N, kind="stable")
+        starts = np.flatnonzero(np.diff(hash_N[order_N], prepend=hash_N[order_N[:1]] + 1))
+        sizes = np.diff(starts, append=len(order_N))
+        for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+            _join(order_N[start : start + size].tolist(), texts, groups)
+    return groups.lowest()
 
-    groups = DisjointSet(range(len(texts)))
-    index = MinHashLSH(params=(_BANDS, _ROWS), num_perm=_BANDS * _ROWS)
+
+def _band_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
+    """Of each text (B, N). Two texts are compared where they agree in a band, by chance once in 4 billion."""
+    from datasketch import MinHash  # a quarter of a second, which only those wait for who need it
+
+    hash_BN = np.empty((_BANDS, len(texts)), dtype=np.uint32)
     sketches = MinHash.generator((_triples(text) for text in texts), num_perm=_BANDS * _ROWS, seed=1)
+    mixing_R = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
     for number, sketch in enumerate(sketches):
-        for other in sorted(index.query(sketch)):
-            if not groups.connected(other, number) and _shared(texts[other], texts[number]) >= _LEAST_SHARED:
-                groups.merge(other, number)
-        index.insert(number, sketch)
-    group_N = np.empty(len(texts), dtype=np.int64)
-    for members in groups.subsets():
-        group_N[list(members)] = min(members)
-    return group_N
+        hash_BN[:, number] = (sketch.hashvalues.reshape(_BANDS, _ROWS) * mixing_R).sum(1) >> np.uint64(32)
+    return hash_BN
+
+
+class _Groups:
+    """Disjoint sets of texts. Each is known by its lowest number."""
+
+    def __init__(self, num_texts: int) -> None:
+        self._parent = array("q", range(num_texts))
+
+    def of(self, text: int) -> int:
+        parent = self._parent
+        while parent[text] != text:
+            parent[text] = text = parent[parent[text]]
+        return text
+
+    def join(self, one: int, other: int) -> None:
+        low, high = sorted((self.of(one), self.of(other)))
+        self._parent[high] = low
+
+    def lowest(self) -> Ids:
+        """Of each text's group (N,)."""
+        return np.array([self.of(text) for text in range(len(self._parent))], dtype=np.int64)
+
+
+def _join(alike: Sequence[int], texts: Sequence[str], groups: _Groups) -> None:
+    """Join those that are near-duplicates. A text is compared with each other group, up to the first that is near."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for text in alike:
+        for others in members.values():
+            if groups.of(others[0]) != groups.of(text) and any(_are_near(texts[other], texts[text]) for other in others):
+                groups.join(others[0], text)
+        members[groups.of(text)].append(text)
 
 
 def _triples(text: str) -> set[bytes]:
@@ -96,7 +135,6 @@ def _triples(text: str) -> set[bytes]:
     return {" ".join(words[start : start + _WORDS]).encode() for start in range(max(1, len(words) - _WORDS + 1))}
 
 
-def _shared(one: str, other: str) -> float:
-    """The Jaccard index of two texts' word triples."""
+def _are_near(one: str, other: str) -> bool:
     first, second = _triples(one), _triples(other)
-    return len(first & second) / len(first | second)
+    return len(first & second) / len(first | second) >= _LEAST_SHARED
