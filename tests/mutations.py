@@ -302,6 +302,20 @@ MUTATIONS = (
         "tests/ranks/test_state.py::test_a_loss_scale_that_overflows_is_halved_until_it_fits",
     ),
     Mutation(
+        "gradient norm: of the last block alone",
+        "biencoder/training/engine/gradient_norms.py",
+        "total += torch.dot",
+        "total = torch.dot",
+        "tests/unit/test_gradient_norms.py",
+    ),
+    Mutation(
+        "near duplicates: texts are compared in one band alone",
+        "biencoder/data/near_duplicates.py",
+        "for hash_N in _band_hashes(texts):",
+        "for hash_N in _band_hashes(texts)[:1]:",
+        "tests/unit/test_near_duplicates.py",
+    ),
+    Mutation(
         "loss-scale skip: a gradient that is not finite is applied at stage 0",
         "biencoder/training/engine/engine.py",
         "if not torch.isfinite(self._plain_norm):",
@@ -369,7 +383,7 @@ MUTATIONS = (
         "biencoder/mining/refresh.py",
         "stale = ahead is not None and ahead[0] == epoch",
         "stale = False",
-        MINING,
+        "tests/unit/test_mining_epochs.py",
     ),
 )
 
