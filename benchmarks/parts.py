@@ -16,7 +16,6 @@ Prints tables, and writes benchmarks/results/parts.json.
 import argparse
 import json
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -108,11 +107,8 @@ def copies(num_texts: int) -> dict[str, float]:
     texts = [" ".join(map(str, row)) for row in words.tolist()]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # noqa: TID251 - groups that are kept are not found
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds, group_N = timed(lambda: near_duplicates(texts))
-    taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    grouped = int((group_N != np.arange(num_texts)).sum())
-    return {"texts": num_texts, "seconds": seconds, "bytes_per_text": taken / num_texts, "grouped": grouped}
+    return {"texts": num_texts, "seconds": seconds, "grouped": int((group_N != np.arange(num_texts)).sum())}
 
 
 def evaluation(num_texts: int) -> dict[str, float]:
