@@ -30,6 +30,7 @@ from biencoder.model.folder import Reranking, has_classifier, load_model, measur
 from biencoder.model.packed import hindrance, pack
 from biencoder.model.precision import AskedPrecision, inference_dtype, precision_name
 from biencoder.model.pretrained import load_pretrained
+from biencoder.model.weight_order import reorder_weights
 from biencoder.retrieval.embedding import EmbeddedTexts, plan_batches
 from biencoder.retrieval.hubness import NEIGHBOURS, Hubness, hubness_of
 from biencoder.retrieval.nearest import Rows, nearest_allowed
@@ -332,7 +333,9 @@ def encode_batches(
 def _placed(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> BiEncoder:
     """The model on its device; the pair classifier, which takes vectors of any text, stays in fp32."""
     model.towers.to(dtype)
-    return model.to(device)
+    model.to(device)
+    reorder_weights(model.towers)
+    return model
 
 
 def _packing(model: BiEncoder, device: torch.device, dtype: torch.dtype) -> Packing | None:

@@ -11,6 +11,7 @@ from biencoder.distributed.world import World
 from biencoder.evaluation import SplitResult, evaluate_split
 from biencoder.model.bi_encoder import PairClassifier
 from biencoder.model.truncation import FULL, Truncation
+from biencoder.model.weight_order import weights_reordered
 from biencoder.retrieval.embedding import EmbeddedTexts, embed_texts
 from biencoder.tracking.names import AT_SIZE, Metrics, at_size, examples
 from biencoder.tracking.terminal import Terminal
@@ -57,7 +58,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         shown = self.terminal.work(f"embedding the {split.name} split", len(split.text_ids))
-        with shown as advance, self.engine.interpolated():
+        with shown as advance, self.engine.interpolated(), weights_reordered(self.engine.model.towers):
             embedded = embed_texts(
                 self.engine.encode,
                 self.tokens,
