@@ -121,6 +121,11 @@ def thread_settings() -> dict[str, str]:
     return {name: os.environ[name] for name in _THREAD_NAMES if name in os.environ}
 
 
+def tunes_malloc() -> bool:
+    """Whether the user has set how the C library (glibc) gives memory back."""
+    return any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"))
+
+
 def gpus_are_hidden() -> bool:
     """Whether the user wants this process to see no GPU."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

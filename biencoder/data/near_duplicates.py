@@ -17,10 +17,10 @@ N: texts, B: bands of a sketch, R: rows of a band.
 import re
 import tempfile
 from array import array
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +33,12 @@ _LEAST_SHARED = 0.5
 _WORDS = 3
 _BANDS, _ROWS = 42, 3
 """A pair with Jaccard index j is compared with a probability of 1 - (1 - j^rows)^bands."""
+_MIXING = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd, for each row of a band."""
 _WORD = re.compile(r"\w+")
 _KEPT_FROM = 5_000
 """Texts from which on groups are kept: finding them takes seconds."""
-_FORMAT = 2
+_FORMAT = 1
 """Of what is kept; another number where the same texts would give other groups."""
 
 
@@ -76,14 +78,36 @@ def _write(file: Path, group_N: Ids) -> None:
 
 
 def _find(texts: Sequence[str]) -> Ids:
-    groups = _Groups(len(texts))
-    for hash_N in _band_hashes(texts):
-        order_N = np.argsort(hash_N, kind="stable")
-        starts = np.flatnonzero(np.diff(hash_N[order_N], prepend=hash_N[order_N[:1]] + 1))
-        sizes = np.diff(starts, append=len(order_N))
-        for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
-            _join(order_N[start : start + size].tolist(), texts, groups)
+    hash_BN, groups = _band_hashes(texts), _Groups(len(texts))
+    kept_M = _without_copies(hash_BN, texts, groups)
+    for band in range(_BANDS):
+        for alike in _agreeing(hash_BN[band, kept_M]):
+            _join(kept_M[alike], hash_BN[:band], texts, groups)
     return groups.lowest()
+
+
+def _agreeing(hash_N: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[Ids]:
+    """The places of each hash that stands in several, ascending."""
+    order_N = np.argsort(hash_N, kind="stable")
+    starts = np.flatnonzero(np.diff(hash_N[order_N], prepend=hash_N[order_N[:1]] + 1))
+    sizes = np.diff(starts, append=len(order_N))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        yield order_N[start : start + size]
+
+
+def _without_copies(hash_BN: npt.NDArray[np.uint32], texts: Sequence[str], groups: "_Groups") -> Ids:
+    """Join texts of the very same triples, which agree in all bands; the first of them, and all others."""
+    whole_N, is_first_N = np.zeros(len(texts), dtype=np.uint64), np.full(len(texts), True)
+    for hash_N in hash_BN:
+        whole_N = whole_N * np.uint64(_MIXING[0]) + hash_N
+    for alike in _agreeing(whole_N):
+        first_of: dict[frozenset[bytes], int] = {}
+        for text in alike.tolist():
+            first = first_of.setdefault(frozenset(_triples(texts[text])), text)
+            if first != text:
+                groups.join(first, text)
+                is_first_N[text] = False
+    return np.flatnonzero(is_first_N)
 
 
 def _band_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
@@ -92,7 +116,7 @@ def _band_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
 
     hash_BN = np.empty((_BANDS, len(texts)), dtype=np.uint32)
     sketches = MinHash.generator((_triples(text) for text in texts), num_perm=_BANDS * _ROWS, seed=1)
-    mixing_R = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
+    mixing_R = np.array(_MIXING, dtype=np.uint64)
     for number, sketch in enumerate(sketches):
         hash_BN[:, number] = (sketch.hashvalues.reshape(_BANDS, _ROWS) * mixing_R).sum(1) >> np.uint64(32)
     return hash_BN
@@ -119,14 +143,21 @@ class _Groups:
         return np.array([self.of(text) for text in range(len(self._parent))], dtype=np.int64)
 
 
-def _join(alike: Sequence[int], texts: Sequence[str], groups: _Groups) -> None:
-    """Join those that are near-duplicates. A text is compared with each other group, up to the first that is near."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for text in alike:
-        for others in members.values():
-            if groups.of(others[0]) != groups.of(text) and any(_are_near(texts[other], texts[text]) for other in others):
-                groups.join(others[0], text)
-        members[groups.of(text)].append(text)
+def _join(alike: Ids, earlier_bN: npt.NDArray[np.uint32], texts: Sequence[str], groups: _Groups) -> None:
+    """Join those that are near-duplicates, comparing texts of different groups.
+
+    Args:
+        earlier_bN: hashes of the bands before this one; who agrees there has been compared.
+    """
+    numbers = alike.tolist()
+    if len({groups.of(text) for text in numbers}) == 1:
+        return
+    earlier_bn = earlier_bN[:, alike]
+    for place, text in enumerate(numbers):
+        compared = (earlier_bn[:, :place] == earlier_bn[:, [place]]).any(0).tolist()
+        for other, done in zip(numbers[:place], compared, strict=True):
+            if not done and groups.of(other) != groups.of(text) and _are_near(texts[other], texts[text]):
+                groups.join(other, text)
 
 
 def _triples(text: str) -> set[bytes]:

@@ -12,6 +12,8 @@ from typing import Any
 from biencoder.tracking.numbers import from_json
 
 _NOTHING = "–"
+_ROOM = 35
+"""Characters that say how much of a text is not shown."""
 
 
 def percent(value: float | str | None) -> str:
@@ -47,5 +49,8 @@ def setting_text(value: Any) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text, or its first characters and how many more it has."""
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} … and {len(text) - limit:,} more characters"
+    """A text of up to `limit` characters, or its beginning and how many more it has."""
+    if len(text) <= limit:
+        return text
+    shown = text[: limit - _ROOM].rstrip()
+    return f"{shown} … and {len(text) - len(shown):,} more characters"

@@ -102,7 +102,7 @@ class Trainer:
         window.restart_clock()
         made = prefetched(self.step.batch(batch_G, negative_text_PK) for batch_G in batches_SG)
         shown = self.terminal.work(f"epoch {progress.epoch + 1}/{train.epochs}", len(batches_SG))
-        with shown as advance, self.stop.stepping(), freed_memory_kept(), closing(made):
+        with shown as advance, self.stop.stepping(), freed_memory_kept(self.world.device), closing(made):
             for batch_G in batches_SG:
                 self.world.doing(f"training step {progress.step + 1}")
                 with window.batches.running():

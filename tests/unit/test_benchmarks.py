@@ -172,13 +172,16 @@ def test_exponents_are_those_of_the_powers_that_made_the_values() -> None:
         for n in (100, 10_000)
     ]
     evaluation = [{"texts": n, "seconds": n**2} for n in (100, 10_000)]
+    copies = [{"texts": n, "seconds": n**1.5} for n in (100, 10_000)]
     rows = exponents_table(
-        {"traffic": bounded, "parts": {"corpus": corpus, "evaluation": evaluation}}, replace(machine(), rank_query_s=0)
+        {"traffic": bounded, "parts": {"corpus": corpus, "copies": copies, "evaluation": evaluation}},
+        replace(machine(), rank_query_s=0),
     ).splitlines()[2:]
     found = {row.split("|")[1].strip(): [float(cell) for cell in row.split("|")[3:5]] for row in rows}
     assert found["memory of the corpus on a rank, by texts"] == [1, 1]
     assert found["reading, by texts"] == [2, 1]
     assert found["order of an epoch, by texts"] == [0.5, 1]
+    assert found["finding near-duplicates, by texts"] == [1.5, 1]
     assert found["ranking a split, every second text a query, by texts"] == [2, 2]
     measured, modelled = found["bytes that a rank sends, answers, by ranks"]
     assert measured == modelled == pytest.approx(0.4, abs=0.01)  # 1/2, 3/4, 7/8

@@ -1,11 +1,12 @@
 """Whether gradients are finite, and their norm: the same answers as gradient by gradient, in any precision."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from biencoder.training.engine.gradient_norms import is_not_finite, norm_in_blocks
+from biencoder.training.engine.gradient_norms import extremes, is_not_finite, largest_magnitudes, norm_in_blocks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -16,6 +17,21 @@ def test_gradients_are_asked_together_whether_they_are_finite(dtype: torch.dtype
     for value in (float("inf"), float("-inf"), float("nan")):
         assert is_not_finite([*fine, torch.tensor([1.0, value], dtype=dtype)], "cpu")
     assert is_not_finite(fine, "cpu").shape == (1,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("figures", [extremes, largest_magnitudes])
+def test_a_value_that_is_not_finite_shows_wherever_it_stands(
+    figures: Callable[[Sequence[torch.Tensor]], torch.Tensor], dtype: torch.dtype
+) -> None:
+    for size in (1, 63, 4099):
+        part = torch.linspace(-1, 1, size).to(dtype)
+        assert torch.isfinite(figures([part, part])).all()
+        for place in {0, size // 2, size - 1}:
+            for value in (float("inf"), float("-inf"), float("nan")):
+                broken = part.clone()
+                broken[place] = value
+                assert not torch.isfinite(figures([part, broken])).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -54,6 +54,25 @@ def test_one_common_sentence_joins_nothing() -> None:
     assert near_duplicates(texts).tolist() == list(range(59))
 
 
+def test_two_texts_are_compared_once_and_copies_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+    are_near = module._are_near
+
+    def counted(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return are_near(one, other)
+
+    monkeypatch.setattr(module, "_are_near", counted)
+    copies = [text + "!" * count for text in (words(0), words(16)) for count in range(50)]  # 22 of 54 triples shared
+    assert near_duplicates(copies).tolist() == [0] * 50 + [50] * 50
+    assert len(compared) <= 1
+    compared.clear()
+    shared = words(0, 25)
+    assert near_duplicates([f"{shared} {words(100 * number, 15)}" for number in range(1, 41)]).tolist() == list(range(40))
+    assert len(compared) > 100, "these agree in a band"
+    assert len(compared) == len(set(compared))
+
+
 def test_groups_of_a_large_corpus_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "_KEPT_FROM", 3)

@@ -9,6 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from biencoder import environment
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Of mallopt: how much may be free at the end of the heap, and from what size on a block is no part of it."""
 _NEVER = -1
@@ -19,14 +23,17 @@ _USUAL = {_TRIM_THRESHOLD: 2**26, _MMAP_THRESHOLD: 2**25}
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Within this context; what is free at its end goes back to the system. Does nothing without glibc."""
-    libc = _glibc()
-    if libc is None:
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Within this context, for steps on a CPU; what is free at its end goes back to the system.
+
+    Does nothing without a glibc that keeps such blocks (musl and older ones do not), or where the user has tuned malloc.
+    """
+    libc = _glibc() if device.type == "cpu" and not environment.tunes_malloc() else None
+    # First what an older one refuses: any threshold that is set stays where it is from then on.
+    if libc is None or not libc.mallopt(_MMAP_THRESHOLD, _STEP_BLOCK):
         yield
         return
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
-    libc.mallopt(_MMAP_THRESHOLD, _STEP_BLOCK)
     try:
         yield
     finally:

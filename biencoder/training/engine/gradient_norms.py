@@ -48,16 +48,23 @@ def is_not_finite(gradients: Sequence[torch.Tensor], device: torch.device | str)
     filled = [part for part in gradients if part.numel()]
     if not filled:
         return torch.zeros(1, dtype=torch.bool, device=device)
-    if filled[0].device.type == "cpu":  # where PyTorch's largest magnitude takes twenty times as long as both extremes
-        extremes_N = torch.stack([extreme for part in filled for extreme in torch.aminmax(part)])
-    else:
-        extremes_N = torch.stack(torch._foreach_norm(filled, math.inf))
+    extremes_N = (extremes if filled[0].device.type == "cpu" else largest_magnitudes)(filled)
     return ~torch.isfinite(extremes_N).all().reshape(1)
+
+
+def extremes(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The lowest and the highest value of each part, NaN where it has one: on CPUs in a twentieth of the other's time."""
+    return torch.stack([extreme for part in parts for extreme in torch.aminmax(part)])
+
+
+def largest_magnitudes(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of each part, NaN where it has one: on GPUs by few kernels for all."""
+    return torch.stack(torch._foreach_norm(list(parts), math.inf))
 
 
 def norm_in_blocks(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """L2 norm of all gradients as one vector, (1,) in float64; squares are summed in fp32 within a block."""
-    upper_B, total = torch.empty(_BLOCK), torch.zeros(1, dtype=torch.float64)
+    upper_B, total = torch.empty(_BLOCK, dtype=torch.float32), torch.zeros(1, dtype=torch.float64)
     for gradient in gradients:
         for block_B in torch.split(gradient.detach().reshape(-1), _BLOCK):
             wide_B = block_B if block_B.dtype == torch.float32 else upper_B[: len(block_B)].copy_(block_B)
