@@ -45,6 +45,20 @@ def test_weights_that_change_afterwards_are_used(network: nn.Sequential) -> None
             assert not network(texts).any()
 
 
+def test_a_model_that_is_trained_after_all_has_no_old_weights(network: nn.Sequential) -> None:
+    reorder_weights(network)
+    texts = torch.ones(3, 64).bfloat16()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    network(texts).sum().backward()
+    optimizer.step()
+    network.eval()
+    weights = list(network.parameters())
+    with torch.inference_mode():
+        hidden = nn.functional.gelu(nn.functional.linear(texts, weights[0], weights[1]))
+        assert torch.equal(network(texts), nn.functional.linear(hidden, weights[2]))
+        assert network.float()(texts.float()).dtype == torch.float32
+
+
 def test_gradients_and_saved_weights_know_nothing_of_it(network: nn.Sequential) -> None:
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     with weights_reordered(network):
