@@ -34,10 +34,11 @@ def load_config(*, file: Path | None = None, overrides: Mapping[str, str] | None
         *sections, key = name.split(".")
         target = values
         for section in sections:
-            if not isinstance(target.get(section), dict):
-                target[section] = {}
-            target = target[section]
-        target[key] = text
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):  # the file has a value where a section belongs: validation says so
+                break
+        else:
+            target[key] = text
     try:
         return _adapter.validate_python(values)
     except ValidationError as error:

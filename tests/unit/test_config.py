@@ -95,6 +95,13 @@ def test_the_file_is_named_for_what_stands_in_it_alone(tmp_path: Path) -> None:
     assert str(file) not in str(one.value)
 
 
+def test_a_value_in_place_of_a_section_is_refused_though_the_command_line_sets_a_key_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("train = 3\n")
+    with pytest.raises(ConfigError, match=r"`train` is 3, expected a section of keys in .*run\.toml"):
+        load_config(file=file, overrides={"train.lr": "1e-5"})
+
+
 def test_launchers_may_add_their_own_arguments() -> None:
     assert parse("--local_rank=1", "--deepspeed", "--deepspeed_config", "x.json").deepspeed_config == "x.json"
 
