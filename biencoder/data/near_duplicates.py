@@ -111,7 +111,7 @@ def _without_copies(hash_BN: npt.NDArray[np.uint32], texts: Sequence[str], group
 
 
 def _band_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-    """Of each text (B, N). Two texts are compared where they agree in a band, by chance once in 4 billion."""
+    """Of each text (B, N). Two texts are compared where they agree in a band; one pair in 4 billion does by chance."""
     from datasketch import MinHash  # a quarter of a second, which only those wait for who need it
 
     hash_BN = np.empty((_BANDS, len(texts)), dtype=np.uint32)
@@ -123,7 +123,7 @@ def _band_hashes(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
 
 
 class _Groups:
-    """Disjoint sets of texts. Each is known by its lowest number."""
+    """Disjoint sets of texts, each known by its lowest number, in 8 bytes a text: SciPy's keep Python objects of each."""
 
     def __init__(self, num_texts: int) -> None:
         self._parent = array("q", range(num_texts))

@@ -1,7 +1,7 @@
 """The norm of the gradients, and whether they are finite, in the few passes over memory that this takes.
 
 DeepSpeed's ZeRO 1 and 2 ask each gradient by itself whether it is finite, with several kernels for each: on a GPU these are
-more than a backward pass starts. For the norm they copy it to float64, which on a CPU takes five times as long as blocks.
+more than a backward pass starts. For the norm they copy it to float64, which on a CPU takes longer than blocks do.
 
     measure_together(optimizer)      # once, before the first step
 
